@@ -1,0 +1,79 @@
+//! Feature bits of the balloon, and which virtqueue has which role.
+//!
+//! Linux leaves out the queues of features that were not negotiated (`virtio_balloon.c`,
+//! `init_vqs`), so a queue's index follows from the *acked* features; only the block queue has a
+//! fixed place, the last of the device, and the configuration extension names it.
+
+/// The driver tells the host before it uses a page again.
+pub const MUST_TELL_HOST: u64 = 1 << 0;
+/// The statistics queue exists.
+pub const STATS_VQ: u64 = 1 << 1;
+/// The driver takes pages back by itself when the guest runs out of memory.
+pub const DEFLATE_ON_OOM: u64 = 1 << 2;
+/// The free page hinting queue exists.
+pub const FREE_PAGE_HINT: u64 = 1 << 3;
+/// The driver states what free pages are filled with.
+pub const PAGE_POISON: u64 = 1 << 4;
+/// The free page reporting queue exists.
+pub const REPORTING: u64 = 1 << 5;
+/// Indirect descriptors (`VIRTIO_F_INDIRECT_DESC`).
+pub const RING_INDIRECT_DESC: u64 = 1 << 28;
+/// Notification suppression by index (`VIRTIO_F_EVENT_IDX`).
+pub const RING_EVENT_IDX: u64 = 1 << 29;
+/// vhost-user protocol features may be negotiated (vhost-user.rst); never seen by the guest.
+pub const PROTOCOL_FEATURES: u64 = 1 << 30;
+/// A device of virtio 1.0 or later.
+pub const VERSION_1: u64 = 1 << 32;
+/// Ring addresses are translated by an IOMMU.
+pub const ACCESS_PLATFORM: u64 = 1 << 33;
+
+/// What a virtqueue is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum QueueRole {
+    /// Arrays of PFNs that the host may drop.
+    Inflate,
+    /// Arrays of PFNs that the guest wants back.
+    Deflate,
+    /// Statistics buffers.
+    Stats,
+    /// Free page hints.
+    Hinting,
+    /// Buffers that *are* free memory.
+    Reporting,
+    /// Memtide's block queue.
+    Block,
+}
+
+impl QueueRole {
+    /// The role of queue `index` once `acked` features were negotiated, or `None` where no driver
+    /// has business. `block_queue` is the index that the configuration extension names.
+    pub fn of(index: usize, acked: u64, block_queue: usize) -> Option<Self> {
+        if index == block_queue {
+            return Some(Self::Block);
+        }
+        let optional = [
+            (STATS_VQ, Self::Stats),
+            (FREE_PAGE_HINT, Self::Hinting),
+            (REPORTING, Self::Reporting),
+        ];
+        let present =
+            optional.into_iter().filter(|(bit, _)| acked & bit != 0).map(|(_, role)| role);
+        [Self::Inflate, Self::Deflate].into_iter().chain(present).nth(index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reporting_moves_down_when_other_queues_are_missing() {
+        let role = |index, acked| QueueRole::of(index, acked, 5);
+        assert_eq!(role(4, STATS_VQ | FREE_PAGE_HINT | REPORTING), Some(QueueRole::Reporting));
+        assert_eq!(role(3, STATS_VQ | REPORTING), Some(QueueRole::Reporting));
+        assert_eq!(role(2, REPORTING), Some(QueueRole::Reporting));
+        assert_eq!(role(2, STATS_VQ), Some(QueueRole::Stats));
+        assert_eq!(role(2, 0), None);
+        assert_eq!(role(5, 0), Some(QueueRole::Block));
+    }
+}

@@ -1,0 +1,45 @@
+//! DAMON, the kernel's data access monitor, through `/sys/kernel/mm/damon/admin`
+//! (Documentation/admin-guide/mm/damon/usage.rst).
+//!
+//! What a kernel can do is found by the files that it has, never by its version. One kdamond
+//! watches physical memory under one scheme with the action `stat`, which does nothing but let
+//! regions be read. Only one user of DAMON can run at a time: [`probe`] names the one in the way.
+
+mod monitor;
+mod probe;
+mod regions;
+mod setup;
+mod stat;
+
+pub use monitor::{Intervals, Monitor, stop_leftover};
+pub use probe::{Absence, Capabilities, Module, probe};
+pub use regions::Region;
+pub use setup::{ConfigError, IntervalsGoal, MonitorConfig};
+pub use stat::{StatPause, pause_damon_stat};
+
+use crate::Error;
+
+const DAMON: &str = "sys/kernel/mm/damon";
+const KDAMONDS: &str = "sys/kernel/mm/damon/admin/kdamonds";
+const KDAMOND: &str = "sys/kernel/mm/damon/admin/kdamonds/0";
+const STATE: &str = "sys/kernel/mm/damon/admin/kdamonds/0/state";
+const CONTEXT: &str = "sys/kernel/mm/damon/admin/kdamonds/0/contexts/0";
+const TARGET: &str = "sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/targets/0";
+const SCHEME: &str = "sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/schemes/0";
+
+/// Why a monitor did not start, or could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DamonError {
+    /// There is no DAMON to be had here.
+    #[error(transparent)]
+    Absent(#[from] Absence),
+    /// No kernel would take this configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A file of DAMON's could not be read or written.
+    #[error(transparent)]
+    File(#[from] Error),
+}
+
+/// A result of the monitor's.
+pub type Result<T> = std::result::Result<T, DamonError>;

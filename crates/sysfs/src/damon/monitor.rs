@@ -1,0 +1,303 @@
+//! A running monitor.
+
+use memtide_units::GpaRange;
+
+use super::setup::{self, MARK};
+use super::{CONTEXT, KDAMONDS, MonitorConfig, Region, Result, SCHEME, STATE, probe, regions};
+use crate::Root;
+use crate::error::optional;
+
+/// The intervals in which DAMON looks and sums up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Intervals {
+    /// Microseconds between two looks at a page.
+    pub sample_us: u64,
+    /// Microseconds over which looks are summed.
+    pub aggr_us: u64,
+}
+
+impl Intervals {
+    /// The largest `nr_accesses` of a region: the samples of one aggregation, at least 1
+    /// (include/linux/damon.h, `damon_max_nr_accesses`).
+    pub fn max_nr_accesses(self) -> u32 {
+        let samples = self.aggr_us.checked_div(self.sample_us).unwrap_or(1).max(1);
+        u32::try_from(samples).unwrap_or(u32::MAX)
+    }
+}
+
+/// One kdamond that watches physical memory, ours alone. Dropping it stops the kdamond as well as
+/// it can; [`Monitor::stop`] also says whether that worked. A killed process leaves the kdamond
+/// running: see [`stop_leftover`].
+#[derive(Debug)]
+pub struct Monitor {
+    root: Root,
+    intervals: Intervals,
+    is_tuned: bool,
+    is_stopped: bool,
+}
+
+impl Monitor {
+    /// Starts watching.
+    ///
+    /// # Errors
+    /// [`super::DamonError::Config`], before anything is written; [`super::DamonError::Absent`] as
+    /// [`probe`]; [`super::DamonError::File`], [`crate::Error::Missing`] among it where an intervals
+    /// goal was asked for and the kernel has none. Nothing is left running.
+    pub fn start(root: &Root, config: &MonitorConfig) -> Result<Self> {
+        config.check()?;
+        probe(root)?;
+        if let Err(error) = setup::start(root, config) {
+            // Best effort: the first error is the one that says what is wrong.
+            let _ = take_down(root);
+            return Err(error.into());
+        }
+        let intervals = Intervals { sample_us: config.sample_us, aggr_us: config.aggr_us };
+        let is_tuned = config.intervals_goal.is_some();
+        Ok(Self { root: root.clone(), intervals, is_tuned, is_stopped: false })
+    }
+
+    /// What was seen, by ascending address. Blocks until the next aggregation ends (0.7 to 1.8 s
+    /// were seen with one of 2 s), and the kernel's wait heeds no signal: call it from a thread that
+    /// may wait. Meanwhile other writes to DAMON's files may be answered EBUSY.
+    ///
+    /// # Errors
+    /// [`super::DamonError::File`]: EINVAL or ECANCELED where the kdamond was stopped by somebody else.
+    pub fn snapshot(&mut self) -> Result<Vec<Region>> {
+        self.root.write(STATE, "update_schemes_tried_regions")?;
+        Ok(regions::read(&self.root)?)
+    }
+
+    /// Watches `regions` from now on; what is known of memory in both the old and the new ones is
+    /// kept. The kernel does not follow memory that comes and goes: call it after every change.
+    ///
+    /// # Errors
+    /// [`super::DamonError::Config`]: nothing was written, and the kernel watches the old ones still.
+    /// [`super::DamonError::File`]. Several kernels (6.16 for one) drop the answer to a commit, so
+    /// one that failed for lack of memory can go unnoticed: compare the next snapshot.
+    pub fn set_regions(&mut self, regions: &[GpaRange]) -> Result<()> {
+        setup::check_regions(regions)?;
+        // A commit takes over *all* files. Without this, tuned intervals would fall back to those
+        // that tuning started from.
+        self.intervals()?;
+        setup::write_regions(&self.root, regions)?;
+        Ok(self.root.write(STATE, "commit")?)
+    }
+
+    /// The intervals as they are now: those of the configuration, or what the kernel tuned them to
+    /// (waits for about a sample then).
+    ///
+    /// # Errors
+    /// [`super::DamonError::File`].
+    pub fn intervals(&mut self) -> Result<Intervals> {
+        if self.is_tuned {
+            self.root.write(STATE, "update_tuned_intervals")?;
+            let dir = format!("{CONTEXT}/monitoring_attrs/intervals");
+            let number = |file: &str| self.root.value(format!("{dir}/{file}"), "microseconds");
+            let (sample_us, aggr_us) = (number("sample_us")?, number("aggr_us")?);
+            self.intervals = Intervals { sample_us, aggr_us };
+        }
+        Ok(self.intervals)
+    }
+
+    /// True while the kdamond runs: it ends by itself when memory for it is short, or when somebody
+    /// else stops it.
+    ///
+    /// # Errors
+    /// [`super::DamonError::File`].
+    pub fn is_running(&self) -> Result<bool> {
+        Ok(is_on(&self.root)?)
+    }
+
+    /// Stops watching and takes the kdamond down.
+    ///
+    /// # Errors
+    /// [`super::DamonError::File`].
+    pub fn stop(mut self) -> Result<()> {
+        self.is_stopped = true;
+        Ok(take_down(&self.root)?)
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        if !self.is_stopped {
+            // Nobody is left to tell, and the next start names a kdamond that still runs.
+            let _ = take_down(&self.root);
+        }
+    }
+}
+
+/// Stops a kdamond that an earlier process of ours started and did not live to stop, and says
+/// whether there was one. Everybody else's is left alone. For the start of a process: it would also
+/// stop a [`Monitor`] that lives.
+///
+/// # Errors
+/// [`super::DamonError::File`].
+pub fn stop_leftover(root: &Root) -> Result<bool> {
+    let file = format!("{SCHEME}/watermarks/interval_us");
+    let mark = optional(root.value::<u64>(file, "microseconds"))?;
+    if mark != Some(MARK) {
+        return Ok(false);
+    }
+    take_down(root)?;
+    Ok(true)
+}
+
+fn is_on(root: &Root) -> crate::Result<bool> {
+    Ok(optional(root.read(STATE))?.is_some_and(|state| state.trim() == "on"))
+}
+
+fn take_down(root: &Root) -> crate::Result<()> {
+    if is_on(root)? {
+        root.write(STATE, "off")?;
+    }
+    root.write(format!("{KDAMONDS}/nr_kdamonds"), "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::damon::{Absence, ConfigError, DamonError, IntervalsGoal, Module, pause_damon_stat};
+    use crate::fake::{FakeDamon, FakeRoot};
+    use memtide_units::{ByteSize, Gpa};
+    use rustix::io::Errno;
+
+    const GOAL: IntervalsGoal =
+        IntervalsGoal { access_bp: 400, aggrs: 3, min_sample_us: 5_000, max_sample_us: 10_000_000 };
+
+    fn range(mib: u64, len: u64) -> GpaRange {
+        GpaRange::new(Gpa(mib << 20), ByteSize::from_mib(len)).unwrap()
+    }
+
+    fn region(mib: u64, len: u64, nr_accesses: u32) -> Region {
+        Region { range: range(mib, len), nr_accesses, age: 3 }
+    }
+
+    fn config() -> MonitorConfig {
+        MonitorConfig {
+            regions: vec![range(1, 127), range(128, 256)],
+            sample_us: 100_000,
+            aggr_us: 2_000_000,
+            min_regions: 32,
+            max_regions: 1000,
+            intervals_goal: None,
+        }
+    }
+
+    fn guest(damon: FakeDamon) -> FakeRoot {
+        let fake = FakeRoot::new();
+        fake.add_damon(damon);
+        fake
+    }
+
+    #[test]
+    fn regions_of_every_heat_are_seen() {
+        let fake = guest(FakeDamon::V6_12);
+        let seen = [region(1, 127, 0), region(128, 128, 20), region(256, 128, 1)];
+        fake.set_damon_regions(&seen);
+        let mut monitor = Monitor::start(&fake.root(), &config()).unwrap();
+        assert!(monitor.is_running().unwrap());
+        assert_eq!(monitor.snapshot().unwrap(), seen);
+        assert_eq!(monitor.intervals().unwrap().max_nr_accesses(), 20);
+        monitor.stop().unwrap();
+        assert!(!fake.root().exists(STATE));
+    }
+
+    #[test]
+    fn a_stolen_block_is_watched_no_longer() {
+        let fake = guest(FakeDamon::V6_12);
+        fake.set_damon_regions(&[region(1, 383, 2)]);
+        let mut monitor = Monitor::start(&fake.root(), &config()).unwrap();
+        monitor.set_regions(&[range(1, 127), range(256, 128)]).unwrap();
+        let seen: Vec<GpaRange> =
+            monitor.snapshot().unwrap().iter().map(|region| region.range).collect();
+        assert_eq!(seen, [range(1, 127), range(256, 128)]);
+        let error = monitor.set_regions(&[]).unwrap_err();
+        assert!(matches!(error, DamonError::Config(ConfigError::NoRegions)));
+        assert_eq!(monitor.snapshot().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn damon_stat_makes_way_and_comes_back() {
+        let fake = guest(FakeDamon::V7_3);
+        let error = Monitor::start(&fake.root(), &config()).unwrap_err();
+        assert!(matches!(error, DamonError::Absent(Absence::UsedBy(Module::Stat))), "{error}");
+        let pause = pause_damon_stat(&fake.root()).unwrap().unwrap();
+        let monitor = Monitor::start(&fake.root(), &config()).unwrap();
+        monitor.stop().unwrap();
+        pause.restore().unwrap();
+    }
+
+    #[test]
+    fn new_regions_do_not_undo_what_the_kernel_tuned() {
+        let fake = guest(FakeDamon::V7_3);
+        let _pause = pause_damon_stat(&fake.root()).unwrap();
+        let tuned = Intervals { sample_us: 370_000, aggr_us: 7_400_000 };
+        fake.set_tuned_intervals(tuned);
+        let config = MonitorConfig { intervals_goal: Some(GOAL), ..config() };
+        let mut monitor = Monitor::start(&fake.root(), &config).unwrap();
+        monitor.set_regions(&[range(1, 127)]).unwrap();
+        let file = format!("{CONTEXT}/monitoring_attrs/intervals/sample_us");
+        assert_eq!(fake.get(&file), "370000\n");
+        assert_eq!(monitor.intervals().unwrap(), tuned);
+        monitor.stop().unwrap();
+    }
+
+    #[test]
+    fn a_goal_that_the_kernel_cannot_follow_leaves_nothing_running() {
+        let fake = guest(FakeDamon::V6_12);
+        let config = MonitorConfig { intervals_goal: Some(GOAL), ..config() };
+        let error = Monitor::start(&fake.root(), &config).unwrap_err();
+        assert!(matches!(error, DamonError::File(error) if error.is_missing()));
+        assert!(!fake.root().exists(STATE));
+    }
+
+    #[test]
+    fn a_refused_start_is_reported_and_cleaned_up() {
+        let fake = guest(FakeDamon::V6_12);
+        fake.refuse(STATE, Errno::NOMEM);
+        let error = Monitor::start(&fake.root(), &config()).unwrap_err();
+        assert!(matches!(error, DamonError::File(error) if error.errno() == Some(Errno::NOMEM)));
+        assert!(!fake.root().exists(STATE));
+    }
+
+    #[test]
+    fn a_monitor_that_somebody_else_stopped_says_so() {
+        let fake = guest(FakeDamon::V6_12);
+        let mut monitor = Monitor::start(&fake.root(), &config()).unwrap();
+        fake.root().write(STATE, "off").unwrap();
+        assert!(!monitor.is_running().unwrap());
+        let error = monitor.snapshot().unwrap_err();
+        assert!(matches!(error, DamonError::File(error) if error.errno() == Some(Errno::INVAL)));
+    }
+
+    #[test]
+    fn only_our_own_leftover_is_stopped() {
+        let fake = guest(FakeDamon::V6_12);
+        assert!(!stop_leftover(&fake.root()).unwrap());
+        std::mem::forget(Monitor::start(&fake.root(), &config()).unwrap());
+        let error = Monitor::start(&fake.root(), &config()).unwrap_err();
+        assert!(matches!(error, DamonError::Absent(Absence::Running(0))));
+        assert!(stop_leftover(&fake.root()).unwrap());
+        let other = Monitor::start(&fake.root(), &config()).unwrap();
+        fake.put(&format!("{SCHEME}/watermarks/interval_us"), "5000000\n");
+        assert!(!stop_leftover(&fake.root()).unwrap());
+        assert!(other.is_running().unwrap());
+    }
+
+    #[test]
+    fn dropping_a_monitor_stops_the_kdamond() {
+        let fake = guest(FakeDamon::V6_12);
+        drop(Monitor::start(&fake.root(), &config()).unwrap());
+        assert!(!fake.root().exists(STATE));
+    }
+
+    #[test]
+    fn the_largest_count_is_the_number_of_samples() {
+        let largest = |sample_us, aggr_us| Intervals { sample_us, aggr_us }.max_nr_accesses();
+        assert_eq!(largest(100_000, 2_000_000), 20);
+        assert_eq!(largest(5_000, 4_999), 1);
+        assert_eq!(largest(0, 1), 1);
+        assert_eq!(largest(1, u64::MAX), u32::MAX);
+    }
+}

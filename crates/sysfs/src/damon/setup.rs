@@ -1,0 +1,214 @@
+//! What a monitor is told before it starts.
+
+use memtide_units::GpaRange;
+
+use super::{CONTEXT, KDAMOND, KDAMONDS, SCHEME, STATE, TARGET};
+use crate::{Result, Root};
+
+pub(super) const GOAL: &str =
+    "sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/monitoring_attrs/intervals/intervals_goal";
+
+/// Least minimum of regions that the kernel takes (mm/damon/core.c, `damon_set_attrs`).
+const MIN_REGIONS: u64 = 3;
+
+/// The scheme's watermark interval, which means nothing while there is no watermark metric (the
+/// default): so it can carry a mark by which a later process knows our kdamond from another's. Any
+/// number would do that nobody else writes; the default is 0.
+pub(super) const MARK: u64 = 19_770_531;
+
+/// Towards what the kernel tunes the intervals (6.15 and later).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IntervalsGoal {
+    /// Access events to see, in 1/10000 of all possible ones. The kernel's documentation says 400.
+    pub access_bp: u32,
+    /// Aggregations between two steps, at least 1. The documentation says 3.
+    pub aggrs: u32,
+    /// Shortest sampling interval, in microseconds.
+    pub min_sample_us: u64,
+    /// Longest one, in microseconds.
+    pub max_sample_us: u64,
+}
+
+/// What to watch and how closely.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MonitorConfig {
+    /// The physical memory to watch: ascending, not overlapping, at least one.
+    pub regions: Vec<GpaRange>,
+    /// Microseconds between two looks at a page.
+    pub sample_us: u64,
+    /// Microseconds over which looks are summed: at least `sample_us`.
+    pub aggr_us: u64,
+    /// Fewest regions, at least 3. A region is never larger than the memory watched divided by
+    /// this: for decisions on blocks, take four times as many as there are blocks, or more.
+    pub min_regions: u64,
+    /// Most regions: bounds the work of each look.
+    pub max_regions: u64,
+    /// Whether the kernel shall tune the intervals, and towards what.
+    pub intervals_goal: Option<IntervalsGoal>,
+}
+
+/// A configuration that no kernel would take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// No memory to watch.
+    #[error("DAMON has nothing to watch: give it at least one range of memory")]
+    NoRegions,
+    /// Ranges out of order or overlapping.
+    #[error("DAMON wants ascending ranges that do not overlap, but {1} follows {0}")]
+    Unsorted(GpaRange, GpaRange),
+    /// An interval of zero, or an aggregation shorter than a sample.
+    #[error(
+        "DAMON cannot sum up looks {sample_us} us apart over {aggr_us} us: aggr_us must be at least sample_us, and that at least 1"
+    )]
+    Intervals {
+        /// The sampling interval.
+        sample_us: u64,
+        /// The aggregation interval.
+        aggr_us: u64,
+    },
+    /// Fewer than 3 regions, or a maximum below the minimum.
+    #[error(
+        "DAMON cannot keep {min} to {max} regions: min must be at least 3, and max at least min"
+    )]
+    RegionCount {
+        /// The minimum.
+        min: u64,
+        /// The maximum.
+        max: u64,
+    },
+    /// A goal without steps (which the kernel takes for "off") or with an empty span of intervals.
+    #[error(
+        "DAMON cannot tune its intervals so: aggrs must be at least 1, and max_sample_us at least min_sample_us"
+    )]
+    Goal,
+}
+
+impl MonitorConfig {
+    /// Says what is wrong with it, before the kernel answers with a mere EINVAL.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn check(&self) -> std::result::Result<(), ConfigError> {
+        check_regions(&self.regions)?;
+        let (sample_us, aggr_us) = (self.sample_us, self.aggr_us);
+        if sample_us == 0 || aggr_us < sample_us {
+            return Err(ConfigError::Intervals { sample_us, aggr_us });
+        }
+        if self.min_regions < MIN_REGIONS || self.max_regions < self.min_regions {
+            return Err(ConfigError::RegionCount { min: self.min_regions, max: self.max_regions });
+        }
+        match self.intervals_goal {
+            Some(goal) if goal.aggrs == 0 || goal.max_sample_us < goal.min_sample_us => {
+                Err(ConfigError::Goal)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// At least one range, ascending, without overlap.
+pub(super) fn check_regions(regions: &[GpaRange]) -> std::result::Result<(), ConfigError> {
+    if regions.is_empty() {
+        return Err(ConfigError::NoRegions);
+    }
+    let unsorted = regions.windows(2).find(|pair| pair[1].start() < pair[0].end());
+    unsorted.map_or(Ok(()), |pair| Err(ConfigError::Unsorted(pair[0], pair[1])))
+}
+
+/// Writes everything, and starts the kdamond last. Each `nr_` file makes the directories that the
+/// writes after it go to.
+pub(super) fn start(root: &Root, config: &MonitorConfig) -> Result<()> {
+    // A number that is written again makes fresh directories, with nothing left of whoever used
+    // them before.
+    root.write(format!("{KDAMONDS}/nr_kdamonds"), "1")?;
+    root.write(format!("{KDAMOND}/contexts/nr_contexts"), "1")?;
+    root.write(format!("{CONTEXT}/operations"), "paddr")?;
+    write_attributes(root, config)?;
+    root.write(format!("{CONTEXT}/targets/nr_targets"), "1")?;
+    write_regions(root, &config.regions)?;
+    write_scheme(root)?;
+    root.write(STATE, "on")
+}
+
+fn write_attributes(root: &Root, config: &MonitorConfig) -> Result<()> {
+    let attributes = format!("{CONTEXT}/monitoring_attrs");
+    let number =
+        |file: &str, value: u64| root.write(format!("{attributes}/{file}"), &value.to_string());
+    number("intervals/sample_us", config.sample_us)?;
+    number("intervals/aggr_us", config.aggr_us)?;
+    number("nr_regions/min", config.min_regions)?;
+    number("nr_regions/max", config.max_regions)?;
+    let Some(goal) = config.intervals_goal else { return Ok(()) };
+    number("intervals/intervals_goal/access_bp", goal.access_bp.into())?;
+    number("intervals/intervals_goal/min_sample_us", goal.min_sample_us)?;
+    number("intervals/intervals_goal/max_sample_us", goal.max_sample_us)?;
+    number("intervals/intervals_goal/aggrs", goal.aggrs.into())
+}
+
+pub(super) fn write_regions(root: &Root, regions: &[GpaRange]) -> Result<()> {
+    root.write(format!("{TARGET}/regions/nr_regions"), &regions.len().to_string())?;
+    for (index, range) in regions.iter().enumerate() {
+        let dir = format!("{TARGET}/regions/{index}");
+        root.write(format!("{dir}/start"), &range.start().0.to_string())?;
+        root.write(format!("{dir}/end"), &range.end().0.to_string())?;
+    }
+    Ok(())
+}
+
+/// One scheme that matches every region and does nothing with it. A fresh one matches none: the
+/// bounds are zero, and closed.
+fn write_scheme(root: &Root) -> Result<()> {
+    root.write(format!("{CONTEXT}/schemes/nr_schemes"), "1")?;
+    root.write(format!("{SCHEME}/action"), "stat")?;
+    // Sizes are unsigned longs in the kernel, accesses and ages unsigned ints.
+    for (what, most) in
+        [("sz", u64::MAX), ("nr_accesses", u32::MAX.into()), ("age", u32::MAX.into())]
+    {
+        root.write(format!("{SCHEME}/access_pattern/{what}/min"), "0")?;
+        root.write(format!("{SCHEME}/access_pattern/{what}/max"), &most.to_string())?;
+    }
+    root.write(format!("{SCHEME}/watermarks/interval_us"), &MARK.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memtide_units::{ByteSize, Gpa};
+
+    fn range(mib: u64, len: u64) -> GpaRange {
+        GpaRange::new(Gpa(mib << 20), ByteSize::from_mib(len)).unwrap()
+    }
+
+    fn config() -> MonitorConfig {
+        MonitorConfig {
+            regions: vec![range(1, 100), range(128, 128)],
+            sample_us: 100_000,
+            aggr_us: 2_000_000,
+            min_regions: 32,
+            max_regions: 1000,
+            intervals_goal: None,
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_would_refuse_without_a_word_is_named() {
+        assert_eq!(config().check(), Ok(()));
+        let none = MonitorConfig { regions: vec![], ..config() };
+        assert_eq!(none.check(), Err(ConfigError::NoRegions));
+        let overlap = [range(1, 100), range(100, 5)];
+        let overlapping = MonitorConfig { regions: overlap.to_vec(), ..config() };
+        assert_eq!(overlapping.check(), Err(ConfigError::Unsorted(overlap[0], overlap[1])));
+        let short = MonitorConfig { aggr_us: 99_999, ..config() };
+        assert!(matches!(short.check(), Err(ConfigError::Intervals { .. })));
+        let few = MonitorConfig { min_regions: 2, ..config() };
+        assert!(matches!(few.check(), Err(ConfigError::RegionCount { min: 2, .. })));
+        let goal = IntervalsGoal { access_bp: 400, aggrs: 0, min_sample_us: 1, max_sample_us: 2 };
+        let stuck = MonitorConfig { intervals_goal: Some(goal), ..config() };
+        assert_eq!(stuck.check(), Err(ConfigError::Goal));
+    }
+
+    #[test]
+    fn neighbours_do_not_overlap() {
+        assert_eq!(check_regions(&[range(0, 128), range(128, 128)]), Ok(()));
+    }
+}

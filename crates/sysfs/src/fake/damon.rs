@@ -1,0 +1,223 @@
+//! DAMON's files: directories that appear as numbers are written, and a kdamond that never looks at
+//! any memory but shows the regions that a test arranged.
+
+use std::io;
+
+use memtide_units::{ByteSize, Gpa, GpaRange};
+use rustix::io::Errno;
+
+use super::{FakeRoot, Files};
+use crate::damon::{Intervals, Region};
+
+pub(super) const ADMIN: &str = "sys/kernel/mm/damon/admin";
+pub(super) const STAT: &str = "sys/module/damon_stat/parameters/enabled";
+const CONTEXT: &str = "sys/kernel/mm/damon/admin/kdamonds/0/contexts/0";
+const STATE: &str = "sys/kernel/mm/damon/admin/kdamonds/0/state";
+
+/// Which DAMON the kernel has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FakeDamon {
+    has_paddr: bool,
+    is_recent: bool,
+}
+
+impl FakeDamon {
+    /// As on Debian's 6.12.
+    pub const V6_12: Self = Self { has_paddr: true, is_recent: false };
+    /// The same, built without physical addresses.
+    pub const V6_12_WITHOUT_PADDR: Self = Self { has_paddr: false, is_recent: false };
+    /// As on Debian's 7.3: intervals goals, pausing, and `damon_stat` running.
+    pub const V7_3: Self = Self { has_paddr: true, is_recent: true };
+}
+
+#[derive(Default)]
+pub(super) struct Damon {
+    kind: FakeDamon,
+    seen: Vec<Region>,
+    tuned: Option<Intervals>,
+    watched: Vec<GpaRange>,
+}
+
+impl FakeRoot {
+    /// Gives the kernel a DAMON.
+    pub fn add_damon(&self, kind: FakeDamon) {
+        self.kernel.state().damon.kind = kind;
+        self.put(&format!("{ADMIN}/kdamonds/nr_kdamonds"), "0\n");
+        if kind.is_recent {
+            self.put(STAT, "Y\n");
+        }
+    }
+
+    /// What the next snapshot shows, cut down to the memory that is watched.
+    pub fn set_damon_regions(&self, regions: &[Region]) {
+        self.kernel.state().damon.seen = regions.to_vec();
+    }
+
+    /// What the kernel tunes the intervals to.
+    pub fn set_tuned_intervals(&self, intervals: Intervals) {
+        self.kernel.state().damon.tuned = Some(intervals);
+    }
+}
+
+pub(super) fn write(files: &Files, damon: &mut Damon, path: &str, text: &str) -> io::Result<()> {
+    let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+    match name {
+        "nr_kdamonds" | "enabled" if is_on(files) => return Err(Errno::BUSY.into()),
+        "state" => return command(files, damon, text),
+        "operations" if text == "paddr" && !damon.kind.has_paddr => {
+            return Err(Errno::INVAL.into());
+        }
+        "action" if text != "stat" => return Err(Errno::INVAL.into()),
+        name if name.starts_with("nr_") => repopulate(files, damon.kind, dir, text)?,
+        _ => {}
+    }
+    files.put_line(path, text)
+}
+
+fn is_on(files: &Files) -> bool {
+    files.get(STATE).is_ok_and(|state| state.trim() == "on")
+}
+
+/// Removes the numbered directories and makes as many as asked for, fresh.
+fn repopulate(files: &Files, kind: FakeDamon, dir: &str, count: &str) -> io::Result<()> {
+    let count: u64 = count.parse().map_err(|_| Errno::INVAL)?;
+    let parent = dir.rsplit('/').next().unwrap_or("");
+    if parent == "contexts" && count > 1 {
+        return Err(Errno::INVAL.into());
+    }
+    for entry in std::fs::read_dir(files.at(dir))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name.parse::<u64>().is_ok() {
+            files.remove(&format!("{dir}/{name}"))?;
+        }
+    }
+    for index in 0..count {
+        for (file, value) in children(parent, kind) {
+            files.put_line(&format!("{dir}/{index}/{file}"), value)?;
+        }
+    }
+    Ok(())
+}
+
+/// The files of a fresh directory below `parent`, with their defaults.
+fn children(parent: &str, kind: FakeDamon) -> Vec<(&'static str, &'static str)> {
+    let operations = if kind.has_paddr { "vaddr\nfvaddr\npaddr" } else { "vaddr\nfvaddr" };
+    let (old, recent): (&[_], &[_]) = match parent {
+        "kdamonds" => (
+            &[("state", "off"), ("pid", "-1"), ("contexts/nr_contexts", "0")],
+            &[("refresh_ms", "0")],
+        ),
+        "contexts" => (
+            &[
+                ("avail_operations", operations),
+                ("operations", "vaddr"),
+                ("monitoring_attrs/intervals/sample_us", "5000"),
+                ("monitoring_attrs/intervals/aggr_us", "100000"),
+                ("monitoring_attrs/intervals/update_us", "60000000"),
+                ("monitoring_attrs/nr_regions/min", "10"),
+                ("monitoring_attrs/nr_regions/max", "1000"),
+                ("targets/nr_targets", "0"),
+                ("schemes/nr_schemes", "0"),
+            ],
+            &[
+                ("pause", "N"),
+                ("monitoring_attrs/intervals/intervals_goal/access_bp", "0"),
+                ("monitoring_attrs/intervals/intervals_goal/aggrs", "0"),
+                ("monitoring_attrs/intervals/intervals_goal/min_sample_us", "0"),
+                ("monitoring_attrs/intervals/intervals_goal/max_sample_us", "0"),
+            ],
+        ),
+        "targets" => (&[("pid_target", "0"), ("regions/nr_regions", "0")], &[]),
+        "regions" => (&[("start", "0"), ("end", "0")], &[]),
+        "schemes" => (
+            &[
+                ("action", "stat"),
+                ("apply_interval_us", "0"),
+                ("access_pattern/sz/min", "0"),
+                ("access_pattern/sz/max", "0"),
+                ("access_pattern/nr_accesses/min", "0"),
+                ("access_pattern/nr_accesses/max", "0"),
+                ("access_pattern/age/min", "0"),
+                ("access_pattern/age/max", "0"),
+                ("watermarks/metric", "none"),
+                ("watermarks/interval_us", "0"),
+                ("tried_regions/total_bytes", "0"),
+            ],
+            &[],
+        ),
+        _ => (&[], &[]),
+    };
+    let recent = if kind.is_recent { recent } else { &[] };
+    [old, recent].concat()
+}
+
+fn command(files: &Files, damon: &mut Damon, keyword: &str) -> io::Result<()> {
+    let stat_is_on = files.get(STAT).is_ok_and(|stat| stat.trim() == "Y");
+    match (keyword, is_on(files)) {
+        ("on", true) => Err(Errno::BUSY.into()),
+        ("on", false) if stat_is_on => Err(Errno::BUSY.into()),
+        ("on", false) => {
+            damon.watched = targets(files)?;
+            files.put_line(STATE, "on")
+        }
+        ("off", true) => files.put_line(STATE, "off"),
+        ("commit", true) => {
+            damon.watched = targets(files)?;
+            Ok(())
+        }
+        ("update_schemes_tried_regions", true) => show(files, damon),
+        ("update_tuned_intervals", true) if damon.kind.is_recent => match damon.tuned {
+            None => Ok(()),
+            Some(tuned) => {
+                let dir = format!("{CONTEXT}/monitoring_attrs/intervals");
+                files.put_line(&format!("{dir}/sample_us"), &tuned.sample_us.to_string())?;
+                files.put_line(&format!("{dir}/aggr_us"), &tuned.aggr_us.to_string())
+            }
+        },
+        _ => Err(Errno::INVAL.into()),
+    }
+}
+
+/// The memory to watch, by the kernel's rules: paddr, ascending, not overlapping, not empty.
+fn targets(files: &Files) -> io::Result<Vec<GpaRange>> {
+    let dir = format!("{CONTEXT}/targets/0/regions");
+    let mut ranges: Vec<GpaRange> = Vec::new();
+    for index in 0..files.number(&format!("{dir}/nr_regions")) {
+        let start = files.number(&format!("{dir}/{index}/start"));
+        let end = files.number(&format!("{dir}/{index}/end"));
+        let len = ByteSize::from_bytes(end.saturating_sub(start));
+        let range = GpaRange::new(Gpa(start), len).map_err(|_| Errno::INVAL)?;
+        if ranges.last().is_some_and(|last| range.start() < last.end()) {
+            return Err(Errno::INVAL.into());
+        }
+        ranges.push(range);
+    }
+    let is_paddr = files.get(&format!("{CONTEXT}/operations"))?.trim() == "paddr";
+    if is_paddr && !ranges.is_empty() { Ok(ranges) } else { Err(Errno::INVAL.into()) }
+}
+
+/// Makes the directories of `tried_regions`, of what the scheme's pattern lets through.
+fn show(files: &Files, damon: &Damon) -> io::Result<()> {
+    let scheme = format!("{CONTEXT}/schemes/0");
+    files.remove(&format!("{scheme}/tried_regions"))?;
+    files.put_line(&format!("{scheme}/tried_regions/total_bytes"), "0")?;
+    let most = |what: &str| files.number(&format!("{scheme}/access_pattern/{what}/max"));
+    let shown = damon.watched.iter().flat_map(|watched| {
+        let cut =
+            |seen: &Region| Some(Region { range: seen.range.intersection(*watched)?, ..*seen });
+        damon.seen.iter().filter_map(cut)
+    });
+    let matching = shown.filter(|region| {
+        region.range.len().bytes() <= most("sz")
+            && u64::from(region.nr_accesses) <= most("nr_accesses")
+            && u64::from(region.age) <= most("age")
+    });
+    for (index, region) in matching.enumerate() {
+        let dir = format!("{scheme}/tried_regions/{index}");
+        files.put_line(&format!("{dir}/start"), &region.range.start().0.to_string())?;
+        files.put_line(&format!("{dir}/end"), &region.range.end().0.to_string())?;
+        files.put_line(&format!("{dir}/nr_accesses"), &region.nr_accesses.to_string())?;
+        files.put_line(&format!("{dir}/age"), &region.age.to_string())?;
+    }
+    Ok(())
+}

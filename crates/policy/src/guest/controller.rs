@@ -1,0 +1,341 @@
+//! One step: look, decide, say why.
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use memtide_units::{BlockId, BlockSize, ByteSize, Instant};
+
+use super::cooldown::Cooldowns;
+use super::headroom::Headroom;
+use super::limits::Limits;
+use super::observation::{
+    Answer, DeviceState, Mode, Observation, Outcome, StealFailure, StealState, Ticket,
+};
+use super::pace::Pace;
+use super::plan::{Action, Decision, Plan, Urgency, WaitReason};
+use super::pressure::{Pressure, PressureMeter};
+use super::quiet::Quiet;
+use super::returns::{Need, OverGoal, Wanted, nearest};
+use super::select::candidates;
+use super::steals::{Room, chosen};
+use super::trend::Trend;
+
+/// How long to wait when nothing can go wrong soon: telemetry's period.
+const CALM: Duration = Duration::from_secs(1);
+/// How long to wait while a return may become necessary: a fifth of the time that the trend looks
+/// ahead.
+const WATCHFUL: Duration = Duration::from_millis(100);
+/// After a denial nothing is asked for this long.
+const DENIED_REST: Duration = Duration::from_secs(2);
+
+/// Whether blocks in a kernel zone may be stolen while no kernel page lies in them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KernelZone {
+    /// No: the agent has made movable what it wants.
+    #[default]
+    Leave,
+    /// Yes: the agent was told not to convert.
+    Steal,
+}
+
+/// What does not change while a controller lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Size of a memory block.
+    pub block: BlockSize,
+    /// What the user grants and forbids.
+    pub limits: Limits,
+    /// What may be stolen.
+    pub kernel_zone: KernelZone,
+    /// After this long without a decision blocks are taken back unasked; `None` for never.
+    pub gate_deadline: Option<Duration>,
+    /// The first ticket's number.
+    pub first_ticket: u32,
+}
+
+/// The guest's policy.
+#[derive(Clone, Debug)]
+pub struct Controller {
+    settings: Settings,
+    meter: PressureMeter,
+    over_goal: OverGoal,
+    trend: Trend,
+    pace: Pace,
+    cooldowns: Cooldowns,
+    quiet: Quiet,
+    denied_until: Instant,
+    next_ticket: u32,
+}
+
+/// What one step has worked out from the observation.
+struct Figures {
+    online: ByteSize,
+    ceiling: ByteSize,
+    headroom: Headroom,
+    pressure: Option<Pressure>,
+    growth: ByteSize,
+    over_goal: Option<Duration>,
+}
+
+impl Controller {
+    /// A controller that has seen nothing yet.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            meter: PressureMeter::default(),
+            over_goal: OverGoal::default(),
+            trend: Trend::default(),
+            pace: Pace::default(),
+            cooldowns: Cooldowns::default(),
+            quiet: Quiet::default(),
+            denied_until: Instant::default(),
+            next_ticket: settings.first_ticket,
+        }
+    }
+
+    /// What does not change.
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Decides on what was seen at `now`.
+    pub fn step(&mut self, now: Instant, seen: &Observation) -> Plan {
+        self.learn(now, &seen.outcomes);
+        let figures = self.figures(now, seen);
+        let (mut actions, report) = match (&seen.ticket, seen.mode) {
+            (Some(ticket), _) => self.follow(now, seen, &figures, ticket),
+            (None, Mode::Restore) => self.restore(seen, &figures),
+            (None, Mode::Tune) => self.tune(now, seen, &figures),
+        };
+        let steals = matches!(report, Decision::Stealing | Decision::Steal { .. });
+        if seen.steal == StealState::Running && !steals {
+            actions.insert(0, Action::AbortSteal);
+        }
+        Plan { actions, wait: wait(seen, &figures), report }
+    }
+
+    fn learn(&mut self, now: Instant, outcomes: &[Outcome]) {
+        for outcome in outcomes {
+            match *outcome {
+                Outcome::Stolen(block) => {
+                    self.cooldowns.succeeded(block);
+                    self.pace.spend(now);
+                    self.quiet.stole(now);
+                }
+                Outcome::StealFailed(_, StealFailure::Aborted | StealFailure::NoRoom) => {}
+                Outcome::StealFailed(block, _) => self.cooldowns.failed(now, block),
+                Outcome::Returned => self.quiet.returned(now),
+                Outcome::Denied => self.denied_until = now + DENIED_REST,
+            }
+        }
+    }
+
+    fn figures(&mut self, now: Instant, seen: &Observation) -> Figures {
+        let limits = &self.settings.limits;
+        let block = self.settings.block;
+        let online = seen.bytes_where(block, |state| state.is_online());
+        let present = seen.bytes_where(block, |_| true);
+        let pressure = seen.psi.and_then(|totals| self.meter.observe(now, totals));
+        let some = pressure.unwrap_or_default().some;
+        let growth = self.trend.observe(now, &seen.memory);
+        let figures = Figures {
+            online,
+            ceiling: limits.ceiling(present, seen.balloon),
+            headroom: Headroom::of(online, block, seen.working_set, growth.burst),
+            pressure,
+            growth: growth.ahead,
+            over_goal: self.over_goal.observe(now, some, limits.psi_goal()),
+        };
+        let goal = self.room(seen, &figures).goal();
+        self.pace.adapt(now, some, goal);
+        figures
+    }
+
+    fn need<'a>(&self, seen: &'a Observation, figures: &'a Figures) -> Need<'a> {
+        Need {
+            memory: &seen.memory,
+            headroom: &figures.headroom,
+            growth: figures.growth,
+            trigger_fired: seen.trigger_fired,
+            over_goal: figures.over_goal,
+            block: self.settings.block.size(),
+        }
+    }
+
+    fn room<'a>(&'a self, seen: &'a Observation, figures: &'a Figures) -> Room<'a> {
+        Room {
+            memory: &seen.memory,
+            headroom: &figures.headroom,
+            limits: &self.settings.limits,
+            online: figures.online,
+            ceiling: figures.ceiling,
+            block: self.settings.block.size(),
+        }
+    }
+
+    /// No return is pending: is one needed, or can something be stolen?
+    fn tune(&mut self, now: Instant, seen: &Observation, figures: &Figures) -> Next {
+        if let Some(wanted) = self.need(seen, figures).wanted() {
+            return self.ask(now, seen, figures, wanted);
+        }
+        match self.steal(now, seen, figures) {
+            Ok(next) => next,
+            Err(reason) if seen.steal == StealState::Running => {
+                (Vec::new(), Decision::Abort(reason))
+            }
+            Err(reason) => (Vec::new(), Decision::Rest(reason)),
+        }
+    }
+
+    fn steal(
+        &mut self,
+        now: Instant,
+        seen: &Observation,
+        figures: &Figures,
+    ) -> Result<Next, WaitReason> {
+        seen.psi.ok_or(WaitReason::NoPsi)?;
+        let pressure = figures.pressure.ok_or(WaitReason::Measuring)?;
+        if matches!(seen.device, DeviceState::Silent { .. }) {
+            return Err(WaitReason::DeviceSilent);
+        }
+        if seen.trigger_fired {
+            return Err(WaitReason::Trigger);
+        }
+        let room = self.room(seen, figures);
+        if let Some(reason) = room.forbidding(pressure) {
+            return Err(reason);
+        }
+        if seen.steal == StealState::Running {
+            return Ok((Vec::new(), Decision::Stealing));
+        }
+        if let Some(left) = self.quiet.left(now).filter(|_| !room.is_over_ceiling()) {
+            return Err(WaitReason::AfterReturn { left });
+        }
+        let allowed = room.allowed()?;
+        if self.pace.is_proving(now) {
+            return Err(WaitReason::Measuring);
+        }
+        let found = candidates(now, &seen.blocks, &self.cooldowns, self.settings.kernel_zone);
+        let blocks = chosen(found, self.pace.allowance(), allowed.count);
+        if blocks.is_empty() {
+            return Err(WaitReason::NoCandidate { cooling: self.cooldowns.count(now) });
+        }
+        let report = Decision::Steal {
+            blocks: blocks.clone(),
+            available: seen.memory.available,
+            keep: allowed.keep,
+            ceiling: allowed.ceiling,
+        };
+        Ok((Vec::from([Action::Steal { blocks, keep: figures.headroom.low }]), report))
+    }
+
+    fn ask(&mut self, now: Instant, seen: &Observation, figures: &Figures, wanted: Wanted) -> Next {
+        let available = seen.memory.available;
+        if now < self.denied_until && wanted.urgency < Urgency::Emergency {
+            return (Vec::new(), Decision::Rest(WaitReason::Denied));
+        }
+        let blocks = self.returnable(seen, figures, wanted);
+        self.quiet.returning(now);
+        self.over_goal.restart(now);
+        if blocks.is_empty() {
+            return (Vec::new(), Decision::Rest(WaitReason::NothingToReturn { available }));
+        }
+        self.open_ticket(blocks, wanted.urgency, seen, figures)
+    }
+
+    fn open_ticket(
+        &mut self,
+        blocks: Vec<BlockId>,
+        urgency: Urgency,
+        seen: &Observation,
+        figures: &Figures,
+    ) -> Next {
+        let ticket = self.next_ticket;
+        self.next_ticket = ticket.wrapping_add(1);
+        let report = Decision::Ask {
+            ticket,
+            count: blocks.len(),
+            urgency,
+            available: seen.memory.available,
+            low: figures.headroom.low,
+            pressure: figures.pressure.unwrap_or_default(),
+        };
+        (Vec::from([Action::AskReturn { ticket, blocks, urgency }]), report)
+    }
+
+    /// Blocks that may be asked back: within the host's target, or in an emergency within the
+    /// user's maximum, for then the gate shall decide what the target is worth.
+    fn returnable(&self, seen: &Observation, figures: &Figures, wanted: Wanted) -> Vec<BlockId> {
+        let most = match wanted.urgency {
+            Urgency::Emergency => self.settings.limits.max(),
+            Urgency::Comfort | Urgency::Pressure => figures.ceiling,
+        };
+        let room = self.settings.block.count_in(most - figures.online);
+        nearest(seen.stolen(), wanted.count, room)
+    }
+
+    fn restore(&mut self, seen: &Observation, figures: &Figures) -> Next {
+        let room = self.settings.block.count_in(self.settings.limits.max() - figures.online);
+        let blocks = nearest(seen.stolen(), u64::MAX, room);
+        if blocks.is_empty() {
+            return (Vec::new(), Decision::Rest(WaitReason::Restoring));
+        }
+        self.open_ticket(blocks, Urgency::Comfort, seen, figures)
+    }
+
+    /// A return is pending: wait, ask again, raise it, drop it, or help oneself.
+    fn follow(
+        &mut self,
+        now: Instant,
+        seen: &Observation,
+        figures: &Figures,
+        held: &Ticket,
+    ) -> Next {
+        let ticket = held.ticket;
+        let need = self.need(seen, figures);
+        let wanted = need.wanted();
+        let retry = match held.answer {
+            Answer::Granted => return (Vec::new(), Decision::PuttingOnline { ticket }),
+            Answer::Silence { retry, .. } | Answer::Held { retry } => retry,
+        };
+        if seen.mode == Mode::Tune && need.is_satisfied() {
+            let report = Decision::Cancel { ticket, available: seen.memory.available };
+            return (Vec::from([Action::CancelReturn { ticket }]), report);
+        }
+        if let Some(silent) = self.unanswered(now, held) {
+            let report = Decision::TakeUnasked { count: held.blocks.len(), silent };
+            return (Vec::from([Action::TakeUnasked(held.blocks.clone())]), report);
+        }
+        let urgency = wanted.map_or(held.urgency, |wanted| wanted.urgency.max(held.urgency));
+        let waiting = Decision::Waiting { ticket, urgency };
+        if let Some(worse) = wanted.filter(|wanted| wanted.urgency > held.urgency) {
+            let count = worse.count.max(held.blocks.len() as u64);
+            let more = self.returnable(seen, figures, Wanted { count, ..worse });
+            let blocks = if more.len() > held.blocks.len() { more } else { held.blocks.clone() };
+            return (Vec::from([Action::AskReturn { ticket, blocks, urgency }]), waiting);
+        }
+        if retry <= now {
+            let blocks = held.blocks.clone();
+            return (Vec::from([Action::AskReturn { ticket, blocks, urgency }]), waiting);
+        }
+        (Vec::new(), waiting)
+    }
+
+    /// How long nobody has decided, once that is longer than a guest in need waits.
+    fn unanswered(&self, now: Instant, held: &Ticket) -> Option<Duration> {
+        let silent = held.answer.silent_for(now)?;
+        let deadline = self.settings.gate_deadline?;
+        (silent >= deadline && held.urgency >= Urgency::Pressure).then_some(silent)
+    }
+}
+
+type Next = (Vec<Action>, Decision);
+
+/// Watchful while something runs or a return may soon be needed, calm otherwise.
+fn wait(seen: &Observation, figures: &Figures) -> Duration {
+    let near = seen.memory.available - figures.growth
+        < figures.headroom.steal + ByteSize::from_bytes(figures.headroom.low.bytes() / 2);
+    let has_stolen = seen.stolen().next().is_some();
+    let is_busy = seen.steal == StealState::Running || seen.ticket.is_some();
+    if is_busy || (near && has_stolen) { WATCHFUL } else { CALM }
+}

@@ -1,0 +1,56 @@
+//! What a guest steals and asks back.
+//!
+//! [`Controller::step`] looks at one [`Observation`] and answers with one [`Plan`]: what to do, how
+//! long to wait before looking again, and why. It reads no clock and no file; whoever carries the
+//! plan out reports back through the next observation's [`Outcome`]s.
+//!
+//! The idea is ACMA's (access/contiguity-aware memory auto-scaling, RFC of 2024): the user gives a
+//! minimum, a maximum and a pressure that is acceptable, and everything else tunes itself.
+//!
+//! ```text
+//!   MemAvailable
+//!   ─────────────┬──────────────────────────────────────────────────────────
+//!    plenty      │ steal, coldest and highest block first, 1, 2, 4, 8 .. at a time
+//!   ─ steal ─────┤ low + 1.5 blocks must be left over after a steal
+//!    steady      │ nothing
+//!   ─ low ───────┤ 10 % of what is online, or half of the working set
+//!    growing     │ ask blocks back until half a block over `low`, nearest block first
+//!   ─ emergency ─┤ 3 % of what is online
+//!    dying       │ ask back at the highest urgency, even past the host's target
+//! ```
+//!
+//! Pressure (PSI, some) over the goal stops stealing at once, whatever is available.
+
+mod controller;
+mod convert;
+mod cooldown;
+mod headroom;
+mod heat;
+mod limits;
+mod observation;
+mod pace;
+mod plan;
+mod pressure;
+mod quiet;
+mod returns;
+mod select;
+mod steals;
+mod trend;
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod transcript;
+
+pub use controller::{Controller, KernelZone, Settings};
+pub use convert::{MOVABLE_PER_KERNEL_MAX, conversions};
+pub use headroom::Headroom;
+pub use heat::{AccessRegion, Heat, HeatMap};
+pub use limits::{Limits, LimitsError, LimitsWish, PSI_GOAL_DEFAULT, PSI_GOAL_MAX, PSI_GOAL_MIN};
+pub use observation::{
+    Answer, BlockState, BlockView, Census, DeviceState, FixedReason, Memory, Mode, Observation,
+    Outcome, PsiTotals, StealFailure, StealState, Ticket,
+};
+pub use plan::{Action, Decision, Plan, Urgency, WaitReason};
+pub use pressure::{Pressure, WINDOW};
+pub use select::{SkipReason, precheck};

@@ -1,0 +1,272 @@
+//! What the policy answers: actions, a waiting time, and the reason in one sentence.
+
+use alloc::vec::Vec;
+use core::fmt;
+use core::time::Duration;
+
+use memtide_units::{BlockId, ByteSize, PpMillion};
+
+use super::pressure::Pressure;
+
+/// What to do now, when to look again, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// In this order; at most three.
+    pub actions: Vec<Action>,
+    /// Look again after this time at the latest, sooner when something happens.
+    pub wait: Duration,
+    /// Why.
+    pub report: Decision,
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Take blocks offline, one after the other in this order, and report each.
+    Steal {
+        /// Which.
+        blocks: Vec<BlockId>,
+        /// What must be left available after each: see [`precheck`](super::precheck). Less than
+        /// what the plan counted with, so that a breath of the guest in between changes nothing.
+        keep: ByteSize,
+    },
+    /// Stop taking blocks offline: the one at work too.
+    AbortSteal,
+    /// Ask the gate, for the first time or again, under this ticket.
+    AskReturn {
+        /// The ticket's number.
+        ticket: u32,
+        /// All of them or none, in ascending order.
+        blocks: Vec<BlockId>,
+        /// How badly.
+        urgency: Urgency,
+    },
+    /// The ticket is not wanted any more.
+    CancelReturn {
+        /// Its number.
+        ticket: u32,
+    },
+    /// Put these online although nobody has granted it, and tell the host once it listens.
+    TakeUnasked(Vec<BlockId>),
+}
+
+/// How badly a return is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Urgency {
+    /// Room for growth that nobody waits for.
+    Comfort,
+    /// Free memory is falling, or pressure is over the goal.
+    Pressure,
+    /// The guest is about to run out of memory.
+    Emergency,
+}
+
+impl fmt::Display for Urgency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Comfort => "comfort",
+            Self::Pressure => "pressure",
+            Self::Emergency => "emergency",
+        })
+    }
+}
+
+/// What was decided and the numbers that decided it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Blocks are being stolen.
+    Steal {
+        /// Which.
+        blocks: Vec<BlockId>,
+        /// What is available before.
+        available: ByteSize,
+        /// What has to be left after.
+        keep: ByteSize,
+        /// Set where the host's target, not the guest's plenty, is the reason: what may be online.
+        ceiling: Option<ByteSize>,
+    },
+    /// A running steal goes on.
+    Stealing,
+    /// A running steal is stopped.
+    Abort(WaitReason),
+    /// Blocks are asked back.
+    Ask {
+        /// Under which ticket.
+        ticket: u32,
+        /// How many.
+        count: usize,
+        /// How urgently.
+        urgency: Urgency,
+        /// What is available.
+        available: ByteSize,
+        /// What should be.
+        low: ByteSize,
+        /// Pressure over the last window.
+        pressure: Pressure,
+    },
+    /// The gate has not granted the return yet.
+    Waiting {
+        /// The ticket.
+        ticket: u32,
+        /// How urgently it is wanted.
+        urgency: Urgency,
+    },
+    /// A grant is being carried out.
+    PuttingOnline {
+        /// The ticket.
+        ticket: u32,
+    },
+    /// A return is not needed any more.
+    Cancel {
+        /// The ticket.
+        ticket: u32,
+        /// What is available.
+        available: ByteSize,
+    },
+    /// Nobody decides, and the guest's life comes first.
+    TakeUnasked {
+        /// How many blocks.
+        count: usize,
+        /// How long nobody has decided.
+        silent: Duration,
+    },
+    /// Nothing to do.
+    Rest(WaitReason),
+}
+
+/// Why nothing is stolen just now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitReason {
+    /// The kernel has no PSI: a thief that cannot hear the victim does not steal.
+    NoPsi,
+    /// A whole window has not passed yet.
+    Measuring,
+    /// The device does not answer.
+    DeviceSilent,
+    /// Pressure is over the goal.
+    Pressure {
+        /// Over the last window.
+        some: PpMillion,
+        /// What is acceptable.
+        goal: PpMillion,
+    },
+    /// A PSI trigger fired.
+    Trigger,
+    /// A return was needed a short while ago.
+    AfterReturn {
+        /// How much longer nothing is stolen.
+        left: Duration,
+    },
+    /// Stealing one more block would leave too little available.
+    Steady {
+        /// What is available.
+        available: ByteSize,
+        /// What would have to be available for one more block.
+        needed: ByteSize,
+    },
+    /// `MemFree` is so low that the kernel reclaims already.
+    NoFree {
+        /// `MemFree`.
+        free: ByteSize,
+    },
+    /// One block less would be below the minimum.
+    AtMinimum {
+        /// The minimum.
+        min: ByteSize,
+    },
+    /// No block can be stolen: all that could are cooling down or hold kernel pages.
+    NoCandidate {
+        /// How many cool down after a failure.
+        cooling: usize,
+    },
+    /// Everything has been returned, as an operator wanted, or may not be.
+    Restoring,
+    /// A return is needed, and no block is stolen, or none more may be online.
+    NothingToReturn {
+        /// What is available.
+        available: ByteSize,
+    },
+    /// The gate has denied a return a short while ago.
+    Denied,
+}
+
+impl fmt::Display for WaitReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoPsi => f.write_str("the kernel offers no PSI, and nothing is stolen blindly"),
+            Self::Measuring => f.write_str("pressure is being measured"),
+            Self::DeviceSilent => f.write_str("the device does not answer"),
+            Self::Pressure { some, goal } => write!(f, "pressure {some} is over the goal {goal}"),
+            Self::Trigger => f.write_str("a task stalls for memory right now"),
+            Self::AfterReturn { left } => {
+                let seconds = left.as_millis().div_ceil(1_000);
+                write!(f, "a return was needed lately: no steal for {seconds} s")
+            }
+            Self::Steady { available, needed } => {
+                write!(f, "{available} available, one more block needs {needed}")
+            }
+            Self::NoFree { free } => {
+                write!(f, "only {free} free: the kernel is reclaiming already")
+            }
+            Self::AtMinimum { min } => write!(f, "one block less would be below the minimum {min}"),
+            Self::NoCandidate { cooling } => {
+                write!(f, "no block can be stolen now ({cooling} cool down after a failure)")
+            }
+            Self::Restoring => f.write_str("everything is to stay with the guest"),
+            Self::NothingToReturn { available } => {
+                write!(f, "{available} available is little, and there is no block to ask back")
+            }
+            Self::Denied => f.write_str("the gate denied a return lately"),
+        }
+    }
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Steal { blocks, available, keep, ceiling } => {
+                write!(f, "steal {}: {available} available, {keep} are kept", Names(blocks))?;
+                match ceiling {
+                    Some(ceiling) => write!(f, ", the host's target leaves {ceiling} online"),
+                    None => Ok(()),
+                }
+            }
+            Self::Stealing => f.write_str("stealing goes on"),
+            Self::Abort(reason) => write!(f, "stop stealing: {reason}"),
+            Self::Ask { ticket, count, urgency, available, low, pressure } => write!(
+                f,
+                "ask {count} back (ticket {ticket}, {urgency}): {available} available of {low}, pressure {}",
+                pressure.some
+            ),
+            Self::Waiting { ticket, urgency } => {
+                write!(f, "wait for the gate (ticket {ticket}, {urgency})")
+            }
+            Self::PuttingOnline { ticket } => write!(f, "put ticket {ticket} online"),
+            Self::Cancel { ticket, available } => {
+                write!(f, "cancel ticket {ticket}: {available} available is enough")
+            }
+            Self::TakeUnasked { count, silent } => {
+                write!(f, "take {count} unasked: nobody decides since {} s", silent.as_secs())
+            }
+            Self::Rest(reason) => write!(f, "rest: {reason}"),
+        }
+    }
+}
+
+/// At most this many blocks are named; a sentence is for people.
+const NAMED_MAX: usize = 4;
+
+/// Block numbers as people list them.
+struct Names<'a>(&'a [BlockId]);
+
+impl fmt::Display for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, block) in self.0.iter().take(NAMED_MAX).enumerate() {
+            write!(f, "{}{block}", if n == 0 { "" } else { ", " })?;
+        }
+        match self.0.len().checked_sub(NAMED_MAX) {
+            Some(more @ 1..) => write!(f, " and {more} more"),
+            _ => Ok(()),
+        }
+    }
+}

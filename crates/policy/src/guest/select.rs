@@ -1,0 +1,142 @@
+//! Which blocks to steal next, and the last look before one is taken.
+
+use alloc::vec::Vec;
+use core::cmp::Reverse;
+use core::fmt;
+
+use memtide_units::{BlockId, BlockSize, ByteSize, Instant};
+
+use super::controller::KernelZone;
+use super::cooldown::Cooldowns;
+use super::heat::Heat;
+use super::observation::{BlockState, BlockView, Census, Memory};
+
+/// Blocks that may be stolen, best first: coldest first, and of equal heat the highest, since the
+/// top of memory is where ACMA wants the hole to be. A block that nobody watches counts as cold.
+pub(super) fn candidates(
+    now: Instant,
+    blocks: &[BlockView],
+    cooldowns: &Cooldowns,
+    kernel_zone: KernelZone,
+) -> Vec<BlockId> {
+    let stealable = |view: &&BlockView| match view.state {
+        BlockState::Movable => true,
+        BlockState::Kernel => kernel_zone == KernelZone::Steal,
+        BlockState::Fixed(_) | BlockState::InTransit | BlockState::Stolen | BlockState::Foreign => {
+            false
+        }
+    };
+    let emptiable =
+        |view: &&BlockView| view.census.is_none_or(|census| census.unmovable_pages == 0);
+    let mut found: Vec<&BlockView> = blocks
+        .iter()
+        .filter(stealable)
+        .filter(emptiable)
+        .filter(|view| !cooldowns.rests(now, view.id))
+        .collect();
+    found.sort_by_key(|view| (view.heat.unwrap_or(Heat::Cold), Reverse(view.id)));
+    found.into_iter().map(|view| view.id).collect()
+}
+
+/// Why a block is not taken after all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SkipReason {
+    /// Pages lie in it that do not move.
+    Unmovable {
+        /// How many.
+        pages: u64,
+    },
+    /// Its pages would find no room, and the kernel would try for ever (measured: with -ENOMEM
+    /// from migration the write to `state` never returns).
+    NoRoom {
+        /// What has to move.
+        to_migrate: ByteSize,
+        /// What is available outside of the block.
+        room: ByteSize,
+    },
+}
+
+impl fmt::Display for SkipReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unmovable { pages } => write!(f, "{pages} of its pages do not move"),
+            Self::NoRoom { to_migrate, room } => {
+                write!(
+                    f,
+                    "{to_migrate} would have to move, there is room for {room}, and with the block too little would be left"
+                )
+            }
+        }
+    }
+}
+
+/// The last look, just before a block is taken: can it be emptied, and does what is in it fit
+/// elsewhere with `keep` left over?
+///
+/// # Errors
+/// [`SkipReason`] says why not.
+pub fn precheck(
+    memory: &Memory,
+    census: &Census,
+    block: BlockSize,
+    keep: ByteSize,
+) -> Result<(), SkipReason> {
+    if census.unmovable_pages > 0 {
+        return Err(SkipReason::Unmovable { pages: census.unmovable_pages });
+    }
+    // What is not moved out of the block is free in it, and goes with it. `room` is for telling
+    // people; the comparison is made before anything saturates.
+    let free_inside = block.size() - census.to_migrate;
+    if memory.available < free_inside + census.to_migrate + keep {
+        let room = memory.available - free_inside - keep;
+        return Err(SkipReason::NoRoom { to_migrate: census.to_migrate, room });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(id: u64, state: BlockState, heat: Option<Heat>) -> BlockView {
+        BlockView { id: BlockId(id), state, heat, census: None }
+    }
+
+    #[test]
+    fn coldest_first_then_from_the_top() {
+        use BlockState::{Foreign, Kernel, Movable, Stolen};
+        let blocks = [
+            view(1, Kernel, None),
+            view(2, Movable, Some(Heat::Cold)),
+            view(3, Movable, Some(Heat::Hot)),
+            view(4, Movable, None),
+            view(5, Movable, Some(Heat::Warm)),
+            view(6, Stolen, None),
+            view(7, Foreign, None),
+        ];
+        let order = |zone| {
+            let found = candidates(Instant::default(), &blocks, &Cooldowns::default(), zone);
+            found.into_iter().map(|id| id.0).collect::<Vec<_>>()
+        };
+        assert_eq!(order(KernelZone::Leave), [4, 2, 5, 3]);
+        assert_eq!(order(KernelZone::Steal), [4, 2, 1, 5, 3]);
+    }
+
+    #[test]
+    fn a_full_block_is_not_taken_when_its_pages_do_not_fit_elsewhere() {
+        let mib = ByteSize::from_mib;
+        let block = BlockSize::X86_SMALL;
+        let memory = |available| Memory { available: mib(available), ..Memory::default() };
+        let full = Census { to_migrate: mib(128), unmovable_pages: 0 };
+        assert_eq!(precheck(&memory(192), &full, block, mib(64)), Ok(()));
+        let no_room = SkipReason::NoRoom { to_migrate: mib(128), room: mib(127) };
+        assert_eq!(precheck(&memory(191), &full, block, mib(64)), Err(no_room));
+        let empty = Census::default();
+        assert_eq!(precheck(&memory(192), &empty, block, mib(64)), Ok(()));
+        let gone = SkipReason::NoRoom { to_migrate: mib(0), room: mib(0) };
+        assert_eq!(precheck(&memory(191), &empty, block, mib(64)), Err(gone));
+        let kernel = Census { to_migrate: mib(1), unmovable_pages: 3 };
+        let unmovable = Err(SkipReason::Unmovable { pages: 3 });
+        assert_eq!(precheck(&memory(9_000), &kernel, block, mib(64)), unmovable);
+    }
+}

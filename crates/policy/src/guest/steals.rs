@@ -1,0 +1,151 @@
+//! Whether to steal now, and how many blocks.
+
+use alloc::vec::Vec;
+
+use memtide_units::{BlockId, ByteSize, PpMillion};
+
+use super::headroom::Headroom;
+use super::limits::Limits;
+use super::observation::Memory;
+use super::plan::WaitReason;
+use super::pressure::Pressure;
+
+/// With `MemFree` below this the kernel reclaims already, and a block's pages would find room only
+/// by pushing out others. About the low watermark of a small guest without huge pages.
+const FREE_FLOOR: ByteSize = ByteSize::from_mib(8);
+
+/// While more is online than the host wants, pressure may be this many times the goal before
+/// stealing stops: 1 % with the default. The host is short, and the guest still survives it.
+const EAGER_GOALS: u32 = 10;
+
+/// What decides how many blocks may go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room<'a> {
+    pub(super) memory: &'a Memory,
+    pub(super) headroom: &'a Headroom,
+    pub(super) limits: &'a Limits,
+    pub(super) online: ByteSize,
+    /// What may be online, by the host's target and the user's maximum.
+    pub(super) ceiling: ByteSize,
+    pub(super) block: ByteSize,
+}
+
+/// How many blocks may go, and what must be left over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Allowed {
+    pub(super) count: u64,
+    pub(super) keep: ByteSize,
+    /// Set where the ceiling is the reason.
+    pub(super) ceiling: Option<ByteSize>,
+}
+
+impl Room<'_> {
+    /// True while more is online than may be.
+    pub(super) fn is_over_ceiling(&self) -> bool {
+        self.online > self.ceiling
+    }
+
+    /// How much pressure forbids stealing.
+    pub(super) fn goal(&self) -> PpMillion {
+        let factor = if self.is_over_ceiling() { EAGER_GOALS } else { 1 };
+        PpMillion(self.limits.psi_goal().0.saturating_mul(factor))
+    }
+
+    /// The pressure that forbids stealing now, if it does.
+    pub(super) fn forbidding(&self, pressure: Pressure) -> Option<WaitReason> {
+        let (some, goal) = (pressure.some, self.goal());
+        (some > goal).then_some(WaitReason::Pressure { some, goal })
+    }
+
+    /// How many blocks may go now, at least one.
+    ///
+    /// # Errors
+    /// Why none may.
+    pub(super) fn allowed(&self) -> Result<Allowed, WaitReason> {
+        if self.memory.free < FREE_FLOOR {
+            return Err(WaitReason::NoFree { free: self.memory.free });
+        }
+        let by_minimum = self.blocks_in(self.online - self.limits.min());
+        if by_minimum == 0 {
+            return Err(WaitReason::AtMinimum { min: self.limits.min() });
+        }
+        let (plenty, eager) = (self.by_plenty(), self.by_ceiling());
+        let best = if eager.count > plenty.count { eager } else { plenty };
+        if best.count == 0 {
+            let keep = if self.is_over_ceiling() { eager.keep } else { plenty.keep };
+            let (available, needed) = (self.memory.available, keep + self.block);
+            return Err(WaitReason::Steady { available, needed });
+        }
+        Ok(Allowed { count: best.count.min(by_minimum), ..best })
+    }
+
+    /// What the guest has to spare.
+    fn by_plenty(&self) -> Allowed {
+        let keep = self.headroom.steal;
+        Allowed { count: self.blocks_in(self.memory.available - keep), keep, ceiling: None }
+    }
+
+    /// What the host's target asks for: the margin against stealing and returning in turns is not
+    /// needed here, because the same target forbids the return.
+    fn by_ceiling(&self) -> Allowed {
+        let keep = self.headroom.low;
+        let over = (self.online - self.ceiling).bytes().div_ceil(self.block.bytes().max(1));
+        let spare = self.blocks_in(self.memory.available - keep);
+        Allowed { count: over.min(spare), keep, ceiling: Some(self.ceiling) }
+    }
+
+    fn blocks_in(&self, size: ByteSize) -> u64 {
+        size.bytes() / self.block.bytes().max(1)
+    }
+}
+
+/// The first of `candidates`, no more than allowance and room permit.
+pub(super) fn chosen(candidates: Vec<BlockId>, allowance: usize, count: u64) -> Vec<BlockId> {
+    let count = usize::try_from(count).unwrap_or(usize::MAX).min(allowance);
+    candidates.into_iter().take(count).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::limits::LimitsWish;
+    use super::*;
+    use memtide_units::BlockSize;
+
+    fn mib(n: u64) -> ByteSize {
+        ByteSize::from_mib(n)
+    }
+
+    /// 2048 MiB present, minimum 512 MiB; `low` 100 MiB and `steal` 292 MiB at 1000 MiB online.
+    fn allowed(online: u64, available: u64, ceiling: u64) -> Result<(u64, bool), WaitReason> {
+        let limits = Limits::new(mib(2048), LimitsWish::default()).unwrap();
+        let memory = Memory { total: mib(online), free: mib(50), available: mib(available) };
+        let headroom = Headroom::of(mib(online), BlockSize::X86_SMALL, None, ByteSize::ZERO);
+        let room = Room {
+            memory: &memory,
+            headroom: &headroom,
+            limits: &limits,
+            online: mib(online),
+            ceiling: mib(ceiling),
+            block: mib(128),
+        };
+        room.allowed().map(|allowed| (allowed.count, allowed.ceiling.is_some()))
+    }
+
+    #[test]
+    fn plenty_leaves_a_block_and_a_half_over_low() {
+        assert_eq!(allowed(1000, 420, 2048), Ok((1, false)));
+        assert_eq!(allowed(1000, 548, 2048), Ok((2, false)));
+        let steady = WaitReason::Steady { available: mib(419), needed: mib(420) };
+        assert_eq!(allowed(1000, 419, 2048), Err(steady));
+    }
+
+    #[test]
+    fn the_hosts_target_goes_further_but_not_below_low_or_the_minimum() {
+        assert_eq!(allowed(1000, 400, 700), Ok((2, true)));
+        assert_eq!(allowed(1000, 400, 999), Ok((1, true)));
+        let steady = WaitReason::Steady { available: mib(227), needed: mib(228) };
+        assert_eq!(allowed(1000, 227, 700), Err(steady));
+        assert_eq!(allowed(639, 600, 512), Err(WaitReason::AtMinimum { min: mib(512) }));
+        assert_eq!(allowed(640, 250, 512), Ok((1, true)));
+    }
+}

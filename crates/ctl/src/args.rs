@@ -1,0 +1,159 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use memtide_api::http::{Budget, DEFAULT_SOCKET};
+use memtide_units::ByteSize;
+
+/// Names the socket where the option does not.
+const SOCKET_VARIABLE: &str = "MEMTIDE_SOCKET";
+
+/// Shows and steers the memory of virtual machines.
+#[derive(Debug, Parser)]
+#[command(name = "memtide", version, infer_subcommands = true)]
+pub(crate) struct Args {
+    /// memtided's socket [default: $MEMTIDE_SOCKET, or /run/memtide/memtided.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
+
+    /// Print JSON, as memtided and the devices speak it: sizes are bytes
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+impl Args {
+    /// Where memtided listens.
+    pub(crate) fn socket(&self) -> PathBuf {
+        let variable = || std::env::var_os(SOCKET_VARIABLE).map(PathBuf::from);
+        self.socket.clone().or_else(variable).unwrap_or_else(|| DEFAULT_SOCKET.into())
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show the host and all its VMs
+    Status {
+        /// Show it again every so many seconds [default: 2]
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2")]
+        #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+        watch: Option<u64>,
+    },
+    /// Show one VM, or change it
+    Vm {
+        /// Its name in memtided's configuration
+        name: String,
+        #[command(subcommand)]
+        action: Option<VmAction>,
+    },
+    /// Change the host
+    Host {
+        #[command(subcommand)]
+        action: HostAction,
+    },
+    /// Talk to a device process directly, with or without memtided
+    Device {
+        /// Its control socket
+        socket: PathBuf,
+        #[command(subcommand)]
+        action: DeviceAction,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VmAction {
+    /// Change it, at once and over restarts of memtided
+    Set(VmSet),
+}
+
+#[derive(Debug, ClapArgs)]
+#[group(required = true, multiple = true)]
+pub(crate) struct VmSet {
+    /// What the VM is guaranteed, such as 512MiB
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) min: Option<ByteSize>,
+    /// What it may never pass, or "none"
+    #[arg(long, value_name = "SIZE|none", value_parser = max)]
+    pub(crate) max: Option<ByteSize>,
+    /// How much memory it shall keep (the rest goes to the balloon), or "all"
+    #[arg(long, value_name = "SIZE|all", value_parser = target)]
+    pub(crate) target: Option<Keep>,
+}
+
+/// What a VM shall keep of its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    All,
+    Bytes(ByteSize),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum HostAction {
+    /// Change it, at once and over restarts of memtided
+    Set {
+        /// What all VMs together may have, or "host" for what the host has free
+        #[arg(long, value_name = "SIZE|host", value_parser = budget)]
+        budget: Budget,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeviceAction {
+    /// Show how the device is
+    Status,
+    /// Print what happens in it, until interrupted
+    Watch,
+    /// Set the size of the balloon; refused while memtided steers the device
+    Target {
+        /// What the guest shall do without, such as 1GiB; 0B gives it all
+        size: ByteSize,
+    },
+}
+
+fn size(text: &str, other: &str) -> Result<ByteSize, String> {
+    text.parse().map_err(|error| format!("{error}; or write {other:?}"))
+}
+
+fn max(text: &str) -> Result<ByteSize, String> {
+    if text == "none" { Ok(ByteSize::MAX) } else { size(text, "none") }
+}
+
+fn target(text: &str) -> Result<Keep, String> {
+    if text == "all" { Ok(Keep::All) } else { size(text, "all").map(Keep::Bytes) }
+}
+
+fn budget(text: &str) -> Result<Budget, String> {
+    if text == "host" { Ok(Budget::Host) } else { size(text, "host").map(Budget::Bytes) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn error(arguments: &[&str]) -> String {
+        Args::try_parse_from(arguments).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_without_a_unit_are_refused_with_a_remedy() {
+        let said = error(&["memtide", "vm", "web1", "set", "--min", "512"]);
+        assert!(said.contains("512MiB"), "{said}");
+        let said = error(&["memtide", "host", "set", "--budget", "all"]);
+        assert!(said.contains("\"host\""), "{said}");
+    }
+
+    #[test]
+    fn a_change_of_nothing_is_refused() {
+        let said = error(&["memtide", "vm", "web1", "set"]);
+        assert!(said.contains("--min"), "{said}");
+    }
+}

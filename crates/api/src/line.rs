@@ -6,8 +6,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Longest line, in bytes. The largest message is a status with the map of a guest whose every
-/// second block is stolen: 2048 ranges (`memtide_wire::block::RANGES_MAX`) of about 40 bytes, twice.
-pub const LINE_MAX: usize = 256 << 10;
+/// second block is stolen: 2048 ranges (`memtide_wire::block::RANGES_MAX`) of about 40 bytes in three
+/// maps, and 509 memory slots of about 100 bytes.
+pub const LINE_MAX: usize = 512 << 10;
 
 /// A peer's line that is no message.
 #[derive(Debug, thiserror::Error)]

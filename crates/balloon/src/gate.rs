@@ -1,0 +1,328 @@
+//! The gate's side in the device: one question at a time, and who answers it.
+//!
+//! The device decides nothing here but the two cases that need nobody: a guest below its guaranteed
+//! minimum, and a host on which no controller has been seen for a while. Every other return waits
+//! for a controller's word. It waits *here*, not in the ring: the agent is answered "held" at once
+//! and asks again.
+//!
+//! ```text
+//!   asked --> Waiting(asking) --decide--> Waiting(reason) --decide--> Granted | Denied
+//!                   ^                          |                        |
+//!                   +---- controller left -----+       told at the next ask, then gone
+//! ```
+
+use std::time::Duration;
+
+use memtide_units::{ByteSize, GpaRange, Instant};
+use memtide_wire::block::{HoldReason, ReturnRequest, Urgency};
+
+use crate::event::{Event, GrantedBy, PendingReturn};
+
+/// What the device does with returns when no controller is there to ask.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LocalRule {
+    /// Grants them: a guest without a controller has its memory.
+    #[default]
+    Grant,
+    /// Holds them until a controller comes; for hosts where overcommitting is the larger evil.
+    Hold,
+}
+
+/// A controller's word on a return.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The guest may have the blocks.
+    Grant,
+    /// Not yet.
+    Hold(HoldReason),
+    /// No.
+    Deny(HoldReason),
+}
+
+/// A decision on a ticket that nobody waits with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no return with the ticket {0} is waiting: it was granted, cancelled or never asked for")]
+pub struct NoSuchTicket(pub u32);
+
+/// What to answer a return with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Say {
+    Grant(GrantedBy),
+    Wait(HoldReason),
+    Deny(HoldReason),
+}
+
+/// Where a return would leave the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Floor {
+    /// At or below what it is guaranteed.
+    WithinMinimum,
+    /// Above it.
+    Above,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Waiting(HoldReason),
+    Granted,
+    Denied(HoldReason),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Controller {
+    Never,
+    Attached,
+    Left(Instant),
+}
+
+#[derive(Clone, Debug)]
+struct Pending {
+    ticket: u32,
+    urgency: Urgency,
+    ranges: Vec<GpaRange>,
+    since: Instant,
+    state: State,
+}
+
+impl Pending {
+    fn asks_the_same(&self, wanted: &ReturnRequest) -> bool {
+        (self.ticket, self.urgency, &self.ranges) == (wanted.ticket, wanted.urgency, &wanted.ranges)
+    }
+
+    fn view(&self, now: Instant) -> Option<PendingReturn> {
+        let State::Waiting(reason) = self.state else { return None };
+        Some(PendingReturn {
+            ticket: self.ticket,
+            urgency: self.urgency,
+            bytes: self.ranges.iter().map(|range| range.len()).sum::<ByteSize>(),
+            ranges: self.ranges.clone(),
+            waited: now.since(self.since),
+            reason,
+        })
+    }
+}
+
+/// The question that waits, and whether somebody is there to answer it.
+#[derive(Clone, Debug)]
+pub(crate) struct Gate {
+    rule: LocalRule,
+    grace: Duration,
+    controller: Controller,
+    pending: Option<Pending>,
+}
+
+impl Gate {
+    /// `grace` is how long a controller that left is waited for.
+    pub(crate) fn new(rule: LocalRule, grace: Duration) -> Self {
+        Self { rule, grace, controller: Controller::Never, pending: None }
+    }
+
+    /// Judges a return that is asked for, the first time or again.
+    pub(crate) fn ask(
+        &mut self,
+        wanted: &ReturnRequest,
+        floor: Floor,
+        now: Instant,
+        events: &mut Vec<Event>,
+    ) -> Say {
+        let before = self.pending.take();
+        if let Some(other) = before.as_ref().filter(|old| old.ticket != wanted.ticket) {
+            events.push(Event::ReturnCancelled { ticket: other.ticket });
+        }
+        let before = before.filter(|old| old.ticket == wanted.ticket);
+        let known = before.as_ref().filter(|old| old.asks_the_same(wanted));
+        // Other ranges or another urgency under the same ticket are another question.
+        let state = known.map_or(State::Waiting(HoldReason::Asking), |old| old.state);
+        let is_news = known.is_none();
+        let say = self.judge(state, floor, now);
+        if let Say::Wait(reason) = say {
+            let pending = Pending {
+                ticket: wanted.ticket,
+                urgency: wanted.urgency,
+                ranges: wanted.ranges.clone(),
+                since: before.map_or(now, |old| old.since),
+                state: State::Waiting(reason),
+            };
+            events.extend(pending.view(now).filter(|_| is_news).map(Event::ReturnAsked));
+            self.pending = Some(pending);
+        }
+        say
+    }
+
+    fn judge(&self, state: State, floor: Floor, now: Instant) -> Say {
+        match (floor, state) {
+            (Floor::WithinMinimum, _) => Say::Grant(GrantedBy::Minimum),
+            (_, State::Granted) => Say::Grant(GrantedBy::Controller),
+            (_, State::Denied(reason)) => Say::Deny(reason),
+            (_, State::Waiting(reason)) if self.somebody_decides(now) => Say::Wait(reason),
+            (_, State::Waiting(_)) => match self.rule {
+                LocalRule::Grant => Say::Grant(GrantedBy::LocalRule),
+                LocalRule::Hold => Say::Wait(HoldReason::Asking),
+            },
+        }
+    }
+
+    /// True while a controller is attached, or may come back: a service that is restarted must not
+    /// find that everything was given away in the second that it took.
+    fn somebody_decides(&self, now: Instant) -> bool {
+        match self.controller {
+            Controller::Never => false,
+            Controller::Attached => true,
+            Controller::Left(when) => now.since(when) < self.grace,
+        }
+    }
+
+    /// A controller's word.
+    pub(crate) fn decide(&mut self, ticket: u32, decision: Decision) -> Result<(), NoSuchTicket> {
+        let pending = self.pending.as_mut().filter(|pending| pending.ticket == ticket);
+        pending.ok_or(NoSuchTicket(ticket))?.state = match decision {
+            Decision::Grant => State::Granted,
+            Decision::Hold(reason) => State::Waiting(reason),
+            Decision::Deny(reason) => State::Denied(reason),
+        };
+        Ok(())
+    }
+
+    pub(crate) fn controller_attached(&mut self) {
+        self.controller = Controller::Attached;
+    }
+
+    /// What the controller held is open again; what it granted or denied stands.
+    pub(crate) fn controller_left(&mut self, now: Instant) {
+        self.controller = Controller::Left(now);
+        if let Some(Pending { state: state @ State::Waiting(_), .. }) = &mut self.pending {
+            *state = State::Waiting(HoldReason::Asking);
+        }
+    }
+
+    /// Drops the question, and says which it was.
+    pub(crate) fn cancel(&mut self) -> Option<u32> {
+        self.pending.take().map(|pending| pending.ticket)
+    }
+
+    /// The ticket that is known, in whatever state.
+    pub(crate) fn ticket(&self) -> Option<u32> {
+        self.pending.as_ref().map(|pending| pending.ticket)
+    }
+
+    /// The ranges that are asked for.
+    pub(crate) fn ranges(&self) -> &[GpaRange] {
+        self.pending.as_ref().map_or(&[], |pending| &pending.ranges)
+    }
+
+    /// The question while it is open.
+    pub(crate) fn open_question(&self, now: Instant) -> Option<PendingReturn> {
+        self.pending.as_ref()?.view(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memtide_units::Pfn;
+
+    const GRACE: Duration = Duration::from_secs(60);
+
+    fn at(ms: u64) -> Instant {
+        Instant::from_millis(ms)
+    }
+
+    fn wanted(ticket: u32, pfn: u32) -> ReturnRequest {
+        let ranges = vec![GpaRange::of_pfn(Pfn(pfn))];
+        ReturnRequest { ticket, urgency: Urgency::Pressure, ranges }
+    }
+
+    /// Asks above the minimum; the answer and the names of the events.
+    fn ask(gate: &mut Gate, wanted: &ReturnRequest, now: Instant) -> (Say, Vec<String>) {
+        let mut events = Vec::new();
+        let say = gate.ask(wanted, Floor::Above, now, &mut events);
+        let name = |event: &Event| match event {
+            Event::ReturnAsked(pending) => format!("asked {}", pending.ticket),
+            Event::ReturnCancelled { ticket } => format!("cancelled {ticket}"),
+            other => panic!("the gate does not say {other:?}"),
+        };
+        (say, events.iter().map(name).collect())
+    }
+
+    const ASKING: Say = Say::Wait(HoldReason::Asking);
+
+    #[test]
+    fn a_question_is_told_once_and_its_answer_once() {
+        let mut gate = Gate::new(LocalRule::Grant, GRACE);
+        gate.controller_attached();
+        assert_eq!(ask(&mut gate, &wanted(7, 1), at(0)), (ASKING, vec!["asked 7".into()]));
+        assert_eq!(ask(&mut gate, &wanted(7, 1), at(250)), (ASKING, vec![]));
+        assert_eq!(gate.open_question(at(400)).unwrap().waited, Duration::from_millis(400));
+        gate.decide(7, Decision::Hold(HoldReason::HostBudget)).unwrap();
+        assert_eq!(ask(&mut gate, &wanted(7, 1), at(500)).0, Say::Wait(HoldReason::HostBudget));
+        gate.decide(7, Decision::Grant).unwrap();
+        assert_eq!(ask(&mut gate, &wanted(7, 1), at(750)).0, Say::Grant(GrantedBy::Controller));
+        assert_eq!(gate.decide(7, Decision::Grant), Err(NoSuchTicket(7)));
+    }
+
+    #[test]
+    fn another_urgency_or_range_is_another_question() {
+        let mut gate = Gate::new(LocalRule::Grant, GRACE);
+        gate.controller_attached();
+        ask(&mut gate, &wanted(7, 1), at(0));
+        gate.decide(7, Decision::Hold(HoldReason::VmLimit)).unwrap();
+        let urgent = ReturnRequest { urgency: Urgency::Emergency, ..wanted(7, 1) };
+        assert_eq!(ask(&mut gate, &urgent, at(10)), (ASKING, vec!["asked 7".into()]));
+        // A grant was for what had been asked, not for whatever the ticket names later.
+        gate.decide(7, Decision::Grant).unwrap();
+        assert_eq!(ask(&mut gate, &wanted(7, 2), at(20)), (ASKING, vec!["asked 7".into()]));
+        let events = vec!["cancelled 7".into(), "asked 8".into()];
+        assert_eq!(ask(&mut gate, &wanted(8, 2), at(30)), (ASKING, events));
+    }
+
+    #[test]
+    fn a_denied_ticket_is_told_and_gone() {
+        let mut gate = Gate::new(LocalRule::Grant, GRACE);
+        gate.controller_attached();
+        ask(&mut gate, &wanted(1, 1), at(0));
+        gate.decide(1, Decision::Deny(HoldReason::VmLimit)).unwrap();
+        assert_eq!(ask(&mut gate, &wanted(1, 1), at(1)), (Say::Deny(HoldReason::VmLimit), vec![]));
+        assert_eq!(gate.ticket(), None);
+    }
+
+    #[test]
+    fn without_a_controller_the_local_rule_decides() {
+        let mut grants = Gate::new(LocalRule::Grant, GRACE);
+        let granted = (Say::Grant(GrantedBy::LocalRule), vec![]);
+        assert_eq!(ask(&mut grants, &wanted(1, 1), at(0)), granted);
+        let mut holds = Gate::new(LocalRule::Hold, GRACE);
+        assert_eq!(ask(&mut holds, &wanted(1, 1), at(0)), (ASKING, vec!["asked 1".into()]));
+        assert_eq!(ask(&mut holds, &wanted(1, 1), at(1_000_000)), (ASKING, vec![]));
+    }
+
+    #[test]
+    fn a_controller_that_left_is_waited_for_and_then_not() {
+        let mut gate = Gate::new(LocalRule::Grant, GRACE);
+        gate.controller_attached();
+        ask(&mut gate, &wanted(3, 1), at(0));
+        gate.decide(3, Decision::Hold(HoldReason::HostBudget)).unwrap();
+        gate.controller_left(at(1000));
+        assert_eq!(ask(&mut gate, &wanted(3, 1), at(60_999)), (ASKING, vec![]));
+        let granted = (Say::Grant(GrantedBy::LocalRule), vec![]);
+        assert_eq!(ask(&mut gate, &wanted(3, 1), at(61_000)), granted);
+    }
+
+    #[test]
+    fn a_grant_outlives_its_controller() {
+        let mut gate = Gate::new(LocalRule::Hold, GRACE);
+        gate.controller_attached();
+        ask(&mut gate, &wanted(3, 1), at(0));
+        gate.decide(3, Decision::Grant).unwrap();
+        gate.controller_left(at(1));
+        assert_eq!(ask(&mut gate, &wanted(3, 1), at(2)).0, Say::Grant(GrantedBy::Controller));
+    }
+
+    #[test]
+    fn the_guaranteed_minimum_asks_nobody() {
+        let mut gate = Gate::new(LocalRule::Hold, GRACE);
+        gate.controller_attached();
+        let mut events = Vec::new();
+        let say = gate.ask(&wanted(1, 1), Floor::WithinMinimum, at(0), &mut events);
+        assert_eq!((say, events), (Say::Grant(GrantedBy::Minimum), vec![]));
+    }
+}

@@ -1,0 +1,114 @@
+//! When a stock driver may be told that the configuration changed.
+//!
+//! It learns a new `num_pages` only through the vhost-user message `CONFIG_CHANGE_MSG`, and QEMU
+//! 11.1 dies of a null pointer when that message reaches a device that is not started
+//! (`vub_config_notifier`). The message can also cross a stop that is on its way. So it is sent
+//! seldom, only to a device that has run for a while, and never by reflex.
+
+use std::time::Duration;
+
+use memtide_units::Instant;
+
+/// How long a device must have run: past the probe of the driver, which resets and starts the
+/// device once or twice and reads the configuration by itself.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// Messages are at least this far apart; changes between them are told by the next.
+const APART: Duration = Duration::from_millis(500);
+
+/// Decides when the message goes out; sending is somebody else's.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ConfigNotifier {
+    started: Option<Instant>,
+    sent: Option<Instant>,
+    pending: bool,
+}
+
+impl ConfigNotifier {
+    /// A stock driver's rings run from now on.
+    pub fn started(&mut self, now: Instant) {
+        self.started.get_or_insert(now);
+    }
+
+    /// They do not run any more. What was to be told is forgotten: the next driver reads the
+    /// configuration when it starts.
+    pub fn stopped(&mut self) {
+        *self = Self { sent: self.sent, ..Self::default() };
+    }
+
+    /// The configuration has changed.
+    pub fn changed(&mut self) {
+        self.pending = self.started.is_some();
+    }
+
+    /// When the message may go out; `None` where there is nothing to tell.
+    pub fn due(&self) -> Option<Instant> {
+        let settled = self.started? + SETTLED;
+        let apart = self.sent.map_or(settled, |sent| sent + APART);
+        self.pending.then(|| settled.max(apart))
+    }
+
+    /// True where the message is to be sent now; it counts as sent then.
+    pub fn take(&mut self, now: Instant) -> bool {
+        let due = self.due().is_some_and(|due| due <= now);
+        if due {
+            self.pending = false;
+            self.sent = Some(now);
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(ms: u64) -> Instant {
+        Instant::from_millis(ms)
+    }
+
+    #[test]
+    fn a_change_waits_until_the_device_has_settled() {
+        let mut notifier = ConfigNotifier::default();
+        notifier.started(at(100));
+        notifier.changed();
+        assert!(!notifier.take(at(1099)));
+        assert_eq!(notifier.due(), Some(at(1100)));
+        assert!(notifier.take(at(1100)));
+        assert!(!notifier.take(at(5000)), "one change is one message");
+    }
+
+    #[test]
+    fn a_stopped_device_is_never_told() {
+        let mut notifier = ConfigNotifier::default();
+        notifier.changed();
+        assert_eq!(notifier.due(), None);
+        notifier.started(at(0));
+        assert!(!notifier.take(at(5000)), "the driver has read it at its start");
+        notifier.changed();
+        notifier.stopped();
+        assert!(!notifier.take(at(9000)));
+    }
+
+    proptest! {
+        #[test]
+        fn messages_are_apart_and_far_from_a_start(steps in prop::collection::vec((0_u64..400, 0_u8..4), 0..200)) {
+            let mut notifier = ConfigNotifier::default();
+            let (mut now, mut started, mut sent) = (0, None, None);
+            for (wait, what) in steps {
+                now += wait;
+                match what {
+                    0 => { notifier.started(at(now)); started = started.or(Some(now)); }
+                    1 => { notifier.stopped(); started = None; }
+                    _ => notifier.changed(),
+                }
+                if notifier.take(at(now)) {
+                    prop_assert!(started.is_some_and(|start| now >= start + 1000));
+                    prop_assert!(sent.is_none_or(|last| now >= last + 500));
+                    sent = Some(now);
+                }
+            }
+        }
+    }
+}

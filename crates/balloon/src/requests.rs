@@ -1,0 +1,288 @@
+//! What the agent asks for, and when it gets it.
+
+use std::time::Duration;
+
+use memtide_units::{BlockSize, ByteSize, GpaRange, Instant};
+use memtide_wire::block::{
+    Hello, HoldReason, RANGES_MAX, RefuseReason, Request, ReturnRequest, Telemetry, Verdict,
+};
+
+use crate::device::Balloon;
+use crate::event::{Event, GrantedBy};
+use crate::gate::{Floor, Say};
+use crate::range_set::RangeSet;
+use crate::reclaim::{Reclaim, ReclaimFailed};
+use crate::ring::Moment;
+
+/// When to ask again for a return that nobody has decided on. A decision rings the doorbell before
+/// that, so this is for doorbells that were lost or cannot be heard.
+const RETRY_ASKING_MS: u32 = 250;
+
+/// When to ask again for a return that was held for a reason.
+const RETRY_HELD_MS: u32 = 1000;
+
+/// Telemetry is passed on this often at most, however often an agent sends it.
+const TELEMETRY_APART: Duration = Duration::from_secs(1);
+
+/// The part of a response that depends on the request.
+pub(crate) struct Answer {
+    pub(crate) verdict: Verdict,
+    pub(crate) bytes: ByteSize,
+    pub(crate) retry_ms: u32,
+}
+
+impl Answer {
+    pub(crate) fn plain(verdict: Verdict) -> Self {
+        Self { verdict, bytes: ByteSize::ZERO, retry_ms: 0 }
+    }
+
+    fn ok(bytes: ByteSize) -> Self {
+        Self { bytes, ..Self::plain(Verdict::Ok) }
+    }
+}
+
+/// Why a request is not carried out: the reason that the agent learns, and a detail for the log.
+pub(crate) struct Refusal {
+    pub(crate) reason: RefuseReason,
+    pub(crate) detail: String,
+}
+
+fn refused<T>(reason: RefuseReason, detail: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal { reason, detail: detail.into() })
+}
+
+impl Balloon {
+    pub(crate) fn act<R: Reclaim>(
+        &mut self,
+        request: &Request,
+        moment: &mut Moment<'_, R>,
+    ) -> Result<Answer, Refusal> {
+        if let Request::Hello(hello) = request {
+            return self.on_hello(hello, moment);
+        }
+        let block = self.greeted_block_size()?;
+        match request {
+            // Answered above.
+            Request::Hello(_) => Ok(Answer::plain(Verdict::Ok)),
+            Request::Steal(ranges) => self.on_steal(ranges, block, moment),
+            Request::Return(wanted) => self.on_return(wanted, block, moment.now),
+            Request::Cancel { ticket } => Ok(self.on_cancel(*ticket)),
+            Request::Taken(ranges) => self.on_taken(ranges, block),
+            Request::Telemetry(telemetry) => Ok(self.on_telemetry(telemetry, moment.now)),
+            Request::Goodbye => Ok(self.on_goodbye()),
+        }
+    }
+
+    /// The block size of the agent's hello, if that is of the present epoch.
+    fn greeted_block_size(&self) -> Result<BlockSize, Refusal> {
+        let epoch = self.hello_epoch();
+        match &self.agent {
+            Some(hello) if hello.epoch == epoch => Ok(hello.block_size),
+            _ => refused(RefuseReason::NoHello, format!("the epoch is {epoch}")),
+        }
+    }
+
+    /// The stolen map becomes what the agent says it is: the guest's kernel is the only one who
+    /// knows which blocks are offline. All of it is reclaimed once more. Most of it is holes
+    /// already, which costs microseconds; but an agent may have been killed between taking a block
+    /// offline and reporting it, and a block may have been online, and filled, while no agent ran.
+    ///
+    /// A block that the host then fails to drop is stolen nevertheless; it costs memory, no more,
+    /// and refusing the hello would leave the guest without its agent.
+    fn on_hello<R: Reclaim>(
+        &mut self,
+        hello: &Hello,
+        moment: &mut Moment<'_, R>,
+    ) -> Result<Answer, Refusal> {
+        let epoch = self.hello_epoch();
+        if hello.epoch != epoch {
+            let detail = format!("the hello is of epoch {}, the device's is {epoch}", hello.epoch);
+            return refused(RefuseReason::NoHello, detail);
+        }
+        let map = self.checked_blocks(&hello.stolen, hello.block_size)?;
+        self.check_inside_memory(&hello.stolen)?;
+        let mut reclaimed = ByteSize::ZERO;
+        for range in map.iter() {
+            match self.reclaim_blocks(range, moment) {
+                Ok(bytes) => reclaimed += bytes,
+                Err(error) => self.reclaim_failed(&error, moment.now),
+            }
+        }
+        self.forget_agent();
+        self.stolen = map;
+        self.agent = Some(hello.clone());
+        self.note_driver();
+        self.events.push(Event::Hello(hello.clone()));
+        Ok(Answer::ok(reclaimed))
+    }
+
+    /// Drops the blocks, then writes them down, then answers. A block that is stolen already is
+    /// dropped again: an agent that lost an answer may ask twice.
+    fn on_steal<R: Reclaim>(
+        &mut self,
+        ranges: &[GpaRange],
+        block: BlockSize,
+        moment: &mut Moment<'_, R>,
+    ) -> Result<Answer, Refusal> {
+        self.checked_blocks(ranges, block)?;
+        self.check_inside_memory(ranges)?;
+        let mut after = self.stolen.clone();
+        ranges.iter().for_each(|range| after.insert(*range));
+        check_count(&after)?;
+        let mut reclaimed = ByteSize::ZERO;
+        for range in ranges {
+            reclaimed += self.reclaim_blocks(*range, moment).or_else(|error| {
+                self.counters.punch_errors += 1;
+                refused(RefuseReason::ReclaimFailed, error.to_string())
+            })?;
+        }
+        self.counters.stolen += after.total() - self.stolen.total();
+        self.stolen = after;
+        self.events.push(Event::Stolen { ranges: ranges.to_vec(), stolen: self.stolen.total() });
+        Ok(Answer::ok(reclaimed))
+    }
+
+    /// Grants a return, or says that it has to wait.
+    fn on_return(
+        &mut self,
+        wanted: &ReturnRequest,
+        block: BlockSize,
+        now: Instant,
+    ) -> Result<Answer, Refusal> {
+        let asked = self.checked_blocks(&wanted.ranges, block)?.total();
+        if wanted.ranges.is_empty() {
+            return refused(RefuseReason::Malformed, "a return names no blocks");
+        }
+        if let Some(range) = wanted.ranges.iter().find(|range| !self.stolen.contains(**range)) {
+            return refused(RefuseReason::NotStolen, range.to_string());
+        }
+        let mut after = self.stolen.clone();
+        wanted.ranges.iter().for_each(|range| _ = after.remove(*range));
+        check_count(&after)?;
+        if self.gate.ticket() != Some(wanted.ticket) {
+            self.counters.returns_asked += 1;
+        }
+        match self.gate.ask(wanted, self.floor_after(asked), now, &mut self.events) {
+            Say::Grant(by) => Ok(self.grant(wanted, after, by)),
+            Say::Wait(reason) => Ok(self.held(reason)),
+            Say::Deny(reason) => Ok(Answer::plain(Verdict::Denied(reason))),
+        }
+    }
+
+    /// Would the guest hold no more than its guarantee with `asked` more?
+    fn floor_after(&self, asked: ByteSize) -> Floor {
+        let held = self.memory.total() - self.stolen.total();
+        if held + asked <= self.min() { Floor::WithinMinimum } else { Floor::Above }
+    }
+
+    fn grant(&mut self, wanted: &ReturnRequest, after: RangeSet, by: GrantedBy) -> Answer {
+        let bytes = self.stolen.total() - after.total();
+        self.stolen = after;
+        self.counters.returned += bytes;
+        self.counters.returns_granted += 1;
+        self.events.push(Event::Returned {
+            ticket: wanted.ticket,
+            ranges: wanted.ranges.clone(),
+            by,
+            stolen: self.stolen.total(),
+        });
+        Answer::ok(bytes)
+    }
+
+    fn held(&self, reason: HoldReason) -> Answer {
+        let retry_ms = match reason {
+            HoldReason::Asking => RETRY_ASKING_MS,
+            _ => RETRY_HELD_MS,
+        };
+        Answer { retry_ms, ..Answer::plain(Verdict::Held(reason)) }
+    }
+
+    fn on_cancel(&mut self, ticket: u32) -> Answer {
+        if self.gate.ticket() == Some(ticket) {
+            self.gate.cancel();
+            self.events.push(Event::ReturnCancelled { ticket });
+        }
+        Answer::plain(Verdict::Ok)
+    }
+
+    /// The blocks are online again, whatever anybody says. Parts that were not stolen are no news.
+    fn on_taken(&mut self, ranges: &[GpaRange], block: BlockSize) -> Result<Answer, Refusal> {
+        self.checked_blocks(ranges, block)?;
+        let mut after = self.stolen.clone();
+        let taken: ByteSize = ranges.iter().map(|range| after.remove(*range)).sum();
+        check_count(&after)?;
+        self.stolen = after;
+        self.counters.taken += taken;
+        let asked = self.gate.ranges().iter().all(|range| self.stolen.contains(*range));
+        if let Some(ticket) = self.gate.ticket().filter(|_| !asked) {
+            self.on_cancel(ticket);
+        }
+        self.events.push(Event::Taken { ranges: ranges.to_vec(), stolen: self.stolen.total() });
+        Ok(Answer::ok(taken))
+    }
+
+    fn on_telemetry(&mut self, telemetry: &Telemetry, now: Instant) -> Answer {
+        self.telemetry = Some(telemetry.clone());
+        if self.telemetry_told.is_none_or(|told| now.since(told) >= TELEMETRY_APART) {
+            self.telemetry_told = Some(now);
+            self.events.push(Event::Telemetry(telemetry.clone()));
+        }
+        Answer::plain(Verdict::Ok)
+    }
+
+    fn on_goodbye(&mut self) -> Answer {
+        self.forget_agent();
+        self.note_driver();
+        Answer::plain(Verdict::Ok)
+    }
+
+    /// Whole blocks, each named once. They come back as a set, which has no more ranges than a
+    /// hello can carry.
+    fn checked_blocks(&self, ranges: &[GpaRange], block: BlockSize) -> Result<RangeSet, Refusal> {
+        let mut set = RangeSet::default();
+        for range in ranges {
+            if !range.is_aligned_to(block.size()) {
+                let detail = format!("{range} is not made of blocks of {}", block.size());
+                return refused(RefuseReason::Misaligned, detail);
+            }
+            if set.overlaps(*range) {
+                return refused(RefuseReason::Overlap, range.to_string());
+            }
+            set.insert(*range);
+        }
+        Ok(set)
+    }
+
+    fn check_inside_memory(&self, ranges: &[GpaRange]) -> Result<(), Refusal> {
+        match ranges.iter().find(|range| !self.memory.contains(**range)) {
+            Some(range) => refused(RefuseReason::OutsideMemory, range.to_string()),
+            None => Ok(()),
+        }
+    }
+
+    fn reclaim_blocks<R: Reclaim>(
+        &mut self,
+        range: GpaRange,
+        moment: &mut Moment<'_, R>,
+    ) -> Result<ByteSize, ReclaimFailed> {
+        let reclaimed = moment.host.reclaim(range)?;
+        self.counters.count_reclaim(reclaimed);
+        Ok(reclaimed.bytes)
+    }
+
+    /// Counts a failure that has nobody to be told to, and logs it.
+    pub(crate) fn reclaim_failed(&mut self, error: &ReclaimFailed, now: Instant) {
+        self.counters.punch_errors += 1;
+        self.refuse(RefuseReason::ReclaimFailed.name(), now, || error.to_string());
+    }
+}
+
+/// The map must fit the next hello; it would otherwise be one that no agent could ever repeat, and
+/// a guest that fragments it could make the host hold a map of any size.
+fn check_count(map: &RangeSet) -> Result<(), Refusal> {
+    if map.len() > RANGES_MAX {
+        let detail = format!("the map would have {} ranges", map.len());
+        return refused(RefuseReason::TooManyRanges, detail);
+    }
+    Ok(())
+}

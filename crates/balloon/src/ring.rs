@@ -1,0 +1,201 @@
+//! One pass over a virtqueue: every chain is carried out and answered before the next is taken.
+//!
+//! Nothing is left in flight between two passes, save the one statistics buffer that the standard
+//! has the device keep. That is what makes stopping a ring safe: whoever stops it between passes
+//! knows that no write to guest memory and no punch can come after.
+
+use std::sync::atomic::Ordering;
+
+use memtide_units::{ByteSize, Instant};
+use memtide_wire::features::QueueRole;
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
+
+use crate::chain::{Chain, ChainError};
+use crate::device::Balloon;
+use crate::reclaim::Reclaim;
+
+/// Bytes that one pass reclaims before others get their turn: 20 to 40 ms of punching 4 KiB pages
+/// that are all there, which is how long a VMM that stops the ring waits with its big lock held.
+const PASS_BYTES_MAX: ByteSize = ByteSize::from_mib(256);
+
+/// A virtqueue and the memory that it lies in.
+pub struct Ring<'a, M> {
+    /// The queue's position and addresses.
+    pub queue: &'a mut Queue,
+    /// Guest memory.
+    pub memory: &'a M,
+}
+
+/// When something is done, and whose backing it is done to.
+pub struct Moment<'a, R> {
+    /// Now.
+    pub now: Instant,
+    /// The host.
+    pub host: &'a mut R,
+}
+
+/// What a pass did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pass {
+    /// Chains that were answered.
+    pub answered: u32,
+    /// Whether the driver wants to be told so.
+    pub interrupt: Interrupt,
+    /// Whether chains were left for the next pass.
+    pub left: Left,
+}
+
+/// Does the driver want an interrupt?
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Interrupt {
+    /// Yes.
+    Wanted,
+    /// No, or nothing has happened.
+    #[default]
+    NotWanted,
+}
+
+/// Is there more to do?
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Left {
+    /// The ring is empty; a kick tells of more.
+    #[default]
+    Nothing,
+    /// The pass had done its share: start another one soon.
+    More,
+}
+
+/// The ring itself is not usable: its indices make no sense or it does not lie in memory.
+#[derive(Debug, thiserror::Error)]
+#[error("the ring is not usable until the driver sets it up anew: {0}")]
+pub struct RingError(#[from] virtio_queue::Error);
+
+impl Balloon {
+    /// Carries out what is in the ring, up to a share that keeps others from starving.
+    ///
+    /// A chain that makes no sense is answered with nothing and counted; the driver gets its
+    /// buffers back and goes on.
+    ///
+    /// # Errors
+    /// [`RingError`] where the ring's own structures make no sense. It is not touched again then,
+    /// unless the driver sets it up anew.
+    pub fn process<M: GuestMemory, R: Reclaim>(
+        &mut self,
+        role: QueueRole,
+        ring: &mut Ring<'_, M>,
+        moment: &mut Moment<'_, R>,
+    ) -> Result<Pass, RingError> {
+        let mut pass = Pass::default();
+        let (mut taken, mut reclaimed) = (0, ByteSize::ZERO);
+        loop {
+            if taken >= ring.queue.size() || reclaimed >= PASS_BYTES_MAX {
+                pass.left = Left::More;
+                break;
+            }
+            let Some(chain) = next_chain(ring)? else {
+                // Between the look and this a driver may have added one without a kick.
+                if ring.queue.enable_notification(ring.memory)? {
+                    continue;
+                }
+                break;
+            };
+            let before = ring.queue.next_used();
+            reclaimed += self.answer_chain(role, chain, ring, moment)?;
+            taken += 1;
+            pass.answered += u32::from(ring.queue.next_used().wrapping_sub(before));
+        }
+        if pass.answered > 0 {
+            pass.interrupt = interrupt_wanted(ring)?;
+        }
+        Ok(pass)
+    }
+
+    /// Carries one chain out and answers it; says how much was reclaimed.
+    fn answer_chain<M: GuestMemory, R: Reclaim>(
+        &mut self,
+        role: QueueRole,
+        descriptors: DescriptorChain<&M>,
+        ring: &mut Ring<'_, M>,
+        moment: &mut Moment<'_, R>,
+    ) -> Result<ByteSize, RingError> {
+        let head = descriptors.head_index();
+        let done = Chain::collect(descriptors)
+            .and_then(|chain| self.carry_out(role, &chain, ring.memory, moment));
+        let done = done.unwrap_or_else(|error| {
+            self.refuse(error.name(), moment.now, || format!("on the {role:?} queue: {error}"));
+            Done::default()
+        });
+        if role == QueueRole::Stats {
+            self.park_stats(head, ring)?;
+        } else {
+            ring.queue.add_used(ring.memory, head, done.written)?;
+        }
+        Ok(done.reclaimed)
+    }
+
+    fn carry_out<M: GuestMemory, R: Reclaim>(
+        &mut self,
+        role: QueueRole,
+        chain: &Chain,
+        memory: &M,
+        moment: &mut Moment<'_, R>,
+    ) -> Result<Done, ChainError> {
+        let reclaimed = match role {
+            QueueRole::Inflate => self.inflate(chain, memory, moment)?,
+            QueueRole::Deflate => self.deflate(chain),
+            QueueRole::Stats => self.read_stats(chain, memory)?,
+            QueueRole::Reporting => self.report(chain, moment),
+            // Never offered; a driver that uses it nevertheless gets its buffers back.
+            QueueRole::Hinting => ByteSize::ZERO,
+            QueueRole::Block => return self.serve_block_queue(chain, memory, moment),
+        };
+        Ok(Done { written: 0, reclaimed })
+    }
+}
+
+/// What became of one chain.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Done {
+    /// Bytes written into its writable buffers.
+    pub(crate) written: u32,
+    /// Bytes reclaimed by it.
+    pub(crate) reclaimed: ByteSize,
+}
+
+/// The next chain, if there is one. An index that claims more chains than the ring holds is an
+/// error, as is an entry that cannot be read: both would otherwise be looked at for ever.
+fn next_chain<'m, M: GuestMemory>(
+    ring: &mut Ring<'m, M>,
+) -> Result<Option<DescriptorChain<&'m M>>, RingError> {
+    let memory = ring.memory;
+    if let Some(chain) = ring.queue.iter(memory)?.next() {
+        return Ok(Some(chain));
+    }
+    let available = ring.queue.avail_idx(memory, Ordering::Acquire)?;
+    if available.0 == ring.queue.next_avail() {
+        return Ok(None);
+    }
+    // It came after the first look, or it is not readable.
+    match ring.queue.iter(memory)?.next() {
+        Some(chain) => Ok(Some(chain)),
+        None => Err(RingError(virtio_queue::Error::InvalidAvailRingIndex)),
+    }
+}
+
+/// Asks the driver whether it wants an interrupt for what has been answered since the last time.
+pub(crate) fn interrupt_wanted<M: GuestMemory>(
+    ring: &mut Ring<'_, M>,
+) -> Result<Interrupt, RingError> {
+    let by_index = ring.queue.needs_notification(ring.memory)?;
+    // Without event indices the crate always says yes; the driver's flag says better. An agent that
+    // polls sets it.
+    let flags: u16 = ring
+        .memory
+        .load(GuestAddress(ring.queue.avail_ring()), Ordering::Relaxed)
+        .map_err(virtio_queue::Error::GuestMemory)?;
+    let by_flag = u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0;
+    let wanted = if ring.queue.event_idx_enabled() { by_index } else { by_flag };
+    Ok(if wanted { Interrupt::Wanted } else { Interrupt::NotWanted })
+}

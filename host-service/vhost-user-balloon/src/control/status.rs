@@ -1,0 +1,51 @@
+//! The answer to "how are you?".
+
+use memtide_api::device::{DeviceStatus, MemoryRegion};
+use memtide_balloon::Balloon;
+use memtide_hostmem::Regions;
+use memtide_units::{ByteSize, Instant};
+use memtide_wire::stats::Stat;
+
+use super::translate;
+
+/// Everything that the device knows, with what is resident now. `regions` is the memory of the VMM
+/// that is connected, if one is.
+pub(super) fn status(balloon: &Balloon, regions: Option<&Regions>, now: Instant) -> DeviceStatus {
+    DeviceStatus {
+        pid: std::process::id(),
+        vmm_connected: regions.is_some(),
+        driver: translate::driver(balloon.driver()),
+        features: balloon.features(),
+        memory: regions.map(memory).unwrap_or_default(),
+        resident: regions.map(resident).unwrap_or_default(),
+        target: balloon.target(),
+        actual: balloon.actual(),
+        min: balloon.min(),
+        stolen: balloon.stolen().iter().collect(),
+        hello: balloon.hello().map(translate::hello),
+        pending: balloon.pending(now).map(translate::pending),
+        telemetry: balloon.telemetry().map(translate::telemetry),
+        stats: balloon.statistics().iter().map(|stat| (name(*stat), stat.value)).collect(),
+        counters: translate::counters(balloon.counters()),
+    }
+}
+
+fn memory(regions: &Regions) -> Vec<MemoryRegion> {
+    let region = |region: &memtide_hostmem::Region| MemoryRegion {
+        range: region.range(),
+        file_offset: region.file_offset(),
+        inode: region.backing().id().inode,
+    };
+    regions.iter().map(region).collect()
+}
+
+fn resident(regions: &Regions) -> ByteSize {
+    regions.residency().unwrap_or_else(|error| {
+        tracing::warn!("the kernel does not tell what is resident: {error}");
+        ByteSize::ZERO
+    })
+}
+
+fn name(stat: Stat) -> String {
+    stat.name().map_or_else(|| format!("tag-{}", stat.tag), str::to_owned)
+}

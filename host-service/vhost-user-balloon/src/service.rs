@@ -1,0 +1,246 @@
+//! The process: one thread that waits for everybody and serves one after the other.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use memtide_api::device::Role;
+use memtide_balloon::{Balloon, Event, Settings};
+use memtide_units::Instant;
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use crate::clock::Clock;
+use crate::control::{ClientId, Control, Gone};
+use crate::log;
+use crate::sockets::{BoundSocket, ListenError};
+use crate::vhost::{Connection, Session, StreamError};
+
+/// Where the VMM comes from.
+#[derive(Debug)]
+pub enum VmmSource {
+    /// It connects to a socket at this path, again after each time it leaves.
+    Listen(PathBuf),
+    /// It is connected already; when it leaves, the process ends.
+    Connected(UnixStream),
+}
+
+/// What one device process is started with.
+#[derive(Debug)]
+pub struct Options {
+    /// Where the VMM comes from.
+    pub vmm: VmmSource,
+    /// Where the control socket is; `None` for none.
+    pub control: Option<PathBuf>,
+    /// How the device behaves.
+    pub settings: Settings,
+}
+
+/// Why a device does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A socket cannot be listened on.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The VMM's connection cannot be used.
+    #[error("the connection to the VMM cannot be used: {0}")]
+    Connection(#[from] io::Error),
+}
+
+/// A device and all who talk to it.
+#[derive(Debug)]
+pub struct Service {
+    clock: Clock,
+    listener: Option<BoundSocket>,
+    pub(crate) balloon: Balloon,
+    pub(crate) session: Option<Session>,
+    pub(crate) control: Control,
+}
+
+/// Who has something to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Stop,
+    VmmListener,
+    Vmm,
+    Kick(usize),
+    ControlListener,
+    Client(ClientId),
+}
+
+/// Does the process go on?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Go,
+    End,
+}
+
+impl Service {
+    /// Opens the sockets.
+    ///
+    /// # Errors
+    /// [`StartError`] names the socket and what to do.
+    pub fn start(options: Options) -> Result<Self, StartError> {
+        let clock = Clock::start();
+        let now = clock.now();
+        let (listener, session) = match options.vmm {
+            VmmSource::Listen(path) => (Some(BoundSocket::bind(&path)?), None),
+            VmmSource::Connected(stream) => (None, Some(Session::new(stream, now)?)),
+        };
+        let control = options.control.map(|path| BoundSocket::bind(&path)).transpose()?;
+        let balloon = Balloon::new(options.settings, now);
+        Ok(Self { clock, listener, balloon, session, control: Control::new(control) })
+    }
+
+    /// Serves until `stop` has something to read, or, where the VMM was connected from the start,
+    /// until it leaves.
+    ///
+    /// # Errors
+    /// Of `poll(2)`: none in practice.
+    pub fn run(mut self, stop: &impl AsFd) -> io::Result<()> {
+        while self.turn(stop.as_fd())? == Next::Go {}
+        Ok(())
+    }
+
+    fn turn(&mut self, stop: BorrowedFd<'_>) -> io::Result<Next> {
+        let ready = self.wait(stop)?;
+        let now = self.clock.now();
+        for token in ready {
+            match token {
+                Token::Stop => return Ok(Next::End),
+                Token::VmmListener => self.accept_vmm(now),
+                Token::Vmm => self.receive(now),
+                Token::Kick(index) => {
+                    if let Some(session) = &mut self.session {
+                        session.kicked(index);
+                    }
+                }
+                Token::ControlListener => self.control.accept(),
+                Token::Client(id) => {
+                    if let Err(gone) = self.serve_client(id, now) {
+                        self.drop_client(id, &gone, now);
+                    }
+                }
+            }
+        }
+        self.work(now);
+        self.tell(now);
+        let ends = self.session.is_none() && self.listener.is_none();
+        Ok(if ends { Next::End } else { Next::Go })
+    }
+
+    /// Waits until somebody is ready or something is due. The order is the order of service: a VMM
+    /// that stops its rings comes before the work on them, and one that leaves before the next.
+    fn wait(&self, stop: BorrowedFd<'_>) -> io::Result<Vec<Token>> {
+        let mut tokens = vec![Token::Stop];
+        let mut fds = vec![PollFd::from_borrowed_fd(stop, PollFlags::IN)];
+        let mut add = |token, fd, flags| {
+            tokens.push(token);
+            fds.push(PollFd::from_borrowed_fd(fd, flags));
+        };
+        if let Some(session) = &self.session {
+            add(Token::Vmm, session.socket(), PollFlags::IN);
+            session.kicks().for_each(|(index, fd)| add(Token::Kick(index), fd, PollFlags::IN));
+        }
+        if let Some(listener) = &self.listener {
+            add(Token::VmmListener, listener.as_fd(), PollFlags::IN);
+        }
+        if let Some(listener) = self.control.listener() {
+            add(Token::ControlListener, listener, PollFlags::IN);
+        }
+        for (id, fd, has_output) in self.control.clients() {
+            let flags = if has_output { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+            add(Token::Client(id), fd, flags);
+        }
+        let timeout = self.time_left().map(timespec);
+        match rustix::event::poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let ready = tokens.into_iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
+        Ok(ready.map(|(token, _)| token).collect())
+    }
+
+    /// Time to the next thing that is due by itself.
+    fn time_left(&self) -> Option<Duration> {
+        let session = self.session.as_ref()?;
+        if session.has_work() {
+            return Some(Duration::ZERO);
+        }
+        let now = self.clock.now();
+        let due = [session.notice_due(), session.statistics_due(&self.balloon, now)];
+        Some(due.into_iter().flatten().min()?.since(now))
+    }
+
+    fn accept_vmm(&mut self, now: Instant) {
+        let accepted = self.listener.as_ref().map_or(Ok(None), BoundSocket::accept);
+        match accepted.and_then(|stream| stream.map(|s| Session::new(s, now)).transpose()) {
+            Ok(Some(_)) if self.session.is_some() => {
+                tracing::warn!("a second VMM is turned away: one is connected");
+            }
+            Ok(Some(session)) => {
+                tracing::info!("a VMM has connected");
+                self.session = Some(session);
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!("a VMM could not be accepted: {error}"),
+        }
+    }
+
+    fn receive(&mut self, now: Instant) {
+        let Some(session) = &mut self.session else { return };
+        match session.receive(&mut self.balloon, now) {
+            Ok(Connection::Open) => {}
+            Ok(Connection::Closed) => self.end_session(None),
+            Err(error) => self.end_session(Some(&error)),
+        }
+    }
+
+    /// Forgets the VMM: its memory is unmapped, its descriptors closed.
+    fn end_session(&mut self, error: Option<&StreamError>) {
+        match error {
+            None => tracing::info!("the VMM has left"),
+            Some(error) => tracing::error!("the connection to the VMM is given up: {error}"),
+        }
+        self.session = None;
+        self.balloon.vmm_left();
+    }
+
+    /// Works on the rings and on what is due.
+    fn work(&mut self, now: Instant) {
+        let Some(session) = &mut self.session else { return };
+        session.work(&mut self.balloon, now);
+        session.ask_statistics(&mut self.balloon, now);
+        if self.balloon.take_look_again() {
+            session.look_again();
+        }
+        session.send_notice(now);
+    }
+
+    /// Tells the log and the clients what has happened.
+    fn tell(&mut self, now: Instant) {
+        for event in self.balloon.take_events() {
+            log::event(&event);
+            self.tell_clients(event, now);
+        }
+    }
+
+    fn tell_clients(&mut self, event: Event, now: Instant) {
+        let Some(event) = crate::control::event(event) else { return };
+        for (id, gone) in self.control.tell(event) {
+            self.drop_client(id, &gone, now);
+        }
+    }
+
+    fn drop_client(&mut self, id: ClientId, gone: &Gone, now: Instant) {
+        if self.control.remove(id, gone) == Some(Role::Controller) {
+            tracing::info!("the controller has left");
+            self.balloon.controller_left(now);
+        }
+    }
+}
+
+fn timespec(wait: Duration) -> Timespec {
+    Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) }
+}

@@ -1,0 +1,126 @@
+//! Maps a region of guest memory. The only unsafe code about memory in this program.
+
+use std::ptr::NonNull;
+
+use memtide_hostmem::Region;
+use memtide_units::ByteSize;
+use rustix::mm::{MapFlags, ProtFlags};
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
+use vm_memory::{GuestAddress, GuestRegionMmap};
+
+/// Why a region could not be mapped.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MapError {
+    #[error("mapping {0} of guest memory failed: {1}")]
+    Mmap(ByteSize, rustix::io::Errno),
+    #[error("guest memory at file offset {0} cannot be mapped: {1}")]
+    Region(ByteSize, MmapRegionError),
+    #[error("guest memory ends past the address space")]
+    TooHigh,
+}
+
+/// A mapping of a file, unmapped when dropped. Only what is touched of it becomes resident, and
+/// this program touches rings and buffers, never what it reclaims.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+impl Mapping {
+    /// Maps the whole units of the file that hold `region`, and returns the mapping with a view on
+    /// just the region. A huge page file can be mapped in whole huge pages only, while a guest's
+    /// first region often ends at 640 KiB.
+    ///
+    /// The view must not be used after the mapping is dropped; [`super::memory::MemoryTable`] keeps
+    /// both together.
+    pub(crate) fn of(region: &Region) -> Result<(Self, GuestRegionMmap), MapError> {
+        let unit = region.backing().unit();
+        let start = region.file_offset().round_down_to(unit);
+        let end = (region.file_offset() + region.range().len()).round_up_to(unit);
+        let mapping = Self::map(region, start, end - start)?;
+        let inset = (region.file_offset() - start).bytes() as usize;
+        let offset = region.file_offset();
+        let builder = MmapRegionBuilder::<()>::new(region.range().len().bytes() as usize);
+        let first = mapping.start.as_ptr().wrapping_add(inset);
+        // SAFETY: the mapping spans `start..end` of the file, the region lies `inset` bytes into it
+        // and ends before `end`, and the mapping lives as long as the view is used.
+        let builder = unsafe { builder.with_raw_mmap_pointer(first) };
+        let view = builder.build().map_err(|e| MapError::Region(offset, e))?;
+        let base = GuestAddress(region.range().start().0);
+        Ok((mapping, GuestRegionMmap::new(view, base).ok_or(MapError::TooHigh)?))
+    }
+
+    fn map(region: &Region, offset: ByteSize, len: ByteSize) -> Result<Self, MapError> {
+        let bytes = len.bytes() as usize;
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        let file = region.backing().file();
+        // SAFETY: the kernel chooses an address that nothing else uses (no hint, no MAP_FIXED), and
+        // what lies there is only ever accessed through vm-memory's volatile reads and writes, as
+        // a guest may write it at any time.
+        let start = unsafe {
+            rustix::mm::mmap(std::ptr::null_mut(), bytes, prot, flags, file, offset.bytes())
+        };
+        let start = start.map_err(|e| MapError::Mmap(len, e))?;
+        let start = NonNull::new(start.cast()).ok_or(MapError::TooHigh)?;
+        Ok(Self { start, len: bytes })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: start and length are what mmap returned, this is the only owner, and the views
+        // on it are gone or never used again (see `of`).
+        let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
+        debug_assert!(unmapped.is_ok(), "munmap takes back what mmap gave");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memtide_hostmem::{RegionSpec, Regions};
+    use memtide_units::{Gpa, GpaRange};
+    use rustix::fs::{FallocateFlags, MemfdFlags};
+    use vm_memory::{Bytes, GuestMemoryMmap};
+
+    fn range(start: u64, len: u64) -> GpaRange {
+        GpaRange::new(Gpa(start), ByteSize::from_bytes(len)).unwrap()
+    }
+
+    /// Maps `range` of a file that has `len` bytes, and writes through the mapping at its start.
+    fn written_through(flags: MemfdFlags, len: u64, range: GpaRange) -> Option<Vec<u8>> {
+        let fd = rustix::fs::memfd_create("mapping", flags).ok()?;
+        rustix::fs::ftruncate(&fd, len).ok()?;
+        rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, len).ok()?;
+        let spec = RegionSpec {
+            range,
+            fd: fd.try_clone().unwrap(),
+            file_offset: ByteSize::from_bytes(range.start().0),
+        };
+        let regions = Regions::new([spec]).unwrap();
+        let (mapping, view) = Mapping::of(regions.iter().next().unwrap()).unwrap();
+        let memory = GuestMemoryMmap::<()>::from_regions(vec![view]).unwrap();
+        memory.write_slice(b"here", GuestAddress(range.start().0)).unwrap();
+        assert!(memory.write_slice(b"no", GuestAddress(range.end().0 - 1)).is_err());
+        drop((memory, mapping));
+        let mut bytes = vec![0; 4];
+        rustix::io::pread(&fd, &mut bytes, range.start().0).unwrap();
+        Some(bytes)
+    }
+
+    #[test]
+    fn a_region_is_seen_where_it_lies() {
+        let written = written_through(MemfdFlags::CLOEXEC, 4 << 20, range(0xc_0000, 0x1_0000));
+        assert_eq!(written.unwrap(), b"here");
+    }
+
+    #[test]
+    fn a_region_that_starts_inside_a_huge_page_is_mapped() {
+        match written_through(MemfdFlags::HUGETLB, 4 << 20, range(0xc_0000, 0x1_0000)) {
+            Some(written) => assert_eq!(written, b"here"),
+            None => eprintln!("skipped: this host has no huge pages to spare"),
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The vhost-user side: one VMM, its messages, its memory and its rings.
+
+mod eventfd;
+mod mapping;
+mod memory;
+mod message;
+mod protocol;
+mod requests;
+mod session;
+mod vring;
+
+pub(crate) use message::StreamError;
+pub(crate) use session::{Connection, Session};

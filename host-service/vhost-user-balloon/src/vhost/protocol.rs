@@ -1,0 +1,197 @@
+//! Numbers and layouts of the vhost-user protocol (QEMU, docs/interop/vhost-user.rst), as far as a
+//! balloon needs them. All fields are in the host's own byte order, as the protocol has it.
+
+use memtide_balloon::QUEUES;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Bytes of a message's header: request, flags, size of the payload.
+pub(crate) const HEADER_LEN: usize = 12;
+
+/// The protocol's version, the two lowest bits of the flags.
+pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION_MASK: u32 = 0b11;
+
+/// Flag: this is a reply.
+pub(crate) const REPLY: u32 = 1 << 2;
+
+/// Flag: the sender waits for an answer, also where the request has none of its own.
+pub(crate) const NEED_REPLY: u32 = 1 << 3;
+
+/// Largest configuration that is read or written at once. QEMU's largest is 256 bytes; a Cloud
+/// Hypervisor guest can make the VMM ask for up to the 4 KiB of its BAR.
+pub(crate) const CONFIG_MAX: usize = 4096;
+
+/// Largest payload: a configuration and its head. Everything else is far smaller.
+pub(crate) const PAYLOAD_MAX: usize = CONFIG_MAX + size_of::<ConfigHead>();
+
+/// Regions in one memory table (`VHOST_MEMORY_BASELINE_NREGIONS`), and so descriptors that come
+/// with one message.
+pub(crate) const FDS_MAX: usize = 8;
+
+/// Regions that the device takes one by one. Each costs a mapping; 509 is what other back-ends
+/// offer (KVM's slots less three), so a VM that works with them works with this one.
+pub(crate) const MEMORY_SLOTS_MAX: usize = 509;
+
+/// Queue number in the payload of the KICK, CALL and ERR messages, and the flag that no descriptor
+/// comes with it.
+pub(crate) const VRING_INDEX_MASK: u64 = 0xff;
+pub(crate) const VRING_NO_FD: u64 = 1 << 8;
+
+/// Protocol features.
+pub(crate) mod feature {
+    pub(crate) const MQ: u64 = 1 << 0;
+    pub(crate) const REPLY_ACK: u64 = 1 << 3;
+    pub(crate) const BACKEND_REQ: u64 = 1 << 5;
+    pub(crate) const CONFIG: u64 = 1 << 9;
+    pub(crate) const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
+}
+
+/// What this device offers of them. No INFLIGHT_SHMFD: nothing is ever in flight. No RESET_DEVICE
+/// and no STATUS: QEMU's generic device sends neither without being offered it, and a stop of all
+/// rings says the same.
+pub(crate) const PROTOCOL_FEATURES: u64 = feature::MQ
+    | feature::REPLY_ACK
+    | feature::BACKEND_REQ
+    | feature::CONFIG
+    | feature::CONFIGURE_MEM_SLOTS;
+
+/// Number of a request that the device sends to the VMM: the configuration has changed.
+pub(crate) const BACKEND_CONFIG_CHANGE: u32 = 2;
+
+/// A request of the VMM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Request {
+    GetFeatures,
+    SetFeatures,
+    SetOwner,
+    ResetOwner,
+    SetMemTable,
+    SetVringNum,
+    SetVringAddr,
+    SetVringBase,
+    GetVringBase,
+    SetVringKick,
+    SetVringCall,
+    SetVringErr,
+    GetProtocolFeatures,
+    SetProtocolFeatures,
+    GetQueueNum,
+    SetVringEnable,
+    SetBackendReqFd,
+    GetConfig,
+    SetConfig,
+    GetMaxMemSlots,
+    AddMemReg,
+    RemMemReg,
+}
+
+impl Request {
+    pub(crate) fn from_number(number: u32) -> Option<Self> {
+        Some(match number {
+            1 => Self::GetFeatures,
+            2 => Self::SetFeatures,
+            3 => Self::SetOwner,
+            4 => Self::ResetOwner,
+            5 => Self::SetMemTable,
+            8 => Self::SetVringNum,
+            9 => Self::SetVringAddr,
+            10 => Self::SetVringBase,
+            11 => Self::GetVringBase,
+            12 => Self::SetVringKick,
+            13 => Self::SetVringCall,
+            14 => Self::SetVringErr,
+            15 => Self::GetProtocolFeatures,
+            16 => Self::SetProtocolFeatures,
+            17 => Self::GetQueueNum,
+            18 => Self::SetVringEnable,
+            21 => Self::SetBackendReqFd,
+            24 => Self::GetConfig,
+            25 => Self::SetConfig,
+            36 => Self::GetMaxMemSlots,
+            37 => Self::AddMemReg,
+            38 => Self::RemMemReg,
+            _ => return None,
+        })
+    }
+
+    /// Bytes of the reply that this request always has. A VMM that asked for one waits for it, so
+    /// even a request that makes no sense gets this many zeros. A failed GET_CONFIG is answered
+    /// with an empty payload, as the protocol has it.
+    pub(crate) fn reply_len(self) -> Option<usize> {
+        match self {
+            Self::GetFeatures
+            | Self::GetProtocolFeatures
+            | Self::GetQueueNum
+            | Self::GetMaxMemSlots => Some(size_of::<u64>()),
+            Self::GetVringBase => Some(size_of::<VringState>()),
+            Self::GetConfig => Some(0),
+            _ => None,
+        }
+    }
+}
+
+/// Head of every message.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct Header {
+    pub(crate) request: u32,
+    pub(crate) flags: u32,
+    pub(crate) size: u32,
+}
+
+/// A number about one queue.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct VringState {
+    pub(crate) index: u32,
+    pub(crate) num: u32,
+}
+
+/// Where a queue's parts lie, in addresses of the VMM.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct VringAddr {
+    pub(crate) index: u32,
+    pub(crate) flags: u32,
+    pub(crate) descriptors: u64,
+    pub(crate) used: u64,
+    pub(crate) available: u64,
+    pub(crate) log: u64,
+}
+
+/// One region of guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct MemoryRegion {
+    pub(crate) guest_address: u64,
+    pub(crate) size: u64,
+    pub(crate) user_address: u64,
+    pub(crate) mmap_offset: u64,
+}
+
+/// Head of a memory table; the regions follow.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct MemoryHead {
+    pub(crate) regions: u32,
+    pub(crate) padding: u32,
+}
+
+/// One region that is added or removed.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct SingleRegion {
+    pub(crate) padding: u64,
+    pub(crate) region: MemoryRegion,
+}
+
+/// Head of a configuration access; the bytes follow.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct ConfigHead {
+    pub(crate) offset: u32,
+    pub(crate) size: u32,
+    pub(crate) flags: u32,
+}
+
+const _: () = assert!(QUEUES as u64 <= VRING_INDEX_MASK);

@@ -1,0 +1,320 @@
+//! One connection of a VMM, from its first message to its last.
+//!
+//! Everything here happens on one thread, one thing after another: a message is handled, or a ring
+//! is worked on, never both at once. So when GET_VRING_BASE is answered, the last write to that
+//! ring and the last punch for it lie before the answer, and none comes after it. A guest's driver
+//! that is killed relies on this: the VMM stops the rings before the guest goes on.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use memtide_balloon::{
+    BLOCK_QUEUE, Balloon, ConfigNotifier, Interrupt, Left, LogLimiter, Moment, QUEUES, Ring, Rings,
+};
+use memtide_hostmem::Regions;
+use memtide_units::Instant;
+use memtide_wire::features::QueueRole;
+use rustix::net::SendFlags;
+use zerocopy::IntoBytes;
+
+use super::memory::{HostMemory, MemoryTable};
+use super::message::{Message, MessageReader, Received, StreamError, send_reply};
+use super::protocol::{BACKEND_CONFIG_CHANGE, Header, Request, VERSION, feature};
+use super::requests::Rejected;
+use super::vring::{BrokenRing, Vring, Work};
+
+/// A VMM that leaves its replies unread this long is not coming back for them.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Messages that are handled before the rings get their turn.
+const MESSAGES_AT_ONCE: usize = 64;
+
+/// Is the VMM still there?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Connection {
+    Open,
+    Closed,
+}
+
+/// One connection of a VMM.
+#[derive(Debug)]
+pub(crate) struct Session {
+    socket: UnixStream,
+    reader: MessageReader,
+    pub(super) protocol_features: u64,
+    pub(super) table: MemoryTable,
+    pub(super) rings: [Vring; QUEUES],
+    /// Where the VMM hears of changes of the configuration.
+    pub(super) backend_channel: Option<OwnedFd>,
+    notifier: ConfigNotifier,
+    limiter: LogLimiter,
+}
+
+impl Session {
+    /// Begins with nothing negotiated, no memory and no ring.
+    ///
+    /// # Errors
+    /// Of `fcntl` and `setsockopt` on the socket.
+    pub(crate) fn new(socket: UnixStream, now: Instant) -> io::Result<Self> {
+        socket.set_nonblocking(false)?;
+        socket.set_write_timeout(Some(SEND_TIMEOUT))?;
+        Ok(Self {
+            socket,
+            reader: MessageReader::default(),
+            protocol_features: 0,
+            table: MemoryTable::default(),
+            rings: Default::default(),
+            backend_channel: None,
+            notifier: ConfigNotifier::default(),
+            limiter: LogLimiter::new(now),
+        })
+    }
+
+    /// The socket, to wait for messages on.
+    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// The descriptors that kicks arrive on, with the numbers of their rings.
+    pub(crate) fn kicks(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
+        self.rings
+            .iter()
+            .enumerate()
+            .filter_map(|(index, ring)| Some((index, ring.kick_fd()?.as_fd())))
+    }
+
+    /// Guest memory as files.
+    pub(crate) fn regions(&self) -> &Regions {
+        self.table.regions()
+    }
+
+    /// Handles the messages that have arrived, up to a share.
+    ///
+    /// # Errors
+    /// [`StreamError`] where the connection cannot go on. Nothing that a guest can cause does that.
+    pub(crate) fn receive(
+        &mut self,
+        balloon: &mut Balloon,
+        now: Instant,
+    ) -> Result<Connection, StreamError> {
+        for _ in 0..MESSAGES_AT_ONCE {
+            match self.reader.receive(&self.socket)? {
+                Received::Message(message) => self.answer(message, balloon, now)?,
+                Received::NotYet => return Ok(Connection::Open),
+                Received::Closed => return Ok(Connection::Closed),
+            }
+        }
+        Ok(Connection::Open)
+    }
+
+    fn answer(
+        &mut self,
+        message: Message,
+        balloon: &mut Balloon,
+        now: Instant,
+    ) -> Result<(), StreamError> {
+        let number = message.request;
+        let wants_ack = message.needs_reply() && self.protocol_features & feature::REPLY_ACK != 0;
+        let known = Request::from_number(number);
+        let outcome = match known {
+            Some(request) => self.handle(request, message, balloon, now),
+            None => Err(Rejected::Unsupported(number)),
+        };
+        self.note_rings(balloon, now);
+        let reply = match outcome {
+            Ok(Some(payload)) => Some(payload),
+            Ok(None) => wants_ack.then(|| 0_u64.as_bytes().to_vec()),
+            Err(rejected) => {
+                self.log_rejected(&rejected, number, now);
+                let due = known.and_then(Request::reply_len).map(|len| vec![0; len]);
+                due.or_else(|| wants_ack.then(|| 1_u64.as_bytes().to_vec()))
+            }
+        };
+        reply.map_or(Ok(()), |payload| send_reply(&self.socket, number, &payload))
+    }
+
+    fn log_rejected(&mut self, rejected: &Rejected, number: u32, now: Instant) {
+        if let Some(suppressed) = self.limiter.admit(now) {
+            let request = Request::from_number(number);
+            tracing::warn!(
+                number,
+                ?request,
+                suppressed,
+                "a message of the VMM is rejected: {rejected}"
+            );
+        }
+    }
+
+    /// Tells the model which rings run. After every message, since a stop and a start that follow
+    /// each other closely must be seen as two.
+    fn note_rings(&mut self, balloon: &mut Balloon, now: Instant) {
+        let running = if self.rings[BLOCK_QUEUE].is_running() {
+            Rings::WithBlock
+        } else if self.rings.iter().any(Vring::is_running) {
+            Rings::Standard
+        } else {
+            Rings::Stopped
+        };
+        if running != balloon.rings() {
+            balloon.set_rings(running);
+        }
+        match running {
+            Rings::Standard => self.notifier.started(now),
+            Rings::WithBlock | Rings::Stopped => self.notifier.stopped(),
+        }
+    }
+
+    /// A kick has arrived on this ring.
+    pub(crate) fn kicked(&mut self, index: usize) {
+        if let Err(error) = self.rings[index].kicked() {
+            tracing::warn!(
+                ring = index,
+                "the kick descriptor is no eventfd and is dropped: {error}"
+            );
+        }
+    }
+
+    /// Is there a ring to work on?
+    pub(crate) fn has_work(&self) -> bool {
+        self.rings.iter().any(|ring| ring.work == Work::Waiting && ring.is_running())
+    }
+
+    /// Works on every ring that was kicked.
+    pub(crate) fn work(&mut self, balloon: &mut Balloon, now: Instant) {
+        for index in 0..QUEUES {
+            if self.rings[index].work == Work::Waiting {
+                self.work_on(index, balloon, now);
+            }
+        }
+    }
+
+    fn work_on(&mut self, index: usize, balloon: &mut Balloon, now: Instant) {
+        let role = QueueRole::of(index, balloon.features(), BLOCK_QUEUE);
+        let ring = &mut self.rings[index];
+        let Some(role) = role else {
+            // A queue that no feature has: whatever is kicked there stays there.
+            ring.work = Work::None;
+            return;
+        };
+        let Some(queue) = ring.running() else { return };
+        let mut host = HostMemory(self.table.regions());
+        let mut moment = Moment { now, host: &mut host };
+        let memory = self.table.memory();
+        match balloon.process(role, &mut Ring { queue, memory }, &mut moment) {
+            Ok(pass) => {
+                ring.work = if pass.left == Left::More { Work::Waiting } else { Work::None };
+                if pass.interrupt == Interrupt::Wanted {
+                    call(ring, index);
+                }
+            }
+            Err(error) => self.give_up(index, &error, balloon, now),
+        }
+    }
+
+    fn give_up(
+        &mut self,
+        index: usize,
+        error: &dyn std::error::Error,
+        balloon: &mut Balloon,
+        now: Instant,
+    ) {
+        self.untake_statistics(index, balloon);
+        self.rings[index].give_up();
+        balloon.note_bad_ring(now, || format!("queue {index}: {error}"));
+        self.note_rings(balloon, now);
+    }
+
+    /// Before a ring is stopped or set up anew: the one buffer that the device may hold goes back to
+    /// where a ring that starts again finds it.
+    pub(super) fn untake_statistics(&mut self, index: usize, balloon: &mut Balloon) {
+        if statistics_queue(balloon) == Some(index)
+            && let Some(queue) = self.rings[index].queue()
+        {
+            balloon.stats_ring_stopped(queue);
+        }
+    }
+
+    /// Sets a ring up anew after its addresses or guest memory have changed.
+    pub(super) fn rebind(&mut self, index: usize, balloon: &mut Balloon, now: Instant) {
+        self.untake_statistics(index, balloon);
+        let bound = self.rings[index].rebind(&self.table, balloon.features());
+        note_bound(bound, index, balloon, now);
+    }
+
+    /// When the stock driver is to be asked for statistics.
+    pub(crate) fn statistics_due(&self, balloon: &Balloon, now: Instant) -> Option<Instant> {
+        let running = self.rings[statistics_queue(balloon)?].is_running();
+        running.then(|| balloon.stats_due(now)).flatten()
+    }
+
+    /// Asks the stock driver for statistics if it is time to.
+    pub(crate) fn ask_statistics(&mut self, balloon: &mut Balloon, now: Instant) {
+        let Some(index) = statistics_queue(balloon) else { return };
+        let ring = &mut self.rings[index];
+        let Some(queue) = ring.running() else { return };
+        match balloon.ask_stats(&mut Ring { queue, memory: self.table.memory() }, now) {
+            Ok(Interrupt::Wanted) => call(ring, index),
+            Ok(Interrupt::NotWanted) => {}
+            Err(error) => self.give_up(index, &error, balloon, now),
+        }
+    }
+
+    /// The driver is to look at the configuration again. Whoever runs the block queue is told by an
+    /// interrupt on it, which no VMM ever minds; a stock driver by a message, in its time.
+    pub(crate) fn look_again(&mut self) {
+        let ring = &mut self.rings[BLOCK_QUEUE];
+        if ring.is_running() {
+            call(ring, BLOCK_QUEUE);
+        } else {
+            self.notifier.changed();
+        }
+    }
+
+    /// When the message to a stock driver is due.
+    pub(crate) fn notice_due(&self) -> Option<Instant> {
+        self.notifier.due()
+    }
+
+    /// Sends that message if it is due.
+    pub(crate) fn send_notice(&mut self, now: Instant) {
+        if !self.notifier.take(now) {
+            return;
+        }
+        let Some(channel) = &self.backend_channel else {
+            tracing::warn!("the VMM has opened no channel to hear of a new balloon size on");
+            return;
+        };
+        let header = Header { request: BACKEND_CONFIG_CHANGE, flags: VERSION, size: 0 };
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        if let Err(error) = rustix::net::send(channel, header.as_bytes(), flags) {
+            tracing::warn!("the VMM does not hear that the configuration changed: {error}");
+        }
+    }
+}
+
+fn statistics_queue(balloon: &Balloon) -> Option<usize> {
+    let role = |index| QueueRole::of(index, balloon.features(), BLOCK_QUEUE);
+    (0..QUEUES).find(|index| role(*index) == Some(QueueRole::Stats))
+}
+
+/// Counts and logs a ring that could not be set up. The session goes on.
+pub(super) fn note_bound(
+    bound: Result<(), BrokenRing>,
+    index: usize,
+    balloon: &mut Balloon,
+    now: Instant,
+) {
+    if let Err(error) = bound {
+        balloon.note_bad_ring(now, || {
+            format!("queue {index} is ignored until it is set up anew: {error}")
+        });
+    }
+}
+
+fn call(ring: &mut Vring, index: usize) {
+    if let Err(error) = ring.call() {
+        tracing::debug!(ring = index, "the driver could not be interrupted: {error}");
+    }
+}

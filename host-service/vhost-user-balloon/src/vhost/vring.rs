@@ -1,0 +1,232 @@
+//! One ring, as the VMM sets it up, starts and stops it.
+//!
+//! What the VMM says is kept as it was said; a usable queue is made of it whenever the ring is
+//! started or guest memory changes. What does not fit memory then makes this ring unusable and
+//! nothing else: the addresses come from a guest, and the VMM would die of a closed socket.
+
+use std::sync::atomic::Ordering;
+
+use memtide_wire::features::RING_EVENT_IDX;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::GuestAddress;
+
+use super::eventfd::EventFd;
+use super::memory::MemoryTable;
+use super::protocol::VringAddr;
+
+/// Largest split queue (virtio 1.3, 2.7: at most 32768 descriptors).
+const SIZE_MAX: u16 = 32_768;
+
+/// Is there something to do?
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Work {
+    #[default]
+    None,
+    Waiting,
+}
+
+/// May the ring be worked on? Off until the VMM enables it, unless protocol features were not
+/// negotiated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Switch {
+    #[default]
+    Off,
+    On,
+}
+
+/// Has the driver been told of all its answers?
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Told {
+    #[default]
+    Yes,
+    /// There was nothing to tell it with.
+    NotYet,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    /// Before a kick descriptor came, or after GET_VRING_BASE.
+    #[default]
+    Stopped,
+    /// Set up and in memory.
+    Ready(Queue),
+    /// Set up, but not so that it could be used.
+    Broken,
+}
+
+/// One ring.
+#[derive(Debug, Default)]
+pub(crate) struct Vring {
+    size: u32,
+    addresses: Option<VringAddr>,
+    /// Where to go on in the available ring.
+    next_available: u16,
+    kick: Option<EventFd>,
+    call: Option<EventFd>,
+    told: Told,
+    pub(crate) switch: Switch,
+    pub(crate) work: Work,
+    state: State,
+}
+
+/// Why a ring cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BrokenRing {
+    #[error("its addresses were never set")]
+    NoAddresses,
+    #[error("its size {0} is not a power of two from 1 to {SIZE_MAX}")]
+    Size(u32),
+    #[error("the VMM's address {0:#x} is not in guest memory")]
+    Address(u64),
+    #[error("a part of it is misaligned: {0}")]
+    Misaligned(virtio_queue::Error),
+    #[error("it does not lie in guest memory as a whole")]
+    OutsideMemory,
+}
+
+impl Vring {
+    pub(crate) fn set_size(&mut self, size: u32) {
+        self.size = size;
+    }
+
+    pub(crate) fn set_addresses(&mut self, addresses: VringAddr) {
+        self.addresses = Some(addresses);
+    }
+
+    /// Where a ring that is started next begins; 16 bits of it count in a split ring.
+    pub(crate) fn set_base(&mut self, base: u32) {
+        self.next_available = base as u16;
+    }
+
+    /// Sets where interrupts go, and sends the one that could not be sent before: a VMM may let a
+    /// ring run before it names the descriptor.
+    pub(crate) fn set_call(&mut self, call: Option<EventFd>) -> std::io::Result<()> {
+        self.call = call;
+        if self.told == Told::NotYet { self.call() } else { Ok(()) }
+    }
+
+    /// Starts the ring. Kicks may have come before this program could see them, so it is looked at
+    /// once in any case; without a descriptor that and SET_VRING_ENABLE are the only looks.
+    pub(crate) fn start(
+        &mut self,
+        kick: Option<EventFd>,
+        table: &MemoryTable,
+        features: u64,
+    ) -> Result<(), BrokenRing> {
+        self.kick = kick;
+        if let State::Stopped = self.state {
+            self.state = State::Broken;
+        }
+        self.rebind(table, features)
+    }
+
+    /// Makes the queue anew, in the place where it was, if the ring is started.
+    pub(crate) fn rebind(&mut self, table: &MemoryTable, features: u64) -> Result<(), BrokenRing> {
+        let used = match &self.state {
+            State::Stopped => return Ok(()),
+            State::Ready(queue) => {
+                self.next_available = queue.next_avail();
+                Some(queue.next_used())
+            }
+            State::Broken => None,
+        };
+        self.work = Work::Waiting;
+        self.state = State::Broken;
+        let mut queue = self.bind(table, features)?;
+        let used = match used {
+            Some(used) => used,
+            None => {
+                let read = queue.used_idx(table.memory(), Ordering::Acquire);
+                read.map_err(|_| BrokenRing::OutsideMemory)?.0
+            }
+        };
+        queue.set_next_used(used);
+        self.state = State::Ready(queue);
+        Ok(())
+    }
+
+    fn bind(&self, table: &MemoryTable, features: u64) -> Result<Queue, BrokenRing> {
+        let size = u16::try_from(self.size).ok().filter(|s| s.is_power_of_two() && *s <= SIZE_MAX);
+        let size = size.ok_or(BrokenRing::Size(self.size))?;
+        let addresses = self.addresses.ok_or(BrokenRing::NoAddresses)?;
+        let find = |user| {
+            table.translate(user).map(|gpa| GuestAddress(gpa.0)).ok_or(BrokenRing::Address(user))
+        };
+        let mut queue = Queue::new(size).map_err(BrokenRing::Misaligned)?;
+        queue
+            .try_set_desc_table_address(find(addresses.descriptors)?)
+            .map_err(BrokenRing::Misaligned)?;
+        queue
+            .try_set_avail_ring_address(find(addresses.available)?)
+            .map_err(BrokenRing::Misaligned)?;
+        queue.try_set_used_ring_address(find(addresses.used)?).map_err(BrokenRing::Misaligned)?;
+        queue.set_event_idx(features & RING_EVENT_IDX != 0);
+        queue.set_next_avail(self.next_available);
+        queue.set_ready(true);
+        if queue.is_valid(table.memory()) { Ok(queue) } else { Err(BrokenRing::OutsideMemory) }
+    }
+
+    /// Stops the ring and says where it stands. Both descriptors are closed: a start brings new
+    /// ones.
+    pub(crate) fn stop(&mut self) -> u16 {
+        if let State::Ready(queue) = &self.state {
+            self.next_available = queue.next_avail();
+        }
+        self.state = State::Stopped;
+        self.kick = None;
+        self.call = None;
+        self.told = Told::Yes;
+        self.work = Work::None;
+        self.next_available
+    }
+
+    /// Gives the ring up until it is set up anew, keeping its place.
+    pub(crate) fn give_up(&mut self) {
+        if let State::Ready(queue) = &self.state {
+            self.next_available = queue.next_avail();
+            self.state = State::Broken;
+        }
+        self.work = Work::None;
+    }
+
+    /// The queue, if the ring runs.
+    pub(crate) fn running(&mut self) -> Option<&mut Queue> {
+        match &mut self.state {
+            State::Ready(queue) if self.switch == Switch::On => Some(queue),
+            _ => None,
+        }
+    }
+
+    /// The queue, if there is one, running or not.
+    pub(crate) fn queue(&mut self) -> Option<&mut Queue> {
+        match &mut self.state {
+            State::Ready(queue) => Some(queue),
+            State::Stopped | State::Broken => None,
+        }
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.switch == Switch::On && matches!(self.state, State::Ready(_))
+    }
+
+    /// Where kicks arrive.
+    pub(crate) fn kick_fd(&self) -> Option<&EventFd> {
+        self.kick.as_ref()
+    }
+
+    /// A kick has arrived. A descriptor that cannot be read is dropped.
+    pub(crate) fn kicked(&mut self) -> std::io::Result<()> {
+        self.work = Work::Waiting;
+        let drained = self.kick.as_ref().map_or(Ok(()), EventFd::drain);
+        if drained.is_err() {
+            self.kick = None;
+        }
+        drained
+    }
+
+    /// Interrupts the driver, or remembers that it is to be.
+    pub(crate) fn call(&mut self) -> std::io::Result<()> {
+        self.told = if self.call.is_some() { Told::Yes } else { Told::NotYet };
+        self.call.as_ref().map_or(Ok(()), EventFd::signal)
+    }
+}

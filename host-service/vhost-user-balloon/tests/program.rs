@@ -1,0 +1,156 @@
+//! The program as a VMM's manager starts and stops it.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Client, DEADLINE, Memory, Vm};
+use memtide_units::ByteSize;
+use rustix::process::{Pid, Signal};
+
+fn program() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_vhost-user-balloon"))
+}
+
+fn start(socket: &Path) -> Child {
+    let mut command = program();
+    command.arg("--socket-path").arg(socket).arg("--log").arg("info").stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+/// Tries until something listens there.
+fn connect(path: &Path) -> UnixStream {
+    let start = Instant::now();
+    loop {
+        match UnixStream::connect(path) {
+            Ok(stream) => return stream,
+            Err(error) => assert!(start.elapsed() < DEADLINE, "{}: {error}", path.display()),
+        }
+        std::thread::yield_now();
+    }
+}
+
+fn terminate(child: &Child) {
+    let pid = Pid::from_raw(child.id() as i32).unwrap();
+    rustix::process::kill_process(pid, Signal::TERM).unwrap();
+}
+
+fn finish(mut child: Child) -> (bool, String) {
+    let status = child.wait().unwrap();
+    let mut log = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    (status.success(), log)
+}
+
+#[test]
+fn capabilities_are_printed_whatever_else_is_asked() {
+    for words in [&["--print-capabilities"][..], &["--fd", "x", "--print-capabilities", "--huh"]] {
+        let output = program().args(words).output().unwrap();
+        assert!(output.status.success());
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(json, serde_json::json!({"type": "balloon", "features": []}));
+    }
+}
+
+#[test]
+fn the_description_file_names_this_program() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("50-memtide-balloon.json");
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    assert_eq!(json["type"], "balloon");
+    assert!(json["binary"].as_str().unwrap().ends_with("/vhost-user-balloon"));
+    assert!(json["description"].is_string());
+}
+
+#[test]
+fn it_serves_one_vmm_after_another_and_ends_on_sigterm() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vm.sock");
+    let control = directory.path().join("vm.sock.ctl");
+    let child = start(&socket);
+    for _ in 0..3 {
+        let mut vm = Vm::start(connect(&socket), 0, &[0]);
+        vm.pages(0, [0x2000, 0x2001]);
+        assert_eq!(vm.memory.resident(), Memory::all_resident() - ByteSize::from_kib(8));
+    }
+    let mut client = Client::connect(&control);
+    let status = client.status_when(|status| !status.vmm_connected);
+    assert_eq!(status.counters.inflated, ByteSize::from_kib(24));
+    assert_eq!((status.memory.len(), status.stolen.len()), (0, 0));
+    let asked = Instant::now();
+    terminate(&child);
+    let (success, log) = finish(child);
+    assert!(success && asked.elapsed() < Duration::from_secs(2), "{log}");
+    assert!(!socket.exists() && !control.exists());
+    assert_eq!(log.matches("a VMM has connected").count(), 3, "{log}");
+}
+
+#[test]
+fn a_socket_left_behind_is_taken_over_and_one_in_use_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vm.sock");
+    let mut first = start(&socket);
+    drop(connect(&socket));
+    let (success, log) = finish(start(&socket));
+    assert!(!success && log.contains("in use"), "{log}");
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert!(socket.exists(), "a killed program leaves its socket");
+    let second = start(&socket);
+    drop(connect(&socket));
+    terminate(&second);
+    let (success, log) = finish(second);
+    assert!(success && log.contains("left behind"), "{log}");
+}
+
+#[test]
+fn a_descriptor_that_is_given_is_served_until_its_end() {
+    // The child finds the socket as its standard input's duplicate under another number.
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let script = r#"exec 7<&0 0</dev/null; exec "$0" --fd 7"#;
+    let child = Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_vhost-user-balloon")])
+        .stdin(std::os::fd::OwnedFd::from(theirs))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut vm = Vm::start(ours, 0, &[0]);
+    vm.pages(0, [0x2000]);
+    drop(vm);
+    let (success, log) = finish(child);
+    assert!(success && log.contains("the VMM has left"), "{log}");
+}
+
+#[test]
+fn a_vm_of_eight_gib_costs_the_device_little() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vm.sock");
+    let child = start(&socket);
+    let mut vm = Vm::negotiated(connect(&socket), 0);
+    // The guest's memory, and another 8 GiB behind it that nobody has touched.
+    let large = rustix::fs::memfd_create("large", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&large, 8 << 30).unwrap();
+    let [low, high] = vm.memory.regions();
+    let more = vhost::VhostUserMemoryRegionInfo {
+        guest_phys_addr: 4 << 30,
+        memory_size: 8 << 30,
+        userspace_addr: 0x6000_0000_0000,
+        mmap_offset: 0,
+        mmap_handle: std::os::fd::AsRawFd::as_raw_fd(&large),
+    };
+    vhost::VhostBackend::set_mem_table(&vm.frontend, &[low, high, more]).unwrap();
+    vm.start_rings(&[0, 1]);
+    // Scattered, so that no two pages make one range.
+    vm.pages(0, (0..8192).map(|n| 0x10_0000 + 2 * n));
+    let text = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let rss = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let kib: u64 = rss.trim().trim_end_matches(" kB").parse().unwrap();
+    eprintln!("resident: {kib} KiB");
+    assert!(kib <= 6 << 10, "{kib} KiB");
+    terminate(&child);
+    assert!(finish(child).0);
+}

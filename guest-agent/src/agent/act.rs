@@ -1,0 +1,77 @@
+//! How each action of a plan is carried out.
+
+use memtide_policy::guest::{Action, DeviceState, Outcome, StealFailure, Urgency};
+use memtide_units::{BlockId, Instant};
+use memtide_wire::block::{self, Request, ReturnRequest};
+
+use super::Agent;
+use crate::blocks::Hold;
+
+impl Agent {
+    pub(super) fn carry_out(&mut self, now: Instant, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Steal { blocks, keep } => self.parts.hands.steal(&blocks, keep),
+                Action::AbortSteal => self.abort_steal(),
+                Action::AskReturn { ticket, blocks, urgency } => {
+                    self.ask(now, ticket, blocks, urgency);
+                }
+                Action::CancelReturn { ticket } => {
+                    if self.returns.cancel() {
+                        self.parts.link.post(Request::Cancel { ticket });
+                    }
+                }
+                Action::TakeUnasked(blocks) => self.take_unasked(&blocks),
+            }
+        }
+    }
+
+    /// Ends the steal at work, and puts blocks online again that the host has not heard of.
+    fn abort_steal(&mut self) {
+        self.parts.hands.abort();
+        for block in self.parts.blocks.with(Hold::Leaving) {
+            let range = self.parts.blocks.size().range(block);
+            if range.is_some_and(|range| self.parts.link.unreport(range)) {
+                self.outcomes.push(Outcome::StealFailed(block, StealFailure::Aborted));
+                self.bring_back(block);
+            }
+        }
+    }
+
+    fn ask(&mut self, now: Instant, ticket: u32, blocks: Vec<BlockId>, urgency: Urgency) {
+        let ranges = self.parts.blocks.ranges(&blocks);
+        if !self.returns.ask(now, ticket, blocks, urgency) {
+            return;
+        }
+        if self.parts.link.device_state() == DeviceState::Ready {
+            let urgency = on_the_wire(urgency);
+            self.parts.link.post(Request::Return(ReturnRequest { ticket, urgency, ranges }));
+        } else {
+            // Nobody hears it. The ticket waits, and its silence is counted.
+            self.returns.lost(now, now + super::SECOND);
+        }
+    }
+
+    /// Nobody decides, and the guest's life comes first. Still nothing is touched while the device
+    /// might be working on an earlier request that names these blocks.
+    fn take_unasked(&mut self, blocks: &[BlockId]) {
+        if !self.parts.link.is_quiet() {
+            return;
+        }
+        tracing::warn!("{} blocks are taken back unasked: nobody decides", blocks.len());
+        self.parts.link.forget_returns();
+        self.returns.granted_by_need();
+        for block in blocks {
+            self.unasked.insert(*block);
+            self.bring_back(*block);
+        }
+    }
+}
+
+fn on_the_wire(urgency: Urgency) -> block::Urgency {
+    match urgency {
+        Urgency::Comfort => block::Urgency::Comfort,
+        Urgency::Pressure => block::Urgency::Pressure,
+        Urgency::Emergency => block::Urgency::Emergency,
+    }
+}

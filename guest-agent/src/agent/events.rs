@@ -1,0 +1,166 @@
+//! What answers of the device and ended jobs change.
+
+use std::time::Duration;
+
+use memtide_policy::guest::{Outcome, StealFailure};
+use memtide_units::{BlockId, GpaRange, Instant};
+use memtide_wire::block::{RefuseReason, Request, Response, Verdict};
+
+use super::Agent;
+use crate::blocks::Hold;
+use crate::link::LinkEvent;
+use crate::returns::Effect;
+use crate::worker::{Done, Failure, Job, Task};
+
+/// After a loss the device is being reset for at least so long; asking sooner is of no use.
+const AFTER_LOSS: Duration = Duration::from_millis(500);
+
+impl Agent {
+    pub(super) fn on_link(&mut self, now: Instant, event: LinkEvent) {
+        match event {
+            LinkEvent::Answered(request, response) => self.on_answer(now, request, response),
+            LinkEvent::Lost(why) => {
+                tracing::warn!("the device was lost: {why}");
+                self.counters.device_losses += 1;
+                self.returns.lost(now, now + AFTER_LOSS);
+            }
+        }
+    }
+
+    fn on_answer(&mut self, now: Instant, request: Request, response: Response) {
+        match request {
+            Request::Hello(hello) => {
+                if response.verdict == Verdict::Ok {
+                    self.counters.hellos += 1;
+                    tracing::info!(
+                        "the host knows this guest, with {} ranges stolen",
+                        hello.stolen.len()
+                    );
+                    self.have_told(&hello.stolen);
+                }
+            }
+            Request::Steal(ranges) => self.on_steal_answer(&ranges, response),
+            Request::Return(asked) => {
+                let effect = self.returns.answered(now, asked.ticket, &response);
+                self.on_return_answer(effect, response);
+            }
+            Request::Cancel { .. }
+            | Request::Taken(_)
+            | Request::Telemetry(_)
+            | Request::Goodbye => {
+                if let Verdict::Refused(reason) = response.verdict {
+                    tracing::debug!("the host refused a notice: {reason}");
+                }
+            }
+        }
+    }
+
+    fn on_steal_answer(&mut self, ranges: &[GpaRange], response: Response) {
+        match response.verdict {
+            Verdict::Ok => self.have_told(ranges),
+            // A hello follows, and names them.
+            Verdict::Refused(RefuseReason::NoHello) => {}
+            other => {
+                tracing::warn!("the host did not take {} stolen ranges: {other:?}", ranges.len());
+                for block in self.parts.blocks.in_ranges(ranges) {
+                    self.outcomes.push(Outcome::StealFailed(block, StealFailure::HostRefused));
+                    self.counters.steals_failed += 1;
+                    self.bring_back(block);
+                }
+            }
+        }
+    }
+
+    fn have_told(&mut self, ranges: &[GpaRange]) {
+        let before = self.parts.blocks.with(Hold::Leaving);
+        self.parts.blocks.told(ranges);
+        for block in before {
+            if self.parts.blocks.hold(block) == Some(Hold::Stolen) {
+                self.counters.stolen += 1;
+                self.outcomes.push(Outcome::Stolen(block));
+            }
+        }
+        self.rewatch();
+    }
+
+    fn on_return_answer(&mut self, effect: Effect, response: Response) {
+        match effect {
+            Effect::Wait => {}
+            Effect::PutOnline(blocks) => {
+                blocks.into_iter().for_each(|block| self.bring_back(block));
+            }
+            Effect::Denied => {
+                tracing::info!("the gate did not grant the return: {:?}", response.verdict);
+                self.outcomes.push(Outcome::Denied);
+                if response.verdict == Verdict::Refused(RefuseReason::NotStolen) {
+                    // The host believes something else than we do: tell it all again.
+                    self.parts.link.greet_again();
+                }
+            }
+        }
+    }
+
+    /// Puts an offline block online. From here on no hello names it.
+    pub(super) fn bring_back(&mut self, block: BlockId) {
+        self.parts.blocks.set(&self.parts.root, block, Hold::Returning);
+        let task = Task::Return(self.parts.how_online);
+        self.parts.hands.put_online(Job { block, task });
+    }
+
+    pub(super) fn on_done(&mut self, done: Done) {
+        let Job { block, task } = done.job;
+        match (task, done.result) {
+            (Task::Steal { .. }, Ok(())) => self.on_offline(block),
+            (Task::Steal { .. }, Err(failure)) => self.on_steal_failed(block, &failure),
+            (Task::Return(_), result) => self.on_return_ended(block, result),
+            (Task::Convert { .. }, _) => {}
+        }
+    }
+
+    fn on_offline(&mut self, block: BlockId) {
+        self.parts.blocks.set(&self.parts.root, block, Hold::Leaving);
+        let ranges = self.parts.blocks.ranges(&[block]);
+        self.parts.link.report_stolen(ranges);
+    }
+
+    fn on_steal_failed(&mut self, block: BlockId, failure: &Failure) {
+        if failure.kind != StealFailure::Aborted {
+            tracing::info!("{block} was not stolen: {}", failure.text);
+            self.counters.steals_failed += 1;
+        }
+        self.outcomes.push(Outcome::StealFailed(block, failure.kind));
+    }
+
+    fn on_return_ended(&mut self, block: BlockId, result: Result<(), Failure>) {
+        let was_unasked = self.unasked.remove(&block);
+        match result {
+            Ok(()) => {
+                self.parts.blocks.set(&self.parts.root, block, Hold::Online);
+                self.counters.returned += 1;
+                if was_unasked {
+                    self.counters.taken_unasked += 1;
+                    let ranges = self.parts.blocks.ranges(&[block]);
+                    self.parts.link.post(Request::Taken(ranges));
+                }
+            }
+            Err(failure) => {
+                tracing::warn!("{block} could not be put online: {}", failure.text);
+                // It is offline, and the host thinks it is not.
+                self.on_offline(block);
+                self.outcomes.push(Outcome::Denied);
+            }
+        }
+        if self.returns.one_done(block) {
+            self.outcomes.push(Outcome::Returned);
+            self.rewatch();
+        }
+    }
+
+    /// Has DAMON watch what is online now.
+    fn rewatch(&self) {
+        if let Some(damon) = &self.parts.damon {
+            let blocks = &self.parts.blocks;
+            damon.watch(blocks.ranges(&blocks.with(Hold::Online)));
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! The agent itself: one turn at a time, with the time as an argument.
+//!
+//! A turn takes in what has happened (answers of the device, ended jobs, snapshots), looks at the
+//! guest, asks the policy, and carries its plan out. It never waits; who runs it ([`crate::run`])
+//! waits for as long as a turn says, or until something happens. So a whole agent runs in a test
+//! against a fake kernel and a fake device.
+//!
+//! * [`events`]: what answers and ended jobs change.
+//! * [`act`]: how each action of a plan is carried out.
+//! * [`report`]: telemetry for the host, the status for people.
+
+mod act;
+mod events;
+mod report;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use memtide_policy::guest::{
+    Controller, HeatMap, Limits, Mode, Observation, Outcome, Plan, StealState,
+};
+use memtide_sysfs::memory::StateRequest;
+use memtide_sysfs::{Error, Root};
+use memtide_units::{BlockId, Instant};
+use memtide_wire::block::{Hello, RANGES_MAX, Request};
+
+use crate::blocks::{Blocks, Hold, Surprise};
+use crate::damon_watch::{DamonWatch, Finding};
+use crate::hands::Hands;
+use crate::link::Link;
+use crate::returns::Returns;
+use crate::runtime::RuntimeDir;
+use crate::senses::{Reading, Senses};
+use crate::status::{Counters, Lack};
+
+/// Telemetry, the status file and a look at the device's health: once a second.
+const SECOND: Duration = Duration::from_secs(1);
+/// A look for blocks that somebody else has changed.
+const REFRESH: Duration = Duration::from_secs(5);
+/// Answers handled in one turn at most: a device that answers faster than that still gets its
+/// turn, and so does everybody else.
+const ANSWERS_MAX: usize = 16;
+
+/// What woke the agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Woken {
+    /// The PSI trigger fired.
+    pub by_trigger: bool,
+    /// The device interrupted, or has no interrupt and must be looked at.
+    pub by_device: bool,
+}
+
+/// The parts that an agent is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where the kernel's files are.
+    pub root: Root,
+    /// What must outlive the agent.
+    pub runtime: RuntimeDir,
+    /// Blocks that are not the agent's.
+    pub foreign: BTreeSet<BlockId>,
+    /// All blocks.
+    pub blocks: Blocks,
+    /// Changes blocks.
+    pub hands: Hands,
+    /// Talks to the device.
+    pub link: Link,
+    /// Decides.
+    pub controller: Controller,
+    /// Reads the guest's state.
+    pub senses: Senses,
+    /// Watches access, where possible.
+    pub damon: Option<DamonWatch>,
+    /// How a stolen block is put online.
+    pub how_online: StateRequest,
+    /// What this guest lacks.
+    pub lacks: Vec<Lack>,
+}
+
+/// When something is due again.
+#[derive(Clone, Copy, Debug, Default)]
+struct Due {
+    report: Instant,
+    refresh: Instant,
+}
+
+/// The agent.
+#[derive(Debug)]
+pub struct Agent {
+    parts: Parts,
+    returns: Returns,
+    heat: HeatMap,
+    mode: Mode,
+    outcomes: Vec<Outcome>,
+    /// Blocks that are being taken back without a grant.
+    unasked: BTreeSet<BlockId>,
+    counters: Counters,
+    reading: Reading,
+    /// What was decided last.
+    note: String,
+    due: Due,
+    generation: u32,
+    /// Goodbye has not been said yet.
+    is_leaving: bool,
+}
+
+impl Agent {
+    /// An agent of these parts.
+    pub fn new(parts: Parts) -> Self {
+        let heat = HeatMap::new(parts.blocks.size());
+        Self {
+            parts,
+            returns: Returns::default(),
+            heat,
+            mode: Mode::Tune,
+            outcomes: Vec::new(),
+            unasked: BTreeSet::new(),
+            counters: Counters::default(),
+            reading: Reading::default(),
+            note: "starting".into(),
+            due: Due::default(),
+            generation: 0,
+            is_leaving: false,
+        }
+    }
+
+    /// What an operator wants from now on.
+    pub fn set_mode(&mut self, mode: Mode) {
+        if mode != self.mode {
+            tracing::info!("the mode is {mode:?} from now on");
+        }
+        self.mode = mode;
+    }
+
+    /// The parts, for whoever waits on their descriptors.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// What was decided last, and why.
+    pub fn note(&self) -> &str {
+        &self.note
+    }
+
+    /// One turn; answers with how long nothing needs to be done unless something happens.
+    ///
+    /// # Errors
+    /// That the guest's memory cannot be read, or its runtime directory not be written: nothing can
+    /// be decided any more.
+    pub fn turn(&mut self, now: Instant, woken: Woken) -> Result<Duration, crate::run::RunError> {
+        self.listen(now, woken);
+        self.exchange(now);
+        self.take_ended_jobs();
+        self.take_findings();
+        if now >= self.due.refresh && !self.parts.hands.is_busy() {
+            self.due.refresh = now + REFRESH;
+            self.refresh()?;
+        }
+        let plan = self.decide(now, woken)?;
+        self.carry_out(now, plan.actions);
+        // What was just posted goes out at once, not at the next turn.
+        self.exchange(now);
+        if now >= self.due.report {
+            self.due.report = now + SECOND;
+            self.report(now);
+        }
+        let until = |at: Instant| at.since(now).max(Duration::from_millis(1));
+        let link_due = self.parts.link.due().map_or(plan.wait, until);
+        Ok(plan.wait.min(link_due).min(until(self.due.report)))
+    }
+
+    /// Reads what the host may have changed.
+    fn listen(&mut self, now: Instant, woken: Woken) {
+        let link = &mut self.parts.link;
+        if woken.by_device || now >= self.due.report {
+            link.look();
+        }
+        if let Some(event) = (now >= self.due.report).then(|| link.check(now)).flatten() {
+            self.on_link(now, event);
+        }
+        let generation = self.parts.link.config().generation;
+        if generation != self.generation {
+            self.generation = generation;
+            self.returns.hurry(now);
+        }
+    }
+
+    /// Reads answers and sends what waits, until neither is left.
+    fn exchange(&mut self, now: Instant) {
+        for _ in 0..ANSWERS_MAX {
+            let (blocks, limits) = (&self.parts.blocks, self.parts.controller.settings().limits);
+            let events = self.parts.link.service(now, &|epoch| introduce(blocks, &limits, epoch));
+            if events.is_empty() {
+                return;
+            }
+            for event in events {
+                self.on_link(now, event);
+            }
+        }
+    }
+
+    fn take_ended_jobs(&mut self) {
+        while let Some(done) = self.parts.hands.take() {
+            self.on_done(done);
+        }
+    }
+
+    fn take_findings(&mut self) {
+        let findings = self.parts.damon.as_ref().map(DamonWatch::findings).unwrap_or_default();
+        for finding in findings {
+            match finding {
+                Finding::Snapshot(regions) => self.heat.observe(&regions),
+                Finding::Ended(why) => {
+                    tracing::warn!("DAMON has ended ({why}): blocks are chosen from the top now");
+                    self.heat.forget();
+                    self.parts.lacks.push(Lack::damon(&why));
+                }
+            }
+        }
+    }
+
+    /// Finds out what somebody else did to blocks.
+    fn refresh(&mut self) -> Result<(), crate::run::RunError> {
+        for surprise in self.parts.blocks.refresh(&self.parts.root)? {
+            match surprise {
+                Surprise::CameOnline(block) => {
+                    tracing::warn!("{block} was stolen, and somebody has put it online");
+                    let ranges = self.parts.blocks.ranges(&[block]);
+                    self.parts.link.post(Request::Taken(ranges));
+                }
+                Surprise::WentOffline(block) => {
+                    tracing::warn!("{block} went offline by somebody else's hand: left alone");
+                }
+            }
+        }
+        let foreign: BTreeSet<BlockId> =
+            self.parts.blocks.with(Hold::Foreign).into_iter().collect();
+        if foreign != self.parts.foreign {
+            self.parts.runtime.set_foreign(&foreign)?;
+            self.parts.foreign = foreign;
+        }
+        Ok(())
+    }
+
+    fn decide(&mut self, now: Instant, woken: Woken) -> Result<Plan, Error> {
+        self.reading = self.parts.senses.read()?;
+        let seen = Observation {
+            memory: self.reading.memory(),
+            psi: self.reading.psi_totals(),
+            trigger_fired: woken.by_trigger,
+            balloon: self.parts.link.config().balloon,
+            blocks: self.parts.blocks.views(&self.heat),
+            working_set: self.heat.working_set(),
+            steal: self.steal_state(),
+            ticket: self.returns.ticket().cloned(),
+            device: self.parts.link.device_state(),
+            mode: self.mode,
+            outcomes: std::mem::take(&mut self.outcomes),
+        };
+        let plan = self.parts.controller.step(now, &seen);
+        self.take_note(&plan);
+        Ok(plan)
+    }
+
+    /// Whether the host has accepted an introduction.
+    pub fn has_greeted(&self) -> bool {
+        self.counters.hellos > 0
+    }
+
+    /// Ends what is under way. What is stolen stays stolen.
+    pub fn begin_farewell(&mut self) {
+        self.parts.hands.abort();
+        self.is_leaving = true;
+    }
+
+    /// Takes in what still ends, then says goodbye; true once the host has answered that.
+    pub fn end_farewell(&mut self, now: Instant) -> bool {
+        self.take_ended_jobs();
+        self.exchange(now);
+        let settled = !self.parts.hands.is_busy() && self.parts.link.is_idle();
+        if settled && self.is_leaving {
+            self.is_leaving = false;
+            self.parts.link.post(Request::Goodbye);
+            return false;
+        }
+        settled
+    }
+
+    fn steal_state(&self) -> StealState {
+        let unreported = !self.parts.blocks.with(Hold::Leaving).is_empty();
+        if self.parts.hands.is_stealing() || unreported {
+            StealState::Running
+        } else {
+            StealState::Idle
+        }
+    }
+}
+
+/// The introduction: what is offline by the agent's doing, and stays so until a grant.
+fn introduce(blocks: &Blocks, limits: &Limits, epoch: u32) -> Hello {
+    let mut stolen = blocks.ranges(&blocks.offline_by_us());
+    if stolen.len() > RANGES_MAX {
+        // The host then believes that the guest uses more than it does: safe.
+        tracing::error!("{} stolen ranges, and the host hears of {RANGES_MAX}", stolen.len());
+        stolen.truncate(RANGES_MAX);
+    }
+    Hello {
+        epoch,
+        block_size: blocks.size(),
+        present: blocks.present(),
+        online: blocks.online(),
+        min: limits.min(),
+        max: limits.max(),
+        stolen,
+    }
+}

@@ -1,0 +1,111 @@
+//! Telemetry for the host, the status for people, and the log.
+
+use memtide_policy::guest::{Decision, DeviceState, Plan};
+use memtide_units::{ByteSize, Instant};
+use memtide_wire::block::{Request, Telemetry};
+
+use super::Agent;
+use crate::blocks::Hold;
+use crate::status::{BlockCounts, GateStatus, LimitsStatus, MemoryStatus, Status};
+
+impl Agent {
+    /// Remembers what was decided; the log gets what is news.
+    pub(super) fn take_note(&mut self, plan: &Plan) {
+        let note = plan.report.to_string();
+        if note == self.note {
+            return;
+        }
+        match &plan.report {
+            Decision::Rest(_) | Decision::Stealing | Decision::Waiting { .. } => {
+                tracing::debug!("{note}");
+            }
+            _ => tracing::info!("{note}"),
+        }
+        self.note = note;
+    }
+
+    /// Tells the host and whoever asks for the status.
+    pub(super) fn report(&mut self, now: Instant) {
+        if self.parts.link.device_state() == DeviceState::Ready {
+            let telemetry = self.telemetry();
+            self.parts.link.post(Request::Telemetry(telemetry));
+        }
+        let path = self.parts.runtime.status();
+        if let Err(error) = self.status(now).write(&path) {
+            tracing::warn!("{} cannot be written: {error}", path.display());
+        }
+    }
+
+    fn telemetry(&self) -> Telemetry {
+        let info = &self.reading.meminfo;
+        let psi = self.reading.psi.unwrap_or_default();
+        let set = self.heat.working_set();
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Telemetry {
+            total: info.total,
+            free: info.free,
+            available: info.available,
+            cached: info.cached,
+            working_set: set.unwrap_or_default(),
+            cold: set.map_or(ByteSize::ZERO, |set| (info.total - info.free) - set),
+            psi_some_us: psi.some.total_us,
+            psi_full_us: psi.full.total_us,
+            psi_some_avg10: psi.some.avg10,
+            oom_kills: self.parts.senses.oom_kills(),
+            blocks_total: count(self.parts.blocks.count()),
+            blocks_movable: count(self.parts.blocks.movable_count()),
+            blocks_stolen: count(self.parts.blocks.offline_by_us().len()),
+            steals_failed: count(self.counters.steals_failed),
+            agent_rss: self.parts.senses.own_rss(),
+            note: self.note.clone(),
+        }
+    }
+
+    /// How the agent is.
+    pub fn status(&self, now: Instant) -> Status {
+        let blocks = &self.parts.blocks;
+        let limits = &self.parts.controller.settings().limits;
+        let info = &self.reading.meminfo;
+        let silent = match self.parts.link.device_state() {
+            DeviceState::Ready => None,
+            DeviceState::Silent { since } => Some(now.since(since).as_secs()),
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            mode: format!("{:?}", self.mode).to_lowercase(),
+            doing: self.note.clone(),
+            device_silent_s: silent,
+            limits: LimitsStatus {
+                min: limits.min(),
+                max: limits.max(),
+                psi_goal: limits.psi_goal(),
+                host_guarantees: self.parts.link.guaranteed(),
+                host_wants: self.parts.link.config().balloon,
+            },
+            memory: MemoryStatus {
+                present: blocks.present(),
+                online: blocks.online(),
+                available: info.available,
+                working_set: self.heat.working_set(),
+                pressure_avg10: self.reading.psi.map(|psi| psi.some.avg10),
+            },
+            blocks: BlockCounts {
+                size: blocks.size().size(),
+                total: blocks.count(),
+                movable: blocks.movable_count(),
+                stolen: blocks.with(Hold::Stolen),
+                in_transit: [blocks.with(Hold::Leaving), blocks.with(Hold::Returning)].concat(),
+                foreign: blocks.with(Hold::Foreign),
+            },
+            gate: self.returns.ticket().map(|ticket| GateStatus {
+                ticket: ticket.ticket,
+                blocks: ticket.blocks.len(),
+                urgency: ticket.urgency.to_string(),
+                reason: self.returns.reason().map(|reason| reason.name().to_string()),
+            }),
+            counters: self.counters,
+            lacks: self.parts.lacks.clone(),
+        }
+    }
+}

@@ -1,0 +1,428 @@
+//! A whole agent against a fake kernel and a fake device, under a clock of the test's own.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use memtide_policy::guest::{Controller, KernelZone, Limits, LimitsWish, Mode, Settings};
+use memtide_sysfs::Error;
+use memtide_sysfs::fake::{FakeBlock, FakeRoot};
+use memtide_sysfs::meminfo::Meminfo;
+use memtide_sysfs::memory::{State, StateRequest, Zone, read, write_state};
+use memtide_sysfs::psi::{Line, Psi};
+use memtide_units::{BlockId, BlockSize, ByteSize, GpaRange, Instant};
+use memtide_wire::block::{HoldReason, RefuseReason, Request, Response, Verdict};
+use rustix::io::Errno;
+use tempfile::TempDir;
+
+use super::{Agent, Parts, Woken};
+use crate::blocks::Blocks;
+use crate::hands::Hands;
+use crate::link::Link;
+use crate::run::RunError;
+use crate::runtime::RuntimeDir;
+use crate::senses::Senses;
+use crate::virtio::fake::{FakeDevice, answer};
+use crate::worker::Worker;
+
+const SIZE: BlockSize = BlockSize::X86_SMALL;
+const PAGES: usize = 32768;
+const STEP_MS: u64 = 50;
+
+/// A guest with 1 GiB in eight blocks, of which 2 to 7 are movable, and its host.
+struct World {
+    fake: FakeRoot,
+    device: FakeDevice,
+    runtime: TempDir,
+    agent: Agent,
+    now: u64,
+    /// All requests but telemetry, in order.
+    heard: Vec<Request>,
+    returns: Verdict,
+    steals: Verdict,
+    answers: bool,
+}
+
+impl World {
+    fn new() -> Self {
+        Self::with_used(100)
+    }
+
+    fn with_used(used_mib: u64) -> Self {
+        crate::alarm::install_handler().unwrap();
+        let fake = FakeRoot::new();
+        let kind = |n| match n {
+            0 => FakeBlock::HOLE,
+            1 => FakeBlock::KERNEL,
+            _ => FakeBlock::MOVABLE,
+        };
+        fake.add_blocks(SIZE, (0..8).map(|n| (n, kind(n))));
+        fake.put_page_flags(0, &[1 << 10; 8 * PAGES]);
+        fake.set_psi(Psi::default());
+        fake.set_meminfo(meminfo(1024, used_mib));
+        let (device, runtime) = (FakeDevice::new(), tempfile::tempdir().unwrap());
+        let agent = agent(&fake, &device, &runtime, 0);
+        let (heard, ok) = (vec![], Verdict::Ok);
+        Self { fake, device, runtime, agent, now: 0, heard, returns: ok, steals: ok, answers: true }
+    }
+
+    /// kill -9, and a new agent.
+    fn restart(&mut self) {
+        let spare = tempfile::tempdir().unwrap();
+        let placeholder = agent(&self.fake, &FakeDevice::new(), &spare, self.now);
+        drop(std::mem::replace(&mut self.agent, placeholder));
+        self.device.transport().reset(Duration::from_secs(1)).unwrap();
+        self.agent = agent(&self.fake, &self.device, &self.runtime, self.now);
+        self.heard.clear();
+    }
+
+    /// Lets `ms` pass, with the host answering and the kernel done at the end of each step.
+    fn run(&mut self, ms: u64) {
+        let end = self.now + ms;
+        while self.now < end {
+            self.step(Woken { by_device: true, by_trigger: false });
+        }
+    }
+
+    fn step(&mut self, woken: Woken) {
+        self.turn(woken);
+        self.settle();
+        self.host();
+        self.now += STEP_MS;
+    }
+
+    /// The fake's meminfo is a file, and for a moment half empty while the other thread rewrites it.
+    fn turn(&mut self, woken: Woken) {
+        let now = Instant::from_millis(self.now);
+        for _ in 0..10_000 {
+            match self.agent.turn(now, woken) {
+                Err(RunError::Kernel(Error::Garbage { path, .. })) if path.ends_with("meminfo") => {
+                    std::thread::yield_now();
+                }
+                other => {
+                    other.unwrap();
+                    return;
+                }
+            }
+        }
+        panic!("the fake's meminfo stays half empty");
+    }
+
+    /// Waits for the thread that changes blocks: the only thing here that takes real time.
+    fn settle(&self) {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        if self.agent.parts.hands.is_busy() {
+            let mut fds = [PollFd::new(&self.agent.parts.hands, PollFlags::IN)];
+            let _ = poll(&mut fds, Some(&Timespec { tv_sec: 10, tv_nsec: 0 }));
+        }
+    }
+
+    fn host(&mut self) {
+        while self.answers {
+            let (returns, steals) = (self.returns, self.steals);
+            let respond = |sequence, request: &Request| match request {
+                Request::Return(_) => answer(sequence, returns),
+                Request::Steal(_) => answer(sequence, steals),
+                _ => Response { min: ByteSize::from_mib(384), ..answer(sequence, Verdict::Ok) },
+            };
+            let Some((_, request)) = self.device.answer(respond) else { return };
+            if !matches!(request, Request::Telemetry(_)) {
+                self.heard.push(request);
+            }
+            self.turn(Woken::default());
+        }
+    }
+
+    fn grow_to(&self, used_mib: u64) {
+        self.fake.set_meminfo(meminfo(self.online() * 128, used_mib));
+    }
+
+    fn state(&self, block: u64) -> (State, Option<Zone>) {
+        let found = std::iter::repeat_with(|| read(&self.fake.root(), BlockId(block)));
+        // As for meminfo: a file that is being rewritten is empty for a moment.
+        let block = found.take(10_000).find_map(Result::ok).unwrap();
+        (block.state, block.current_zone())
+    }
+
+    fn online(&self) -> u64 {
+        (0..8).filter(|block| self.state(*block).0 == State::Online).count() as u64
+    }
+
+    /// What the host believes to be stolen, from all that it was told and answered well.
+    fn believed(&self) -> BTreeSet<u64> {
+        let mut stolen = BTreeSet::new();
+        for request in &self.heard {
+            match request {
+                Request::Hello(hello) => stolen = blocks(&hello.stolen).collect(),
+                Request::Steal(ranges) if self.steals == Verdict::Ok => {
+                    stolen.extend(blocks(ranges));
+                }
+                Request::Return(asked) if self.returns == Verdict::Ok => {
+                    blocks(&asked.ranges).for_each(|block| _ = stolen.remove(&block));
+                }
+                Request::Taken(ranges) => {
+                    blocks(ranges).for_each(|block| _ = stolen.remove(&block));
+                }
+                _ => {}
+            }
+        }
+        stolen
+    }
+
+    fn offline(&self) -> BTreeSet<u64> {
+        (0..8).filter(|block| self.state(*block).0 == State::Offline).collect()
+    }
+}
+
+fn agent(fake: &FakeRoot, device: &FakeDevice, runtime: &TempDir, now: u64) -> Agent {
+    let root = fake.root();
+    let runtime = RuntimeDir::open(runtime.path()).unwrap();
+    let foreign = runtime.foreign(&root).unwrap();
+    let blocks = Blocks::read(&root, &foreign).unwrap();
+    let wish = LimitsWish { min: Some(ByteSize::from_mib(384)), ..LimitsWish::default() };
+    let controller = Controller::new(Settings {
+        block: SIZE,
+        limits: Limits::new(blocks.present(), wish).unwrap(),
+        kernel_zone: KernelZone::Leave,
+        gate_deadline: Some(Duration::from_secs(10)),
+        first_ticket: 1,
+    });
+    let enable = Box::new(|| Ok(()));
+    let link = Link::new(Instant::from_millis(now), device.transport(), device.area(), enable);
+    Agent::new(Parts {
+        hands: Hands::new(Worker::start(&root, SIZE).unwrap()),
+        senses: Senses::open(&root).0,
+        root,
+        runtime,
+        foreign,
+        blocks,
+        link,
+        controller,
+        damon: None,
+        how_online: StateRequest::OnlineMovable,
+        lacks: vec![],
+    })
+}
+
+fn meminfo(total_mib: u64, used_mib: u64) -> Meminfo {
+    let left = ByteSize::from_mib(total_mib.saturating_sub(used_mib));
+    let total = ByteSize::from_mib(total_mib);
+    Meminfo { total, free: left, available: left, ..Meminfo::default() }
+}
+
+fn blocks(ranges: &[GpaRange]) -> impl Iterator<Item = u64> + '_ {
+    let ids = |range: &GpaRange| {
+        range.start().0 / SIZE.size().bytes()..range.end().0 / SIZE.size().bytes()
+    };
+    ranges.iter().flat_map(ids)
+}
+
+#[test]
+fn an_idle_guest_gives_its_top_blocks_away_and_the_host_hears_of_each() {
+    let mut world = World::new();
+    world.run(20_000);
+    assert!(matches!(&world.heard[0], Request::Hello(hello) if hello.stolen.is_empty()));
+    // 384 MiB is the minimum.
+    assert_eq!(world.offline(), BTreeSet::from([3, 4, 5, 6, 7]));
+    assert_eq!(world.believed(), world.offline());
+}
+
+#[test]
+fn a_growing_guest_asks_and_puts_online_only_what_was_granted() {
+    let mut world = World::new();
+    world.run(20_000);
+    world.returns = Verdict::Held(HoldReason::HostBudget);
+    world.grow_to(350);
+    world.run(3_000);
+    let asked = world.heard.iter().filter(|request| matches!(request, Request::Return(_))).count();
+    assert!(asked > 3, "a held return is asked again: {:?}", world.heard);
+    assert_eq!(world.online(), 3, "nothing is put online before the grant");
+    world.returns = Verdict::Ok;
+    world.run(1_000);
+    assert!(world.online() > 3);
+    assert_eq!(world.state(3), (State::Online, Some(Zone::Movable)), "the nearest comes first");
+    assert_eq!(world.believed(), world.offline());
+}
+
+#[test]
+fn a_return_is_asked_again_as_soon_as_the_host_rings() {
+    let mut world = World::new();
+    world.run(20_000);
+    world.returns = Verdict::Held(HoldReason::HostBudget);
+    world.grow_to(350);
+    world.run(500);
+    world.returns = Verdict::Ok;
+    world.device.configure(|_| {});
+    world.run(100);
+    assert!(world.online() > 3);
+}
+
+#[test]
+fn a_restarted_agent_tells_what_it_finds_and_leaves_what_was_never_its_own() {
+    let mut world = World::new();
+    write_state(&world.fake.root(), BlockId(7), StateRequest::Offline).unwrap();
+    world.restart();
+    assert_eq!(world.agent.parts.foreign, BTreeSet::new(), "the first agent saw it online");
+    world.run(20_000);
+    let offline = world.offline();
+    world.restart();
+    world.run(100);
+    let Request::Hello(hello) = &world.heard[0] else { panic!("{:?}", world.heard) };
+    assert_eq!(blocks(&hello.stolen).collect::<BTreeSet<_>>(), offline);
+}
+
+#[test]
+fn a_block_that_the_host_does_not_take_comes_back_and_rests() {
+    let mut world = World::new();
+    world.steals = Verdict::Refused(RefuseReason::ReclaimFailed);
+    world.run(2_500);
+    let offered = world.heard.iter().filter(|request| matches!(request, Request::Steal(_))).count();
+    assert_eq!((offered, world.online()), (1, 8));
+    world.run(3_000);
+    assert!(!world.believed().contains(&7), "it cools down");
+    assert_eq!(world.offline(), BTreeSet::new());
+}
+
+#[test]
+fn a_silent_gate_is_passed_by_only_after_the_device_was_reset() {
+    let mut world = World::new();
+    world.run(20_000);
+    world.answers = false;
+    world.grow_to(370);
+    world.run(10_000);
+    assert_eq!(world.online(), 3, "ten seconds have not passed");
+    world.run(8_000);
+    assert!(world.online() > 3, "the guest's life comes first");
+    world.answers = true;
+    world.heard.clear();
+    world.run(10_000);
+    assert!(matches!(&world.heard[0], Request::Hello(_)));
+    assert!(world.heard.iter().any(|request| matches!(request, Request::Taken(_))));
+    assert_eq!(world.believed(), world.offline());
+}
+
+#[test]
+fn while_the_device_cannot_be_stopped_nothing_is_taken_back_unasked() {
+    let mut world = World::new();
+    world.run(20_000);
+    world.answers = false;
+    world.device.hang();
+    world.grow_to(370);
+    // Each attempt at a reset takes its real two seconds.
+    world.run(7_000);
+    world.agent.parts.link.check(Instant::from_millis(world.now));
+    assert!(!world.agent.parts.link.is_quiet());
+    assert_eq!(world.online(), 3);
+}
+
+#[test]
+fn a_hello_never_names_a_block_that_is_on_its_way_back() {
+    let mut world = World::new();
+    world.run(20_000);
+    world.returns = Verdict::Ok;
+    world.grow_to(350);
+    // The grant is read; before the kernel has put anything online the host wants a new hello.
+    let turn = |world: &mut World| {
+        world.now += STEP_MS;
+        world.turn(Woken { by_device: true, by_trigger: false });
+    };
+    let granted = loop {
+        turn(&mut world);
+        let reply = world.device.answer(|sequence, _| answer(sequence, Verdict::Ok));
+        if let Some((_, Request::Return(asked))) = reply {
+            break blocks(&asked.ranges).collect::<BTreeSet<_>>();
+        }
+    };
+    world.device.configure(|config| config.extension.hello_epoch.set(2));
+    turn(&mut world);
+    let hello = loop {
+        match world.device.answer(|sequence, _| answer(sequence, Verdict::Ok)) {
+            Some((_, Request::Hello(hello))) => break hello,
+            _ => turn(&mut world),
+        }
+    };
+    let named: BTreeSet<u64> = blocks(&hello.stolen).collect();
+    assert!(named.is_disjoint(&granted), "{named:?} and {granted:?}");
+}
+
+#[test]
+fn a_block_that_cannot_be_put_online_is_reported_stolen_again() {
+    let mut world = World::new();
+    world.run(20_000);
+    world.fake.refuse_block(BlockId(3), Errno::NOMEM);
+    world.grow_to(350);
+    world.run(1_000);
+    assert!(world.offline().contains(&3));
+    assert_eq!(world.believed(), world.offline());
+    world.fake.allow_block(BlockId(3));
+    world.grow_to(700);
+    world.run(5_000);
+    assert!(!world.offline().contains(&3), "{}", world.agent.note());
+    assert_eq!(world.believed(), world.offline());
+}
+
+#[test]
+fn pressure_ends_stealing_and_what_nobody_has_heard_of_comes_back() {
+    let mut world = World::new();
+    world.run(2_100);
+    for n in 1..60 {
+        let some = Line { total_us: n * 10_000, ..Line::default() };
+        world.fake.set_psi(Psi { some, ..Psi::default() });
+        world.run(100);
+    }
+    assert_eq!(world.believed(), world.offline());
+    assert!(world.offline().len() <= 1, "{}", world.agent.note());
+}
+
+#[test]
+fn an_operator_gets_everything_back() {
+    let mut world = World::new();
+    world.run(20_000);
+    world.agent.set_mode(Mode::Restore);
+    world.run(2_000);
+    assert_eq!(world.online(), 8);
+    assert_eq!(world.believed(), BTreeSet::new());
+}
+
+#[test]
+fn somebody_elses_hand_is_noticed_and_told() {
+    let mut world = World::new();
+    world.run(20_000);
+    let root = world.fake.root();
+    write_state(&root, BlockId(7), StateRequest::OnlineMovable).unwrap();
+    write_state(&root, BlockId(2), StateRequest::Offline).unwrap();
+    world.grow_to(150);
+    world.run(5_100);
+    assert_eq!(world.agent.parts.foreign, BTreeSet::from([BlockId(2)]));
+    let believed = world.believed();
+    assert!(!believed.contains(&2), "it is not ours to give");
+    world.restart();
+    assert_eq!(world.agent.parts.foreign, BTreeSet::from([BlockId(2)]));
+}
+
+#[test]
+fn goodbye_is_said_after_everything_else() {
+    let mut world = World::new();
+    world.run(20_000);
+    world.agent.begin_farewell();
+    for _ in 0..5 {
+        let now = Instant::from_millis(world.now);
+        if world.agent.end_farewell(now) {
+            break;
+        }
+        world.host();
+    }
+    assert_eq!(world.heard.last(), Some(&Request::Goodbye));
+    assert_eq!(world.believed(), world.offline());
+}
+
+#[test]
+fn the_status_and_telemetry_tell_what_is_so() {
+    let mut world = World::new();
+    world.run(20_000);
+    let status = world.agent.status(Instant::from_millis(world.now));
+    assert_eq!(status.blocks.stolen.len(), 5);
+    assert_eq!(status.limits.host_guarantees, ByteSize::from_mib(384));
+    assert_eq!((status.counters.stolen, status.device_silent_s), (5, None));
+    let written = crate::status::Status::read(&world.agent.parts.runtime.status()).unwrap();
+    assert_eq!(written.blocks, status.blocks);
+}

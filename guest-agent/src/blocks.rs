@@ -1,0 +1,312 @@
+//! The agent's table of memory blocks: what the kernel says of each, and whose doing it is.
+//!
+//! The truth about what is stolen is the kernel's: a block that is offline, and was not offline
+//! before the agent's first start, is the agent's. So a restarted agent knows all that it needs
+//! from sysfs and from the short list of *foreign* blocks that it left in its runtime directory.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use memtide_policy::guest::{BlockState, BlockView, FixedReason, HeatMap};
+use memtide_sysfs::memory::{Block, State, Zone};
+use memtide_sysfs::{Root, memory};
+use memtide_units::{BlockId, BlockSize, ByteSize, GpaRange};
+
+/// Whose doing it is that a block is where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// The kernel uses it.
+    Online,
+    /// The agent took it offline; the host has not heard of it for certain.
+    Leaving,
+    /// The agent took it offline, and the host knows.
+    Stolen,
+    /// It was granted, or never reported, and is being put online: the host must not hear of it
+    /// as stolen any more.
+    Returning,
+    /// Somebody else took it offline.
+    Foreign,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    hold: Hold,
+    zone: Option<Zone>,
+    never_offline: bool,
+}
+
+/// What somebody else did to a block since the last look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Surprise {
+    /// A block of the agent's is online: the host must be told.
+    CameOnline(BlockId),
+    /// A block went offline without the agent: it is foreign from now on.
+    WentOffline(BlockId),
+}
+
+/// The table.
+#[derive(Clone, Debug)]
+pub struct Blocks {
+    size: BlockSize,
+    entries: BTreeMap<BlockId, Entry>,
+    /// Hold the agent's DMA memory.
+    kept: BTreeSet<BlockId>,
+}
+
+impl Blocks {
+    /// Reads all blocks. Those offline are the agent's, except the `foreign` ones.
+    ///
+    /// # Errors
+    /// What [`memory::list`] says: a kernel without memory hotplug has none.
+    pub fn read(root: &Root, foreign: &BTreeSet<BlockId>) -> Result<Self, memtide_sysfs::Error> {
+        let size = memory::block_size(root)?;
+        let mut table = Self { size, entries: BTreeMap::new(), kept: BTreeSet::new() };
+        for block in memory::list(root)? {
+            let hold = match block.state {
+                State::Online | State::GoingOffline => Hold::Online,
+                State::Offline if foreign.contains(&block.id) => Hold::Foreign,
+                // Not told yet: the hello tells.
+                State::Offline => Hold::Leaving,
+            };
+            table.entries.insert(block.id, entry(&block, hold));
+        }
+        Ok(table)
+    }
+
+    /// The blocks that are offline now: what a first start takes for foreign.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn offline_now(root: &Root) -> Result<BTreeSet<BlockId>, memtide_sysfs::Error> {
+        let blocks = memory::list(root)?;
+        Ok(blocks.iter().filter(|b| b.state == State::Offline).map(|b| b.id).collect())
+    }
+
+    /// Size of each.
+    pub fn size(&self) -> BlockSize {
+        self.size
+    }
+
+    /// Never touch these: the device reads and writes in them.
+    pub fn keep(&mut self, blocks: impl IntoIterator<Item = BlockId>) {
+        self.kept.extend(blocks);
+    }
+
+    /// What is known of one block.
+    pub fn hold(&self, block: BlockId) -> Option<Hold> {
+        self.entries.get(&block).map(|entry| entry.hold)
+    }
+
+    /// Something was done to a block. The kernel says what zone it is in now.
+    pub fn set(&mut self, root: &Root, block: BlockId, hold: Hold) {
+        match memory::read(root, block) {
+            Ok(now) => {
+                self.entries.insert(block, entry(&now, hold));
+            }
+            // Unplugged in this moment: the next refresh finds out.
+            Err(error) => tracing::warn!("{block}: {error}"),
+        }
+    }
+
+    /// The host has heard of these.
+    pub fn told(&mut self, stolen: &[GpaRange]) {
+        for (id, entry) in &mut self.entries {
+            let range = self.size.range(*id);
+            let named = stolen.iter().any(|s| range.is_some_and(|range| s.contains(range)));
+            if named && entry.hold == Hold::Leaving {
+                entry.hold = Hold::Stolen;
+            }
+        }
+    }
+
+    /// Reads all blocks again and says what changed without the agent. Call it while none of the
+    /// agent's own changes is under way.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn refresh(&mut self, root: &Root) -> Result<Vec<Surprise>, memtide_sysfs::Error> {
+        let blocks = memory::list(root)?;
+        let present: BTreeSet<BlockId> = blocks.iter().map(|block| block.id).collect();
+        self.entries.retain(|id, _| present.contains(id));
+        let mut surprises = Vec::new();
+        for block in blocks {
+            let hold = self.hold(block.id).unwrap_or(Hold::Online);
+            let now = match (hold, block.state) {
+                (Hold::Online, State::Offline) => {
+                    surprises.push(Surprise::WentOffline(block.id));
+                    Hold::Foreign
+                }
+                (Hold::Leaving | Hold::Stolen | Hold::Returning, State::Online) => {
+                    surprises.push(Surprise::CameOnline(block.id));
+                    Hold::Online
+                }
+                (Hold::Foreign, State::Online) => Hold::Online,
+                (same, _) => same,
+            };
+            self.entries.insert(block.id, entry(&block, now));
+        }
+        Ok(surprises)
+    }
+
+    /// The policy's view, with heat where it is known.
+    pub fn views(&self, heat: &HeatMap) -> Vec<BlockView> {
+        let view = |(id, entry): (&BlockId, &Entry)| BlockView {
+            id: *id,
+            state: self.state(*id, entry),
+            heat: heat.heat(*id),
+            census: None,
+        };
+        self.entries.iter().map(view).collect()
+    }
+
+    fn state(&self, id: BlockId, entry: &Entry) -> BlockState {
+        match entry.hold {
+            Hold::Leaving | Hold::Returning => BlockState::InTransit,
+            Hold::Stolen => BlockState::Stolen,
+            Hold::Foreign => BlockState::Foreign,
+            Hold::Online if entry.never_offline => BlockState::Fixed(FixedReason::NeverOffline),
+            Hold::Online if self.kept.contains(&id) => BlockState::Fixed(FixedReason::AgentMemory),
+            Hold::Online if entry.zone == Some(Zone::Movable) => BlockState::Movable,
+            Hold::Online => BlockState::Kernel,
+        }
+    }
+
+    /// Blocks with this hold, ascending.
+    pub fn with(&self, hold: Hold) -> Vec<BlockId> {
+        self.entries.iter().filter(|(_, entry)| entry.hold == hold).map(|(id, _)| *id).collect()
+    }
+
+    /// All that is offline by the agent's doing and stays so, whether the host knows or not: what a
+    /// hello says. A block that is being put online is not among it, or the host would drop what
+    /// the guest has begun to use.
+    pub fn offline_by_us(&self) -> Vec<BlockId> {
+        let ours = |entry: &Entry| matches!(entry.hold, Hold::Leaving | Hold::Stolen);
+        self.entries.iter().filter(|(_, entry)| ours(entry)).map(|(id, _)| *id).collect()
+    }
+
+    /// All memory that the guest has, online or not.
+    pub fn present(&self) -> ByteSize {
+        self.size.size().times(self.entries.len() as u64)
+    }
+
+    /// Memory that is online.
+    pub fn online(&self) -> ByteSize {
+        self.size.size().times(self.with(Hold::Online).len() as u64)
+    }
+
+    /// How many blocks there are.
+    pub fn count(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// How many are in `ZONE_MOVABLE`, or will come back to it.
+    pub fn movable_count(&self) -> usize {
+        let movable = |entry: &&Entry| match entry.hold {
+            Hold::Online => entry.zone == Some(Zone::Movable),
+            Hold::Leaving | Hold::Stolen | Hold::Returning => true,
+            Hold::Foreign => false,
+        };
+        self.entries.values().filter(movable).count()
+    }
+
+    /// The addresses of `blocks` (ascending), neighbours joined.
+    pub fn ranges(&self, blocks: &[BlockId]) -> Vec<GpaRange> {
+        let mut ranges: Vec<GpaRange> = Vec::new();
+        for range in blocks.iter().filter_map(|block| self.size.range(*block)) {
+            match ranges.last().and_then(|last| last.joined_with(range)) {
+                Some(joined) => *ranges.last_mut().expect("it has just been looked at") = joined,
+                None => ranges.push(range),
+            }
+        }
+        ranges
+    }
+
+    /// The blocks of `ranges`.
+    pub fn in_ranges(&self, ranges: &[GpaRange]) -> Vec<BlockId> {
+        let named = |id: &&BlockId| {
+            let range = self.size.range(**id);
+            range.is_some_and(|range| ranges.iter().any(|wanted| wanted.contains(range)))
+        };
+        self.entries.keys().filter(named).copied().collect()
+    }
+}
+
+fn entry(block: &Block, hold: Hold) -> Entry {
+    Entry { hold, zone: block.current_zone(), never_offline: block.never_offline() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memtide_sysfs::fake::{FakeBlock, FakeRoot};
+    use memtide_sysfs::memory::{StateRequest, write_state};
+
+    fn guest() -> FakeRoot {
+        let fake = FakeRoot::new();
+        let blocks = [
+            (0, FakeBlock::HOLE),
+            (1, FakeBlock::KERNEL),
+            (2, FakeBlock::KERNEL),
+            (3, FakeBlock::MOVABLE),
+            (4, FakeBlock::MOVABLE),
+        ];
+        fake.add_blocks(BlockSize::X86_SMALL, blocks);
+        fake
+    }
+
+    fn offline(fake: &FakeRoot, block: u64) {
+        write_state(&fake.root(), BlockId(block), StateRequest::Offline).unwrap();
+    }
+
+    fn states(blocks: &Blocks) -> Vec<BlockState> {
+        let heat = HeatMap::new(blocks.size());
+        blocks.views(&heat).into_iter().map(|view| view.state).collect()
+    }
+
+    #[test]
+    fn an_offline_block_is_ours_unless_it_was_so_before_us() {
+        let fake = guest();
+        offline(&fake, 3);
+        let foreign = Blocks::offline_now(&fake.root()).unwrap();
+        offline(&fake, 4);
+        let mut blocks = Blocks::read(&fake.root(), &foreign).unwrap();
+        blocks.keep([BlockId(1)]);
+        let fixed = |reason| BlockState::Fixed(reason);
+        let expected = [
+            fixed(FixedReason::NeverOffline),
+            fixed(FixedReason::AgentMemory),
+            BlockState::Kernel,
+            BlockState::Foreign,
+            BlockState::InTransit,
+        ];
+        assert_eq!(states(&blocks), expected);
+        assert_eq!(blocks.offline_by_us(), [BlockId(4)]);
+        blocks.told(&blocks.ranges(&[BlockId(4)]));
+        assert_eq!(blocks.with(Hold::Stolen), [BlockId(4)]);
+        assert_eq!((blocks.online().mib(), blocks.present().mib()), (3 * 128, 5 * 128));
+    }
+
+    #[test]
+    fn what_others_do_to_blocks_is_noticed() {
+        let fake = guest();
+        let root = fake.root();
+        offline(&fake, 3);
+        let mut blocks = Blocks::read(&root, &BTreeSet::new()).unwrap();
+        offline(&fake, 4);
+        write_state(&root, BlockId(3), StateRequest::OnlineMovable).unwrap();
+        let surprises = blocks.refresh(&root).unwrap();
+        let expected = [Surprise::CameOnline(BlockId(3)), Surprise::WentOffline(BlockId(4))];
+        assert_eq!(surprises, expected);
+        assert_eq!(blocks.refresh(&root).unwrap(), []);
+        assert_eq!(states(&blocks)[3..], [BlockState::Movable, BlockState::Foreign]);
+    }
+
+    #[test]
+    fn neighbours_become_one_range_and_ranges_become_blocks() {
+        let blocks = Blocks::read(&guest().root(), &BTreeSet::new()).unwrap();
+        let ids = [BlockId(0), BlockId(1), BlockId(3)];
+        let ranges = blocks.ranges(&ids);
+        assert_eq!(ranges.len(), 2);
+        assert_eq!(ranges[0].len().mib(), 256);
+        assert_eq!(blocks.in_ranges(&ranges), ids);
+    }
+}

@@ -1,0 +1,230 @@
+//! The command line.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use memtide_policy::guest::Mode;
+use memtide_sysfs::Root;
+
+use crate::config::{Config, ConfigError, DamonUse, Wishes};
+use crate::run::{RunError, hand_back, run, signal_of};
+use crate::runtime::status_path;
+use crate::status::Status;
+
+/// Bad settings or arguments; what clap uses too.
+const EXIT_USAGE: u8 = 2;
+/// This machine cannot be scaled, whatever is tried again: systemd does not restart the agent.
+const EXIT_IMPOSSIBLE: u8 = 3;
+
+/// Scales this guest's memory by what it really uses.
+#[derive(Debug, Parser)]
+#[command(name = "memtide-agent", version, about, long_about = None)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Take the balloon over and scale memory until SIGTERM; then give it back. Stolen blocks stay
+    /// stolen (see restore), so that a restart or an upgrade changes nothing for the host.
+    Run(RunArgs),
+    /// Show what the running agent does, what it may do, and what this guest lacks.
+    Status {
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Have the running agent ask everything back and steal no more.
+    Restore(Place),
+    /// Have the running agent scale memory again after a restore.
+    Resume(Place),
+    /// Give the balloon back to the stock driver after an agent that was killed.
+    HandBack(RunArgs),
+}
+
+/// Where the running agent is found.
+#[derive(Debug, Args)]
+struct Place {
+    /// The agent's runtime directory.
+    #[arg(long, value_name = "DIR", default_value = crate::config::RUNTIME_DIR)]
+    runtime_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Read settings from this file [default: /etc/memtide/agent.toml, if it is there].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Never steal below this much online memory [default: a quarter of all, at least 256MiB].
+    #[arg(long, value_name = "SIZE")]
+    min: Option<String>,
+    /// Never take back beyond this much online memory [default: all].
+    #[arg(long, value_name = "SIZE")]
+    max: Option<String>,
+    /// Acceptable share of time in which some task stalls for memory [default: 0.1%].
+    #[arg(long, value_name = "PERCENT")]
+    psi_goal: Option<String>,
+    /// Which PCI function is the balloon [default: the only one there is].
+    #[arg(long, value_name = "ADDRESS")]
+    pci: Option<String>,
+    /// Take blocks back unasked when nobody has decided for this long, or never [default: 10s].
+    #[arg(long, value_name = "TIME")]
+    gate_deadline: Option<String>,
+    /// What to do about the kernel's access monitor [default: take-over].
+    #[arg(long)]
+    damon: Option<DamonUse>,
+    /// Leave boot memory in its zones; blocks without kernel pages are stolen from there.
+    #[arg(long)]
+    no_convert: bool,
+    /// Keep state in this directory, on a tmpfs [default: /run/memtide-agent].
+    #[arg(long, value_name = "DIR")]
+    runtime_dir: Option<PathBuf>,
+}
+
+impl RunArgs {
+    fn settings(self) -> Result<Config, ConfigError> {
+        let file = Wishes::read(self.config.as_deref())?;
+        let line = Wishes {
+            min: self.min,
+            max: self.max,
+            psi_goal: self.psi_goal,
+            pci: self.pci,
+            gate_deadline: self.gate_deadline,
+            damon: self.damon,
+            convert: self.no_convert.then_some(false),
+            runtime_dir: self.runtime_dir,
+        };
+        line.or(file).check()
+    }
+}
+
+/// Does what the command line says.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command {
+        Command::Run(args) => {
+            start_log();
+            end(args
+                .settings()
+                .map_err(RunError::from)
+                .and_then(|config| run(&config, &Root::default())))
+        }
+        Command::HandBack(args) => {
+            start_log();
+            let done = args.settings().map_err(RunError::from);
+            end(done.and_then(|config| hand_back(&config, &Root::default())))
+        }
+        Command::Status { json, place } => said(show(&place.runtime_dir, json)),
+        Command::Restore(place) => said(set_mode(&place.runtime_dir, Mode::Restore)),
+        Command::Resume(place) => said(set_mode(&place.runtime_dir, Mode::Tune)),
+    }
+}
+
+/// Lines without time and colour: the journal has both. The level is that of `MEMTIDE_LOG`.
+fn start_log() {
+    let level = std::env::var("MEMTIDE_LOG").ok().and_then(|level| level.parse().ok());
+    tracing_subscriber::fmt()
+        .with_max_level(level.unwrap_or(tracing::Level::INFO))
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .without_time()
+        .init();
+}
+
+fn end(result: Result<(), RunError>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("memtide-agent: {error}");
+            match error {
+                RunError::Config(_) => EXIT_USAGE.into(),
+                error if error.is_final() => EXIT_IMPOSSIBLE.into(),
+                _ => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn said(result: Result<String, String>) -> ExitCode {
+    match result {
+        Ok(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("memtide-agent: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn show(runtime_dir: &Path, json: bool) -> Result<String, String> {
+    let status = running(runtime_dir)?;
+    if json {
+        return serde_json::to_string(&status).map(|text| text + "\n").map_err(|e| e.to_string());
+    }
+    Ok(status.to_string())
+}
+
+/// The status of the agent that runs now.
+fn running(runtime_dir: &Path) -> Result<Status, String> {
+    let path = status_path(runtime_dir);
+    let status = Status::read(&path).map_err(|error| {
+        format!("{} cannot be read ({error}): does the agent run?", path.display())
+    })?;
+    // A status outlives an agent that was killed.
+    let name = std::fs::read_to_string(format!("/proc/{}/comm", status.pid)).unwrap_or_default();
+    if name.trim() != "memtide-agent" {
+        return Err(format!(
+            "no agent runs (the last one was pid {}): systemctl start memtide-agent",
+            status.pid
+        ));
+    }
+    Ok(status)
+}
+
+fn set_mode(runtime_dir: &Path, mode: Mode) -> Result<String, String> {
+    let status = running(runtime_dir)?;
+    let pid = i32::try_from(status.pid).map_err(|error| error.to_string())?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal_of(mode))
+        .map_err(|error| format!("the agent (pid {pid}) cannot be told: {error}"))?;
+    Ok(match mode {
+        Mode::Restore => {
+            format!("{} stolen blocks are being asked back\n", status.blocks.stolen.len())
+        }
+        Mode::Tune => "the agent scales memory again\n".into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_become_settings() {
+        let line =
+            ["memtide-agent", "run", "--min", "512MiB", "--gate-deadline", "never", "--no-convert"];
+        let Command::Run(args) = Cli::parse_from(line).command else { panic!("not run") };
+        let config = args.settings().unwrap();
+        assert_eq!(config.wish.min.map(|min| min.mib()), Some(512));
+        assert_eq!(config.gate_deadline, None);
+        assert_eq!(config.conversion, crate::config::Conversion::Leave);
+    }
+
+    #[test]
+    fn an_agent_that_does_not_run_has_no_status() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(show(dir.path(), false).unwrap_err().contains("does the agent run?"));
+    }
+}

@@ -1,0 +1,335 @@
+//! What the agent is told: a TOML file, and the command line over it.
+//!
+//! Everything has a default; most guests need no file at all. A value that cannot be used stops
+//! the agent before it has touched anything, with an error that names the key and the remedy.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use memtide_policy::guest::{Limits, LimitsError, LimitsWish};
+use memtide_sysfs::pci::Address;
+use memtide_units::{ByteSize, PpMillion};
+use serde::Deserialize;
+
+/// The file that is read where none is named; it need not exist.
+pub const DEFAULT_FILE: &str = "/etc/memtide/agent.toml";
+/// Where the agent keeps what must outlive it; systemd makes it.
+pub const RUNTIME_DIR: &str = "/run/memtide-agent";
+/// How long the gate may be silent before blocks are taken back unasked.
+const GATE_DEADLINE: Duration = Duration::from_secs(10);
+/// Shortest deadline: shorter than the host needs to restart its service is a trap.
+const GATE_DEADLINE_LEAST: Duration = Duration::from_secs(1);
+
+/// What to do about DAMON.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum DamonUse {
+    /// Use it, and switch `damon_stat` off for as long as the agent runs.
+    #[default]
+    TakeOver,
+    /// Use it if nobody else does.
+    Polite,
+    /// Do without.
+    Off,
+}
+
+/// Whether boot memory is made movable at start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Conversion {
+    /// Yes, up to three movable blocks for each that stays the kernel's.
+    #[default]
+    Convert,
+    /// No: blocks of kernel zones are stolen as they are, where they can be.
+    Leave,
+}
+
+/// Settings as they are written: in the file, or (some of them) on the command line.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wishes {
+    /// Never steal below this, such as `"512MiB"`.
+    pub min: Option<String>,
+    /// Never take back beyond this.
+    pub max: Option<String>,
+    /// Acceptable pressure, such as `"0.1%"`.
+    pub psi_goal: Option<String>,
+    /// Which function is the balloon, such as `"0000:00:03.0"`.
+    pub pci: Option<String>,
+    /// After how long without a decision blocks are taken back unasked: `"10s"`, or `"never"`.
+    pub gate_deadline: Option<String>,
+    /// What to do about DAMON.
+    pub damon: Option<DamonUse>,
+    /// Whether boot memory is made movable at start.
+    pub convert: Option<bool>,
+    /// Where the agent keeps its state; on a tmpfs.
+    pub runtime_dir: Option<PathBuf>,
+}
+
+/// Settings that make sense.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Limits as they were wished for; [`Config::limits`] checks them against the machine.
+    pub wish: LimitsWish,
+    /// Which function is the balloon, where that is not plain.
+    pub pci: Option<Address>,
+    /// `None`: never take a block back unasked.
+    pub gate_deadline: Option<Duration>,
+    /// What to do about DAMON.
+    pub damon: DamonUse,
+    /// Whether boot memory is made movable at start.
+    pub conversion: Conversion,
+    /// Where the agent keeps its state.
+    pub runtime_dir: PathBuf,
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("the configuration file {} cannot be read: {source}", .path.display())]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The file is no TOML, or has an unknown key or a value of another type.
+    #[error("{}: {message}; correct or remove that line (memtide-agent run --help lists all settings)", .path.display())]
+    Syntax {
+        /// Which.
+        path: PathBuf,
+        /// What and where.
+        message: String,
+    },
+    /// A value cannot be used.
+    #[error("{key}: {problem}")]
+    Value {
+        /// The setting.
+        key: &'static str,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+    /// The limits contradict each other.
+    #[error(transparent)]
+    Limits(#[from] LimitsError),
+}
+
+impl Wishes {
+    /// Reads a file; the default one may be missing.
+    ///
+    /// # Errors
+    /// [`ConfigError::Unreadable`], [`ConfigError::Syntax`].
+    pub fn read(named: Option<&Path>) -> Result<Self, ConfigError> {
+        let path = named.unwrap_or(Path::new(DEFAULT_FILE));
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(path, &text),
+            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+                Ok(Self::default())
+            }
+            Err(source) => Err(ConfigError::Unreadable { path: path.into(), source }),
+        }
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+            let message = format!("line {line}: {}", error.message());
+            ConfigError::Syntax { path: path.into(), message }
+        })
+    }
+
+    /// These, and where they say nothing, `others`.
+    #[must_use]
+    pub fn or(self, others: Self) -> Self {
+        Self {
+            min: self.min.or(others.min),
+            max: self.max.or(others.max),
+            psi_goal: self.psi_goal.or(others.psi_goal),
+            pci: self.pci.or(others.pci),
+            gate_deadline: self.gate_deadline.or(others.gate_deadline),
+            damon: self.damon.or(others.damon),
+            convert: self.convert.or(others.convert),
+            runtime_dir: self.runtime_dir.or(others.runtime_dir),
+        }
+    }
+
+    /// Checks all of them.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`], [`ConfigError::Limits`].
+    pub fn check(self) -> Result<Config, ConfigError> {
+        let wish = LimitsWish {
+            min: parsed("min", self.min.as_deref())?,
+            max: parsed("max", self.max.as_deref())?,
+            psi_goal: self.psi_goal.as_deref().map(percent).transpose()?,
+        };
+        // What can be judged without knowing the machine is judged now.
+        Limits::new(ByteSize::MAX, wish)?;
+        let gate_deadline = self.gate_deadline.as_deref().map(deadline).transpose()?;
+        Ok(Config {
+            wish,
+            pci: parsed("pci", self.pci.as_deref())?,
+            gate_deadline: gate_deadline.unwrap_or(Some(GATE_DEADLINE)),
+            damon: self.damon.unwrap_or_default(),
+            conversion: match self.convert {
+                Some(false) => Conversion::Leave,
+                Some(true) | None => Conversion::Convert,
+            },
+            runtime_dir: self.runtime_dir.unwrap_or_else(|| RUNTIME_DIR.into()),
+        })
+    }
+}
+
+impl Config {
+    /// The limits on a machine with so much memory.
+    ///
+    /// # Errors
+    /// [`ConfigError::Limits`].
+    pub fn limits(&self, present: ByteSize) -> Result<Limits, ConfigError> {
+        Ok(Limits::new(present, self.wish)?)
+    }
+}
+
+fn value(key: &'static str, problem: impl ToString) -> ConfigError {
+    ConfigError::Value { key, problem: problem.to_string() }
+}
+
+fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
+    key: &'static str,
+    text: Option<&str>,
+) -> Result<Option<T>, ConfigError> {
+    text.map(str::parse).transpose().map_err(|error| value(key, error))
+}
+
+/// `0.1%` or `0.1 %`: up to four digits behind the point.
+fn percent(text: &str) -> Result<PpMillion, ConfigError> {
+    let wrong = || value("psi_goal", format!("{text:?} is no share such as 0.1% (0.01% to 10%)"));
+    let number = text.trim().strip_suffix('%').ok_or_else(wrong)?.trim_end();
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    if !digits(whole) || !digits(fraction) || whole.len() > 3 || fraction.len() > 4 {
+        return Err(wrong());
+    }
+    let parts: (u32, u32) =
+        (whole.parse().map_err(|_| wrong())?, fraction.parse().map_err(|_| wrong())?);
+    let scale = 10_u32.pow(4 - fraction.len() as u32);
+    Ok(PpMillion(parts.0 * 10_000 + parts.1 * scale))
+}
+
+/// `10s`, `2min`, `1500ms`, or `never`.
+fn deadline(text: &str) -> Result<Option<Duration>, ConfigError> {
+    let wrong =
+        || value("gate_deadline", format!("{text:?} is no time such as 10s, 2min, or never"));
+    let text = text.trim();
+    if text == "never" {
+        return Ok(None);
+    }
+    let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+    let number: u64 = text[..split].parse().map_err(|_| wrong())?;
+    let ms = match text[split..].trim() {
+        "ms" => Some(1),
+        "s" => Some(1_000),
+        "min" => Some(60_000),
+        _ => None,
+    };
+    let time = Duration::from_millis(number.checked_mul(ms.ok_or_else(wrong)?).ok_or_else(wrong)?);
+    if time < GATE_DEADLINE_LEAST {
+        let problem =
+            "it is shorter than 1s: the host could not even restart its service; use 1s or more";
+        return Err(value("gate_deadline", problem));
+    }
+    Ok(Some(time))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn checked(toml: &str) -> Result<Config, String> {
+        let wishes = Wishes::parse(Path::new("agent.toml"), toml);
+        wishes.and_then(Wishes::check).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_empty_file_is_the_default() {
+        let config = checked("").unwrap();
+        assert_eq!(config.gate_deadline, Some(Duration::from_secs(10)));
+        assert_eq!((config.damon, config.conversion), (DamonUse::TakeOver, Conversion::Convert));
+        assert_eq!(config.wish, LimitsWish::default());
+    }
+
+    #[test]
+    fn every_setting_is_read() {
+        let config = checked(
+            r#"
+            min = "512MiB"
+            max = "3 GiB"
+            psi_goal = "0.25%"
+            pci = "0000:00:03.0"
+            gate_deadline = "never"
+            damon = "polite"
+            convert = false
+            runtime_dir = "/run/other"
+            "#,
+        )
+        .unwrap();
+        assert_eq!(config.wish.min, Some(ByteSize::from_mib(512)));
+        assert_eq!(config.wish.max, Some(ByteSize::from_gib(3)));
+        assert_eq!(config.wish.psi_goal, Some(PpMillion(2_500)));
+        assert_eq!(config.pci.unwrap().to_string(), "0000:00:03.0");
+        assert_eq!((config.gate_deadline, config.damon), (None, DamonUse::Polite));
+        assert_eq!(config.conversion, Conversion::Leave);
+        assert_eq!(config.runtime_dir, Path::new("/run/other"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_remedy() {
+        let cases = [
+            ("\nminimum = \"1GiB\"", "line 2: unknown field `minimum`"),
+            ("min = \"1GB\"", "min: the size \"1GB\" has an unknown unit"),
+            ("min = \"1024\"", "has no unit: write for example 1024MiB"),
+            ("min = \"2GiB\"\nmax = \"1GiB\"", "lower min or raise max"),
+            ("psi_goal = \"0.1\"", "psi_goal: \"0.1\" is no share such as 0.1%"),
+            ("psi_goal = \"0.005%\"", "choose from 0.01 % to 10.00 %"),
+            ("psi_goal = \"11%\"", "choose from 0.01 % to 10.00 %"),
+            ("pci = \"3.0\"", "pci: \"3.0\" is no PCI address"),
+            ("gate_deadline = \"10\"", "is no time such as 10s"),
+            ("gate_deadline = \"200ms\"", "use 1s or more"),
+            ("damon = \"maybe\"", "take-over"),
+            ("convert = 1", "line 1: invalid type"),
+        ];
+        for (toml, expected) in cases {
+            let error = checked(toml).unwrap_err();
+            assert!(error.contains(expected), "{toml:?} gave {error:?}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_goes_over_the_file() {
+        let file =
+            Wishes { min: Some("1GiB".into()), max: Some("4GiB".into()), ..Wishes::default() };
+        let line = Wishes { min: Some("2GiB".into()), ..Wishes::default() };
+        let config = line.or(file).check().unwrap();
+        assert_eq!(config.wish.min, Some(ByteSize::from_gib(2)));
+        assert_eq!(config.wish.max, Some(ByteSize::from_gib(4)));
+    }
+
+    #[test]
+    fn a_named_file_must_exist() {
+        assert!(Wishes::read(Some(Path::new("/nowhere/agent.toml"))).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn reading_never_panics(text in ".{0,20}") {
+            let _ = (percent(&text), deadline(&text));
+        }
+
+        #[test]
+        fn hundredths_of_a_percent_are_exact(n in 0_u32..=10_000) {
+            let text = format!("{}.{:02}%", n / 100, n % 100);
+            prop_assert_eq!(percent(&text).unwrap(), PpMillion(n * 100));
+        }
+    }
+}

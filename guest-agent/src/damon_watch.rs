@@ -1,0 +1,264 @@
+//! The thread that asks DAMON what is used.
+//!
+//! Reading a snapshot waits for the end of an aggregation, up to two seconds, so it happens on a
+//! thread of its own, which sends what it finds. Where there is no DAMON the agent works on,
+//! unaware of access, and says so.
+
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use memtide_policy::guest::AccessRegion;
+use memtide_sysfs::Root;
+use memtide_sysfs::damon::{
+    self, Absence, DamonError, Intervals, IntervalsGoal, Module, Monitor, MonitorConfig, Region,
+    StatPause,
+};
+use memtide_units::{GpaRange, Permille};
+
+use crate::alarm::SIGNAL;
+use crate::config::DamonUse;
+
+/// Between two looks at a page; the kernel's default of 5 ms is called too short for most uses by
+/// DAMON's own documentation.
+const SAMPLE_US: u64 = 50_000;
+/// Twenty looks are summed up, the ratio that the documentation recommends.
+const AGGREGATION_US: u64 = 1_000_000;
+/// The documentation's goal for tuned intervals: 4 % of all possible access events.
+const GOAL: IntervalsGoal = IntervalsGoal {
+    access_bp: 400,
+    aggrs: 3,
+    min_sample_us: 10_000,
+    // Two seconds of aggregation: a thief that looks less often is a blind one.
+    max_sample_us: 100_000,
+};
+/// Regions of a block at least: with DAMON's default of ten in all, a region spans several blocks.
+const REGIONS_PER_BLOCK: u64 = 6;
+/// Bounds of all regions: what a snapshot costs grows with them.
+const REGIONS_LEAST: u64 = 64;
+const REGIONS_MIN_MOST: u64 = 1_500;
+const REGIONS_MAX: u64 = 3_000;
+/// Between two snapshots, besides the waiting inside.
+const PAUSE: Duration = Duration::from_secs(1);
+const STACK: usize = 256 << 10;
+
+/// Snapshots that fail in a row before the thread gives up.
+const FAILURES_MAX: u32 = 5;
+
+/// What the thread has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// A snapshot.
+    Snapshot(Vec<AccessRegion>),
+    /// It has ended, and why: what was known is getting stale.
+    Ended(String),
+}
+
+enum Order {
+    Watch(Vec<GpaRange>),
+    Stop,
+}
+
+/// The thread, from outside. Dropping it stops the monitor and switches `damon_stat` on again.
+#[derive(Debug)]
+pub struct DamonWatch {
+    orders: Sender<Order>,
+    findings: Receiver<Finding>,
+    thread: Option<JoinHandle<()>>,
+    /// Switched on again after the thread has ended and its kdamond with it.
+    stat: Option<StatPause>,
+}
+
+impl DamonWatch {
+    /// Starts watching `ranges`, which hold `blocks` memory blocks.
+    ///
+    /// # Errors
+    /// Why there is nothing to see, in one sentence.
+    pub fn start(
+        root: &Root,
+        how: DamonUse,
+        ranges: Vec<GpaRange>,
+        blocks: usize,
+    ) -> Result<Self, String> {
+        if how == DamonUse::Off {
+            return Err("switched off by the configuration (damon = \"off\")".into());
+        }
+        let (monitor, stat) = begin(root, how, ranges, blocks as u64).map_err(|e| e.to_string())?;
+        let (orders, todo) = channel();
+        let (report, findings) = channel();
+        let thread = std::thread::Builder::new()
+            .name("memtide-damon".into())
+            .stack_size(STACK)
+            .spawn(move || watch(monitor, &todo, &report))
+            .map_err(|error| format!("its thread could not be started: {error}"))?;
+        Ok(Self { orders, findings, thread: Some(thread), stat })
+    }
+
+    /// What has been found since the last call.
+    pub fn findings(&self) -> Vec<Finding> {
+        self.findings.try_iter().collect()
+    }
+
+    /// Memory has come or gone: watch these from now on.
+    pub fn watch(&self, ranges: Vec<GpaRange>) {
+        // An ended thread has said so.
+        let _ = self.orders.send(Order::Watch(ranges));
+    }
+
+    /// Whether `damon_stat` was switched off for this.
+    pub fn has_paused_stat(&self) -> bool {
+        self.stat.is_some()
+    }
+}
+
+impl Drop for DamonWatch {
+    fn drop(&mut self) {
+        let _ = self.orders.send(Order::Stop);
+        let Some(thread) = self.thread.take() else { return };
+        // A snapshot in progress ends with EINTR. A signal before it began is lost: then it takes
+        // its two seconds.
+        let _ = nix::sys::pthread::pthread_kill(thread.as_pthread_t(), SIGNAL);
+        let _ = thread.join();
+        if let Some(stat) = self.stat.take()
+            && let Err(error) = stat.restore()
+        {
+            tracing::warn!("damon_stat stays off: {error}");
+        }
+    }
+}
+
+fn begin(
+    root: &Root,
+    how: DamonUse,
+    ranges: Vec<GpaRange>,
+    blocks: u64,
+) -> Result<(Monitor, Option<StatPause>), DamonError> {
+    if damon::stop_leftover(root)? {
+        tracing::info!("stopped the DAMON monitor of an agent that was killed");
+    }
+    let mut stat = None;
+    let found = match damon::probe(root) {
+        Err(Absence::UsedBy(Module::Stat)) if how == DamonUse::TakeOver => {
+            stat = damon::pause_damon_stat(root)?;
+            damon::probe(root)?
+        }
+        other => other?,
+    };
+    let monitor = Monitor::start(root, &monitor_config(ranges, blocks, found.intervals_goal))?;
+    Ok((monitor, stat))
+}
+
+fn monitor_config(regions: Vec<GpaRange>, blocks: u64, can_tune: bool) -> MonitorConfig {
+    MonitorConfig {
+        regions,
+        sample_us: SAMPLE_US,
+        aggr_us: AGGREGATION_US,
+        min_regions: (REGIONS_PER_BLOCK * blocks).clamp(REGIONS_LEAST, REGIONS_MIN_MOST),
+        max_regions: REGIONS_MAX,
+        intervals_goal: can_tune.then_some(GOAL),
+    }
+}
+
+fn watch(mut monitor: Monitor, todo: &Receiver<Order>, report: &Sender<Finding>) {
+    let mut failures = 0;
+    loop {
+        match todo.recv_timeout(PAUSE) {
+            Ok(Order::Watch(ranges)) => {
+                if let Err(error) = monitor.set_regions(&ranges) {
+                    tracing::warn!("DAMON keeps watching the old memory: {error}");
+                }
+                continue;
+            }
+            Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        match look(&mut monitor) {
+            Ok(regions) => {
+                failures = 0;
+                let _ = report.send(Finding::Snapshot(regions));
+            }
+            Err(error) => {
+                failures += 1;
+                if failures == FAILURES_MAX {
+                    let _ = report.send(Finding::Ended(error.to_string()));
+                    break;
+                }
+            }
+        }
+    }
+    if let Err(error) = monitor.stop() {
+        tracing::warn!("DAMON's monitor could not be stopped: {error}");
+    }
+}
+
+fn look(monitor: &mut Monitor) -> damon::Result<Vec<AccessRegion>> {
+    let regions = monitor.snapshot()?;
+    let intervals = monitor.intervals()?;
+    Ok(regions.iter().map(|region| access(region, intervals)).collect())
+}
+
+fn access(region: &Region, intervals: Intervals) -> AccessRegion {
+    let most = u64::from(intervals.max_nr_accesses());
+    let accessed = (u64::from(region.nr_accesses) * 1000 / most).min(1000);
+    AccessRegion {
+        range: region.range,
+        accessed: Permille(accessed as u32),
+        age: Duration::from_micros(intervals.aggr_us.saturating_mul(region.age.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memtide_sysfs::fake::{FakeDamon, FakeRoot};
+    use memtide_units::{ByteSize, Gpa};
+
+    fn range(mib: u64, len: u64) -> GpaRange {
+        GpaRange::new(Gpa(mib << 20), ByteSize::from_mib(len)).unwrap()
+    }
+
+    fn stat(fake: &FakeRoot) -> String {
+        fake.get("sys/module/damon_stat/parameters/enabled")
+    }
+
+    #[test]
+    fn damon_stat_makes_room_and_comes_back() {
+        crate::alarm::install_handler().unwrap();
+        let fake = FakeRoot::new();
+        fake.add_damon(FakeDamon::V7_3);
+        let watch = DamonWatch::start(&fake.root(), DamonUse::TakeOver, vec![range(0, 512)], 4);
+        let watch = watch.unwrap();
+        assert!(watch.has_paused_stat());
+        assert_eq!(stat(&fake), "N\n");
+        drop(watch);
+        assert_eq!(stat(&fake), "Y\n");
+    }
+
+    #[test]
+    fn whoever_is_polite_or_has_no_damon_is_told_why_there_is_nothing_to_see() {
+        let fake = FakeRoot::new();
+        let start = |how| DamonWatch::start(&fake.root(), how, vec![range(0, 512)], 4).unwrap_err();
+        assert!(start(DamonUse::TakeOver).contains("no DAMON"));
+        fake.add_damon(FakeDamon::V7_3);
+        assert!(start(DamonUse::Polite).contains("damon_stat uses DAMON"));
+        assert_eq!(stat(&fake), "Y\n");
+        assert!(start(DamonUse::Off).contains("switched off"));
+    }
+
+    #[test]
+    fn access_is_a_share_and_age_a_time() {
+        let intervals = Intervals { sample_us: 100_000, aggr_us: 2_000_000 };
+        let region = Region { range: range(0, 1), nr_accesses: 5, age: 3 };
+        let seen = access(&region, intervals);
+        assert_eq!((seen.accessed, seen.age), (Permille(250), Duration::from_secs(6)));
+        let odd = Region { nr_accesses: 99, ..region };
+        assert_eq!(access(&odd, intervals).accessed, Permille(1000));
+    }
+
+    #[test]
+    fn there_are_enough_regions_for_decisions_on_blocks() {
+        let of = |blocks| monitor_config(vec![range(0, 128)], blocks, false).min_regions;
+        assert_eq!([of(8), of(16), of(100), of(4_000)], [64, 96, 600, 1_500]);
+    }
+}

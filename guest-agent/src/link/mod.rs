@@ -1,0 +1,392 @@
+//! The link to the host: hello first, then one request at a time, and back up after every failure.
+//!
+//! Nothing here waits. [`Link::service`] is called whenever something may have happened; it reads
+//! the answer if there is one, gives up on a device that has been silent for too long, starts it
+//! again, and sends what is next. What the agent may rely on:
+//!
+//! * A request is answered, or the link is lost. When it is lost the device has been reset, which
+//!   ends whatever it was doing, or [`Link::is_quiet`] is false.
+//! * A hello names every block that is offline, so requests that were lost need not be repeated.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::Duration;
+
+use memtide_policy::guest::DeviceState;
+use memtide_units::{ByteSize, GpaRange, Instant, Pfn};
+use memtide_wire::block::{Hello, RefuseReason, Request, Response, Verdict};
+use memtide_wire::config::{Extension, NoExtension};
+
+use crate::dma::Area;
+use crate::virtio::block_queue::{BlockQueue, QueueError, SendError};
+use crate::virtio::transport::{Transport, TransportError};
+
+/// A device answers each request at once; punching a batch of large blocks may take a while.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+/// A reset in the middle of the agent's work may hold it up for so long.
+const RESET_DEADLINE: Duration = Duration::from_secs(2);
+/// Pauses between two attempts to start the device: doubling from the first to the last.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_LAST: Duration = Duration::from_secs(8);
+/// Requests that wait, at most. Only telemetry comes without end, and it waits for nobody.
+const OUTBOX_MAX: usize = 64;
+
+/// Offsets in the configuration space of what changes while the agent runs.
+const NUM_PAGES: usize = 0;
+const GENERATION: usize = 28;
+const HELLO_EPOCH: usize = 32;
+
+/// Something that has happened on the link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkEvent {
+    /// A request was answered.
+    Answered(Request, Response),
+    /// The device was lost, and why. What had not been answered never will be.
+    Lost(String),
+}
+
+/// Why the device was given up.
+#[derive(Debug, thiserror::Error)]
+enum Loss {
+    #[error("it did not answer within {} s", ANSWER_DEADLINE.as_secs())]
+    Silent,
+    #[error("it says that it needs a reset")]
+    Broken,
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    #[error("the function cannot be enabled: {0}")]
+    Enable(#[from] io::Error),
+    #[error("it refused the hello: {0}")]
+    Hello(RefuseReason),
+    #[error(transparent)]
+    NoExtension(#[from] NoExtension),
+}
+
+#[derive(Debug)]
+struct InFlight {
+    request: Request,
+    since: Instant,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Not started; the area is taken out while a start is tried.
+    Down {
+        area: Option<Area>,
+        retry: Instant,
+        pause: Duration,
+    },
+    Up {
+        queue: BlockQueue,
+        in_flight: Option<InFlight>,
+        is_greeted: bool,
+    },
+}
+
+/// What the host said last through the configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostConfig {
+    /// What it wants in the balloon.
+    pub balloon: ByteSize,
+    /// Moves when there is something to look at.
+    pub generation: u32,
+    /// Moves when it wants a new hello.
+    pub hello_epoch: u32,
+}
+
+/// Enables the function (bus mastering, interrupt): what every start of the device needs.
+pub type Enable = Box<dyn Fn() -> io::Result<()>>;
+
+/// The link.
+pub struct Link {
+    transport: Transport,
+    enable: Enable,
+    state: State,
+    outbox: VecDeque<Request>,
+    config: HostConfig,
+    /// When the device was last seen well.
+    well: Instant,
+    is_quiet: bool,
+    guaranteed: ByteSize,
+}
+
+impl Link {
+    /// A link over a device that has just been reset, with memory for it.
+    pub fn new(now: Instant, transport: Transport, area: Area, enable: Enable) -> Self {
+        Self {
+            transport,
+            enable,
+            state: State::Down { area: Some(area), retry: now, pause: RETRY_FIRST },
+            outbox: VecDeque::new(),
+            config: HostConfig::default(),
+            well: now,
+            is_quiet: true,
+            guaranteed: ByteSize::ZERO,
+        }
+    }
+
+    /// What the host said last.
+    pub fn config(&self) -> HostConfig {
+        self.config
+    }
+
+    /// What the host guarantees this guest: below it returns are granted always and at once.
+    pub fn guaranteed(&self) -> ByteSize {
+        self.guaranteed
+    }
+
+    /// Whether the device is there, has been greeted and answers.
+    pub fn device_state(&self) -> DeviceState {
+        match self.state {
+            State::Up { is_greeted: true, .. } => DeviceState::Ready,
+            _ => DeviceState::Silent { since: self.well },
+        }
+    }
+
+    /// True while the device can be doing nothing on our behalf: no request is in flight, and
+    /// after the last loss it was reset for certain. Only then may a block that was named to it be
+    /// put online without a grant.
+    pub fn is_quiet(&self) -> bool {
+        match &self.state {
+            State::Up { in_flight, .. } => in_flight.is_none(),
+            State::Down { .. } => self.is_quiet,
+        }
+    }
+
+    /// Queues a request. Telemetry is dropped while anything else waits: there will be more.
+    pub fn post(&mut self, request: Request) {
+        let is_telemetry = matches!(request, Request::Telemetry(_));
+        if is_telemetry && !self.outbox.is_empty() {
+            return;
+        }
+        if self.outbox.len() >= OUTBOX_MAX {
+            tracing::warn!("{OUTBOX_MAX} requests wait for the device: one is dropped");
+            return;
+        }
+        self.outbox.push_back(request);
+    }
+
+    /// Queues a report of ranges that were taken offline, in one request with those that wait.
+    pub fn report_stolen(&mut self, ranges: Vec<GpaRange>) {
+        match self.outbox.back_mut() {
+            Some(Request::Steal(waiting)) => waiting.extend(ranges),
+            _ => self.post(Request::Steal(ranges)),
+        }
+    }
+
+    /// Takes back the report of a range that has not been sent in any form; false where it has.
+    pub fn unreport(&mut self, range: GpaRange) -> bool {
+        let says_hello = |flight: &InFlight| matches!(flight.request, Request::Hello(_));
+        if let State::Up { in_flight: Some(flight), .. } = &self.state
+            && says_hello(flight)
+        {
+            return false;
+        }
+        let waiting = self.outbox.iter_mut().find_map(|request| match request {
+            Request::Steal(ranges) if ranges.contains(&range) => Some(ranges),
+            _ => None,
+        });
+        let Some(ranges) = waiting else { return false };
+        ranges.retain(|waiting| *waiting != range);
+        self.outbox.retain(|request| *request != Request::Steal(Vec::new()));
+        true
+    }
+
+    /// Reads what may have changed in the configuration: three accesses. A new epoch asks for a new
+    /// hello, which goes out before anything else.
+    pub fn look(&mut self) {
+        let before = self.config.hello_epoch;
+        let field = |offset| self.transport.config_u32(offset).unwrap_or(0);
+        self.config = HostConfig {
+            balloon: Pfn::SIZE.times(field(NUM_PAGES).into()),
+            generation: field(GENERATION),
+            hello_epoch: field(HELLO_EPOCH),
+        };
+        if self.config.hello_epoch != before {
+            self.greet_again();
+        }
+    }
+
+    /// Reads and clears the interrupt status. What it says proves nothing.
+    pub fn acknowledge_interrupt(&self) {
+        self.transport.acknowledge_interrupt();
+    }
+
+    /// Does whatever is due, up to the next event; call it until no event comes back. `hello` makes
+    /// the introduction for an epoch.
+    pub fn service(&mut self, now: Instant, hello: &dyn Fn(u32) -> Hello) -> Vec<LinkEvent> {
+        let mut events = Vec::new();
+        if let Err(loss) = self.step(now, hello, &mut events) {
+            events.push(self.lose(now, &loss));
+        }
+        events
+    }
+
+    fn step(
+        &mut self,
+        now: Instant,
+        hello: &dyn Fn(u32) -> Hello,
+        events: &mut Vec<LinkEvent>,
+    ) -> Result<(), Loss> {
+        if let State::Down { retry, .. } = self.state {
+            if now < retry {
+                return Ok(());
+            }
+            self.start()?;
+        }
+        if let Some(event) = self.receive(now)? {
+            // Nothing is sent before the answer has been taken in: a hello that is made now would
+            // name a block that has just been granted, and the host would drop it in use.
+            events.push(event);
+            return Ok(());
+        }
+        self.send_next(now, hello)
+    }
+
+    fn receive(&mut self, now: Instant) -> Result<Option<LinkEvent>, Loss> {
+        let State::Up { queue, in_flight, is_greeted } = &mut self.state else { return Ok(None) };
+        let Some(flight) = in_flight.take() else { return Ok(None) };
+        let Some(response) = queue.receive()? else {
+            let is_late = now.since(flight.since) >= ANSWER_DEADLINE;
+            *in_flight = Some(flight);
+            return if is_late { Err(Loss::Silent) } else { Ok(None) };
+        };
+        self.well = now;
+        self.guaranteed = response.min;
+        match (&flight.request, response.verdict) {
+            // Of another epoch: the configuration is looked at before the next one.
+            (_, Verdict::Refused(RefuseReason::NoHello)) => *is_greeted = false,
+            (Request::Hello(_), Verdict::Refused(reason)) => return Err(Loss::Hello(reason)),
+            (Request::Hello(_), _) => *is_greeted = true,
+            _ => {}
+        }
+        Ok(Some(LinkEvent::Answered(flight.request, response)))
+    }
+
+    fn send_next(&mut self, now: Instant, hello: &dyn Fn(u32) -> Hello) -> Result<(), Loss> {
+        if !matches!(self.state, State::Up { in_flight: None, .. }) {
+            return Ok(());
+        }
+        if self.needs_hello() {
+            self.look();
+        }
+        let epoch = self.config.hello_epoch;
+        let next = if self.needs_hello() {
+            Some(Request::Hello(hello(epoch)))
+        } else {
+            self.outbox.pop_front()
+        };
+        let State::Up { queue, in_flight, .. } = &mut self.state else { return Ok(()) };
+        let Some(request) = next else { return Ok(()) };
+        match queue.send(&self.transport, &request) {
+            Ok(()) => *in_flight = Some(InFlight { request, since: now }),
+            Err(SendError::TooLong(len)) => tracing::error!("a request of {len} bytes is dropped"),
+            Err(SendError::Busy) => self.outbox.push_front(request),
+        }
+        Ok(())
+    }
+
+    fn needs_hello(&self) -> bool {
+        matches!(self.state, State::Up { is_greeted: false, .. })
+    }
+
+    /// Has the next request be a hello: what the host believes must be put right.
+    pub fn greet_again(&mut self) {
+        if let State::Up { is_greeted, .. } = &mut self.state {
+            *is_greeted = false;
+        }
+    }
+
+    /// Forgets questions that have not been sent: they were answered in another way.
+    pub fn forget_returns(&mut self) {
+        self.outbox.retain(|request| !matches!(request, Request::Return(_)));
+    }
+
+    /// Looks whether the device still says that it is well; a register read.
+    pub fn check(&mut self, now: Instant) -> Option<LinkEvent> {
+        let is_broken = matches!(self.state, State::Up { .. }) && self.transport.is_broken();
+        is_broken.then(|| self.lose(now, &Loss::Broken))
+    }
+
+    /// Reset, features, queue: from nothing to `DRIVER_OK`.
+    fn start(&mut self) -> Result<(), Loss> {
+        self.transport.reset(RESET_DEADLINE)?;
+        self.is_quiet = true;
+        self.transport.negotiate()?;
+        let extension = Extension::find(&self.transport.config()?)?;
+        (self.enable)()?;
+        let index = extension.block_queue.get();
+        self.transport.queue_size_max(index)?;
+        let State::Down { area, .. } = &mut self.state else { return Ok(()) };
+        let Some(area) = area.take() else { return Err(Loss::Broken) };
+        let queue = match BlockQueue::start(&self.transport, index, area) {
+            Ok(queue) => queue,
+            Err((error, area)) => {
+                self.state = State::Down { area: Some(area), retry: self.well, pause: RETRY_FIRST };
+                return Err(error.into());
+            }
+        };
+        self.transport.driver_ok();
+        self.state = State::Up { queue, in_flight: None, is_greeted: false };
+        Ok(())
+    }
+
+    /// Stops the device, so that it does nothing any more, and tries again a little later.
+    fn lose(&mut self, now: Instant, loss: &Loss) -> LinkEvent {
+        self.is_quiet = match self.transport.reset(RESET_DEADLINE) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!("{error}: no stolen block can be taken back safely now");
+                false
+            }
+        };
+        // What was stolen or asked for is told again by hello and by the policy.
+        self.outbox.retain(|request| matches!(request, Request::Taken(_)));
+        let down = State::Down { area: None, retry: now, pause: RETRY_FIRST };
+        let (area, pause) = match std::mem::replace(&mut self.state, down) {
+            State::Up { queue, .. } => (Some(queue.into_area()), RETRY_FIRST),
+            State::Down { area, pause, .. } => (area, (pause * 2).min(RETRY_LAST)),
+        };
+        self.state = State::Down { area, retry: now + pause, pause };
+        LinkEvent::Lost(loss.to_string())
+    }
+
+    /// When [`Self::service`] has something to do at the latest, if anything.
+    pub fn due(&self) -> Option<Instant> {
+        match &self.state {
+            State::Down { retry, .. } => Some(*retry),
+            State::Up { in_flight: Some(flight), .. } => Some(flight.since + ANSWER_DEADLINE),
+            State::Up { .. } => None,
+        }
+    }
+
+    /// True while an answer is awaited: without an interrupt somebody has to look.
+    pub fn awaits_answer(&self) -> bool {
+        matches!(self.state, State::Up { in_flight: Some(_), .. })
+    }
+
+    /// True where nothing waits to be sent or answered.
+    pub fn is_idle(&self) -> bool {
+        self.outbox.is_empty()
+            && matches!(self.state, State::Up { in_flight: None, is_greeted: true, .. })
+    }
+
+    /// Stops the device for good.
+    ///
+    /// # Errors
+    /// [`TransportError::ResetStuck`].
+    pub fn stop(&self) -> Result<(), TransportError> {
+        self.transport.reset(RESET_DEADLINE)
+    }
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").field("state", &self.state).field("outbox", &self.outbox).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,157 @@
+use super::*;
+use crate::virtio::fake::{FakeDevice, answer, granted};
+use memtide_units::{BlockId, BlockSize};
+use memtide_wire::block::Telemetry;
+
+fn hello(epoch: u32) -> Hello {
+    Hello {
+        epoch,
+        block_size: BlockSize::X86_SMALL,
+        present: ByteSize::from_gib(1),
+        online: ByteSize::from_gib(1),
+        min: ByteSize::from_mib(256),
+        max: ByteSize::from_gib(1),
+        stolen: vec![],
+    }
+}
+
+fn block(n: u64) -> GpaRange {
+    BlockSize::X86_SMALL.range(BlockId(n)).unwrap()
+}
+
+fn at(ms: u64) -> Instant {
+    Instant::from_millis(ms)
+}
+
+fn linked() -> (FakeDevice, Link) {
+    let fake = FakeDevice::new();
+    let link = Link::new(at(0), fake.transport(), fake.area(), Box::new(|| Ok(())));
+    (fake, link)
+}
+
+/// What the agent does: service until nothing comes back.
+fn pump(link: &mut Link, now: Instant) -> Vec<LinkEvent> {
+    let mut all = vec![];
+    loop {
+        let events = link.service(now, &hello);
+        if events.is_empty() {
+            return all;
+        }
+        all.extend(events);
+    }
+}
+
+fn greeted() -> (FakeDevice, Link) {
+    let (fake, mut link) = linked();
+    assert_eq!(pump(&mut link, at(0)), []);
+    fake.answer(granted).unwrap();
+    assert_eq!(pump(&mut link, at(1)).len(), 1);
+    assert_eq!(link.device_state(), DeviceState::Ready);
+    (fake, link)
+}
+
+#[test]
+fn hello_comes_first_and_carries_the_epoch() {
+    let (fake, mut link) = linked();
+    link.post(Request::Goodbye);
+    pump(&mut link, at(0));
+    assert_eq!(link.device_state(), DeviceState::Silent { since: at(0) });
+    let (_, request) = fake.answer(granted).unwrap();
+    assert_eq!(request, Request::Hello(hello(1)));
+    pump(&mut link, at(1));
+    assert_eq!(fake.answer(granted).unwrap().1, Request::Goodbye);
+}
+
+#[test]
+fn reports_wait_together_and_telemetry_waits_for_nobody() {
+    let (fake, mut link) = greeted();
+    link.post(Request::Cancel { ticket: 1 });
+    pump(&mut link, at(2));
+    link.report_stolen(vec![block(7)]);
+    link.report_stolen(vec![block(5)]);
+    link.post(Request::Telemetry(Telemetry::default()));
+    fake.answer(granted).unwrap();
+    pump(&mut link, at(3));
+    assert_eq!(fake.answer(granted).unwrap().1, Request::Steal(vec![block(7), block(5)]));
+    pump(&mut link, at(4));
+    assert!(link.is_idle());
+}
+
+#[test]
+fn a_report_can_be_taken_back_until_it_is_sent() {
+    let (fake, mut link) = greeted();
+    link.report_stolen(vec![block(7)]);
+    assert!(link.unreport(block(7)));
+    assert!(!link.unreport(block(7)));
+    link.report_stolen(vec![block(6)]);
+    pump(&mut link, at(2));
+    assert!(!link.unreport(block(6)), "it is in flight");
+    fake.answer(granted).unwrap();
+    pump(&mut link, at(3));
+    link.greet_again();
+    link.report_stolen(vec![block(5)]);
+    pump(&mut link, at(4));
+    assert!(!link.unreport(block(5)), "the hello in flight names it");
+}
+
+#[test]
+fn a_silent_device_is_reset_and_greeted_again() {
+    let (fake, mut link) = greeted();
+    link.post(Request::Taken(vec![block(3)]));
+    link.report_stolen(vec![block(7)]);
+    pump(&mut link, at(10));
+    assert!(!link.is_quiet());
+    assert_eq!(pump(&mut link, at(5_009)), []);
+    let lost = pump(&mut link, at(5_010));
+    assert!(matches!(&lost[..], [LinkEvent::Lost(why)] if why.contains("5 s")), "{lost:?}");
+    assert!(link.is_quiet(), "it was reset");
+    assert_eq!(fake.status(), 0);
+    assert_eq!(link.device_state(), DeviceState::Silent { since: at(1) });
+    pump(&mut link, at(5_600));
+    assert_eq!(fake.answer(granted).unwrap().1, Request::Hello(hello(1)));
+    pump(&mut link, at(5_601));
+    assert_eq!(link.device_state(), DeviceState::Ready);
+}
+
+#[test]
+fn a_device_that_cannot_be_reset_is_never_called_quiet() {
+    let (fake, mut link) = greeted();
+    fake.break_down();
+    fake.hang();
+    assert!(matches!(link.check(at(5)), Some(LinkEvent::Lost(_))));
+    assert!(!link.is_quiet());
+}
+
+#[test]
+fn the_host_can_ask_for_a_new_hello() {
+    let (fake, mut link) = greeted();
+    fake.configure(|config| {
+        config.extension.hello_epoch.set(9);
+        config.balloon.num_pages.set(512);
+    });
+    link.post(Request::Cancel { ticket: 1 });
+    pump(&mut link, at(5));
+    fake.answer(|sequence, _| answer(sequence, Verdict::Refused(RefuseReason::NoHello)));
+    pump(&mut link, at(6));
+    assert_eq!(fake.answer(granted).unwrap().1, Request::Hello(hello(9)));
+    pump(&mut link, at(7));
+    fake.configure(|config| config.extension.hello_epoch.set(10));
+    link.look();
+    assert_eq!(link.config().balloon, ByteSize::from_mib(2));
+    pump(&mut link, at(8));
+    assert_eq!(fake.answer(granted).unwrap().1, Request::Hello(hello(10)));
+}
+
+#[test]
+fn a_refused_hello_is_tried_again_ever_more_slowly() {
+    let (fake, mut link) = linked();
+    let refuse = |sequence, _: &Request| answer(sequence, Verdict::Refused(RefuseReason::Overlap));
+    pump(&mut link, at(0));
+    fake.answer(refuse).unwrap();
+    let lost = pump(&mut link, at(1));
+    assert!(matches!(&lost[..], [LinkEvent::Lost(why)] if why.contains("overlaps")), "{lost:?}");
+    assert_eq!(pump(&mut link, at(400)), []);
+    assert!(fake.answer(granted).is_none());
+    pump(&mut link, at(502));
+    assert!(fake.answer(granted).is_some());
+}

@@ -1,0 +1,180 @@
+//! The runtime directory: what must outlive the agent, on a tmpfs, until the guest reboots.
+//!
+//! ```text
+//! lock           held by the one agent that drives the device
+//! foreign.json   blocks that were offline before the first agent came
+//! dma            the device's memory
+//! status.json    what the running agent says of itself
+//! ```
+//! It must not be removed while blocks are stolen: without the list of foreign blocks the next
+//! agent would take every stolen block for somebody else's. Hence `RuntimeDirectoryPreserve=yes`.
+
+use std::collections::BTreeSet;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use memtide_sysfs::Root;
+use memtide_units::BlockId;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use crate::blocks::Blocks;
+
+/// Why the directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// Another agent runs.
+    #[error("another memtide-agent runs (it holds {}): stop it first", .0.display())]
+    Locked(PathBuf),
+    /// A file cannot be read or written.
+    #[error("{} cannot be used: {source}", .path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The list of foreign blocks is damaged.
+    #[error("{} is damaged ({reason}): remove it, and every offline block will be taken for the agent's own", .path.display())]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The kernel has no memory blocks.
+    #[error("this kernel cannot take memory offline: {0}")]
+    NoBlocks(#[from] memtide_sysfs::Error),
+}
+
+/// The directory, and the lock on it for as long as this lives.
+#[derive(Debug)]
+pub struct RuntimeDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl RuntimeDir {
+    /// Makes the directory if need be, and locks it.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Locked`], [`RuntimeError::File`].
+    pub fn open(path: &Path) -> Result<Self, RuntimeError> {
+        let fail = |path: &Path| {
+            let path = path.to_path_buf();
+            move |source| RuntimeError::File { path, source }
+        };
+        DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(fail(path))?;
+        let lock_path = path.join("lock");
+        let mut options = OpenOptions::new();
+        let lock = options.write(true).create(true).truncate(false).mode(0o600).open(&lock_path);
+        let lock = lock.map_err(fail(&lock_path))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { path: path.into(), _lock: lock }),
+            Err(Errno::WOULDBLOCK) => Err(RuntimeError::Locked(lock_path)),
+            Err(error) => Err(fail(&lock_path)(error.into())),
+        }
+    }
+
+    /// The file for the device's memory.
+    pub fn dma(&self) -> PathBuf {
+        self.path.join("dma")
+    }
+
+    /// The status file.
+    pub fn status(&self) -> PathBuf {
+        status_path(&self.path)
+    }
+
+    fn foreign_path(&self) -> PathBuf {
+        self.path.join("foreign.json")
+    }
+
+    /// Blocks that were offline before the first agent came: read, or found out now.
+    ///
+    /// # Errors
+    /// [`RuntimeError`].
+    pub fn foreign(&self, root: &Root) -> Result<BTreeSet<BlockId>, RuntimeError> {
+        let path = self.foreign_path();
+        match std::fs::read_to_string(&path) {
+            Ok(text) => serde_json::from_str(&text)
+                .map_err(|error| RuntimeError::Damaged { path, reason: error.to_string() }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let foreign = Blocks::offline_now(root)?;
+                self.set_foreign(&foreign)?;
+                Ok(foreign)
+            }
+            Err(source) => Err(RuntimeError::File { path, source }),
+        }
+    }
+
+    /// Remembers which blocks are foreign.
+    ///
+    /// # Errors
+    /// [`RuntimeError::File`].
+    pub fn set_foreign(&self, foreign: &BTreeSet<BlockId>) -> Result<(), RuntimeError> {
+        let path = self.foreign_path();
+        let text = serde_json::to_string(foreign).map_err(io::Error::other);
+        let written = text.and_then(|text| replace(&path, &text));
+        written.map_err(|source| RuntimeError::File { path, source })
+    }
+}
+
+/// Where the agent that uses `runtime_dir` says how it is.
+pub fn status_path(runtime_dir: &Path) -> PathBuf {
+    runtime_dir.join("status.json")
+}
+
+/// Replaces a file whole: a reader sees the old text or the new one.
+///
+/// # Errors
+/// What the kernel says.
+pub fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let fresh = path.with_extension("new");
+    let mut file = File::create(&fresh)?;
+    file.write_all(text.as_bytes())?;
+    std::fs::rename(&fresh, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memtide_sysfs::fake::{FakeBlock, FakeRoot};
+    use memtide_sysfs::memory::{StateRequest, write_state};
+    use memtide_units::BlockSize;
+
+    #[test]
+    fn only_the_first_agent_decides_what_is_foreign() {
+        let dir = tempfile::tempdir().unwrap();
+        let fake = FakeRoot::new();
+        fake.add_blocks(BlockSize::X86_SMALL, [(1, FakeBlock::MOVABLE), (2, FakeBlock::MOVABLE)]);
+        let root = fake.root();
+        write_state(&root, BlockId(1), StateRequest::Offline).unwrap();
+        let first = RuntimeDir::open(&dir.path().join("agent")).unwrap();
+        assert_eq!(first.foreign(&root).unwrap(), BTreeSet::from([BlockId(1)]));
+        write_state(&root, BlockId(2), StateRequest::Offline).unwrap();
+        drop(first);
+        let second = RuntimeDir::open(&dir.path().join("agent")).unwrap();
+        assert_eq!(second.foreign(&root).unwrap(), BTreeSet::from([BlockId(1)]));
+    }
+
+    #[test]
+    fn one_agent_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = RuntimeDir::open(dir.path()).unwrap();
+        assert!(matches!(RuntimeDir::open(dir.path()), Err(RuntimeError::Locked(_))));
+        drop(first);
+        RuntimeDir::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_damaged_list_is_not_guessed_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = RuntimeDir::open(dir.path()).unwrap();
+        std::fs::write(dir.path().join("foreign.json"), "[1, 2").unwrap();
+        let error = runtime.foreign(&FakeRoot::new().root()).unwrap_err();
+        assert!(matches!(error, RuntimeError::Damaged { .. }), "{error}");
+    }
+}

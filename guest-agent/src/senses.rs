@@ -1,0 +1,115 @@
+//! What the agent reads of its guest each time it looks.
+
+use memtide_policy::guest::{Memory, PsiTotals};
+use memtide_sysfs::meminfo::Meminfo;
+use memtide_sysfs::psi::{Psi, PsiTrigger, Stall};
+use memtide_sysfs::vmstat::Vmstat;
+use memtide_sysfs::{Error, Root};
+use memtide_units::ByteSize;
+
+/// A trigger fires when some task stalls for 5 % of half a second, the shortest window that the
+/// kernel takes: far over any goal, and heard at once instead of at the next look.
+const TRIGGER_STALL_US: u64 = 25_000;
+const TRIGGER_WINDOW_US: u64 = 500_000;
+
+/// One look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// `/proc/meminfo`.
+    pub meminfo: Meminfo,
+    /// `/proc/pressure/memory`, where the kernel has it.
+    pub psi: Option<Psi>,
+}
+
+impl Reading {
+    /// The policy's part of meminfo.
+    pub fn memory(&self) -> Memory {
+        let Meminfo { total, free, available, .. } = self.meminfo;
+        Memory { total, free, available }
+    }
+
+    /// The policy's part of PSI.
+    pub fn psi_totals(&self) -> Option<PsiTotals> {
+        self.psi.map(|psi| PsiTotals { some_us: psi.some.total_us, full_us: psi.full.total_us })
+    }
+}
+
+/// The files.
+#[derive(Debug)]
+pub struct Senses {
+    root: Root,
+    trigger: Option<PsiTrigger>,
+}
+
+impl Senses {
+    /// Looks for PSI; answers also with why there is none, or no trigger, in a sentence.
+    pub fn open(root: &Root) -> (Self, Option<String>) {
+        let opened = Psi::read(root)
+            .and_then(|_| PsiTrigger::open(root, Stall::Some, TRIGGER_STALL_US, TRIGGER_WINDOW_US));
+        let (trigger, lack) = match opened {
+            Ok(trigger) => (Some(trigger), None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        (Self { root: root.clone(), trigger }, lack)
+    }
+
+    /// The trigger's descriptor, for poll(2).
+    pub fn trigger(&self) -> Option<&PsiTrigger> {
+        self.trigger.as_ref()
+    }
+
+    /// Looks. Without meminfo nothing can be decided; without PSI nothing is stolen.
+    ///
+    /// # Errors
+    /// What [`Meminfo::read`] says.
+    pub fn read(&self) -> Result<Reading, Error> {
+        Ok(Reading { meminfo: Meminfo::read(&self.root)?, psi: Psi::read(&self.root).ok() })
+    }
+
+    /// Tasks that the OOM killer has ended since boot; 0 where nobody counts.
+    pub fn oom_kills(&self) -> u32 {
+        let kills = Vmstat::read(&self.root).map_or(0, |vmstat| vmstat.oom_kills());
+        u32::try_from(kills).unwrap_or(u32::MAX)
+    }
+
+    /// Resident memory of this process.
+    pub fn own_rss(&self) -> ByteSize {
+        let text = self.root.read("proc/self/statm").unwrap_or_default();
+        let pages = text.split_ascii_whitespace().nth(1).and_then(|field| field.parse().ok());
+        ByteSize::from_bytes(rustix::param::page_size() as u64).times(pages.unwrap_or(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memtide_sysfs::fake::FakeRoot;
+    use memtide_sysfs::psi::Line;
+
+    #[test]
+    fn a_guest_without_psi_is_read_and_said_to_lack_it() {
+        let fake = FakeRoot::new();
+        let total = ByteSize::from_gib(1);
+        fake.set_meminfo(Meminfo { total, ..Meminfo::default() });
+        let (senses, lack) = Senses::open(&fake.root());
+        assert!(lack.unwrap().contains("proc/pressure/memory"));
+        assert!(senses.trigger().is_none());
+        let reading = senses.read().unwrap();
+        assert_eq!((reading.memory().total, reading.psi_totals()), (total, None));
+    }
+
+    #[test]
+    fn pressure_and_kills_are_read() {
+        let fake = FakeRoot::new();
+        fake.set_meminfo(Meminfo::default());
+        fake.set_vmstat(&[("oom_kill", 3)]);
+        let some = Line { total_us: 77, ..Line::default() };
+        fake.set_psi(Psi { some, ..Psi::default() });
+        let (senses, lack) = Senses::open(&fake.root());
+        assert_eq!(lack, None);
+        let totals = PsiTotals { some_us: 77, full_us: 0 };
+        assert_eq!(senses.read().unwrap().psi_totals(), Some(totals));
+        assert_eq!(senses.oom_kills(), 3);
+        assert!(senses.own_rss().is_zero(), "the fake has no statm");
+    }
+}

@@ -1,0 +1,295 @@
+//! What the running agent says of itself, for `memtide-agent status` and for other programs.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use memtide_units::{BlockId, ByteSize, PpMillion};
+use serde::{Deserialize, Serialize};
+
+use crate::runtime::replace;
+
+/// Something that this guest lacks, and what follows from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lack {
+    /// What is missing, and why.
+    pub what: String,
+    /// What does not work without it, and what still does.
+    pub effect: String,
+}
+
+impl Lack {
+    /// No PSI.
+    pub fn psi(why: &str) -> Self {
+        Self {
+            what: format!("pressure stall information: {why}"),
+            effect: "nothing is stolen, since nobody would notice that it hurts; blocks that are \
+                     stolen are still returned when memory runs short"
+                .into(),
+        }
+    }
+
+    /// No DAMON.
+    pub fn damon(why: &str) -> Self {
+        Self {
+            what: format!("access monitoring (DAMON): {why}"),
+            effect: "blocks are stolen from the top of memory down, not the coldest first".into(),
+        }
+    }
+
+    /// No page census.
+    pub fn census(why: &str) -> Self {
+        Self {
+            what: format!("page flags: {why}"),
+            effect: "every block counts as full before it is stolen, and no boot memory is made \
+                     movable"
+                .into(),
+        }
+    }
+
+    /// No interrupt.
+    pub fn interrupt() -> Self {
+        Self {
+            what: "an interrupt of the balloon device".into(),
+            effect: "the device is looked at ten times a second instead".into(),
+        }
+    }
+
+    /// No block that could be stolen.
+    pub fn stealable() -> Self {
+        Self {
+            what: "a memory block that can be stolen: kernel memory lies in all of them".into(),
+            effect:
+                "nothing is stolen; more memory, or movablecore= on the kernel's command line, \
+                     would change that"
+                    .into(),
+        }
+    }
+}
+
+/// What has happened since the agent started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Blocks stolen and reported; those found at start included.
+    pub stolen: usize,
+    /// Steals that failed.
+    pub steals_failed: usize,
+    /// Blocks put online again.
+    pub returned: usize,
+    /// Of these, without a grant.
+    pub taken_unasked: usize,
+    /// Introductions that the host accepted.
+    pub hellos: usize,
+    /// Times that the device was lost.
+    pub device_losses: usize,
+}
+
+/// The limits in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitsStatus {
+    /// Bytes that are never stolen below.
+    pub min: ByteSize,
+    /// Bytes that are never gone beyond.
+    pub max: ByteSize,
+    /// Acceptable pressure, in millionths.
+    pub psi_goal: PpMillion,
+    /// Bytes below which the host grants always and at once.
+    pub host_guarantees: ByteSize,
+    /// Bytes that the host wants in the balloon.
+    pub host_wants: ByteSize,
+}
+
+/// The guest's memory, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryStatus {
+    /// In all blocks.
+    pub present: ByteSize,
+    /// In online blocks.
+    pub online: ByteSize,
+    /// `MemAvailable`.
+    pub available: ByteSize,
+    /// Touched lately, where somebody watches.
+    pub working_set: Option<ByteSize>,
+    /// Share of the last ten seconds in which some task stalled, in millionths, where there is PSI.
+    pub pressure_avg10: Option<PpMillion>,
+}
+
+/// The memory blocks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockCounts {
+    /// Bytes of each.
+    pub size: ByteSize,
+    /// How many there are.
+    pub total: usize,
+    /// How many are movable; stolen ones included.
+    pub movable: usize,
+    /// Which are stolen.
+    pub stolen: Vec<BlockId>,
+    /// Which are on their way out or back.
+    pub in_transit: Vec<BlockId>,
+    /// Which somebody else has taken offline.
+    pub foreign: Vec<BlockId>,
+}
+
+/// A return that the gate has not granted yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GateStatus {
+    /// Its ticket.
+    pub ticket: u32,
+    /// Blocks asked for.
+    pub blocks: usize,
+    /// How urgently.
+    pub urgency: String,
+    /// Why it is held, where the gate said so.
+    pub reason: Option<String>,
+}
+
+/// All of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The agent's version.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// `tune` or `restore`.
+    pub mode: String,
+    /// What was decided last, and why.
+    pub doing: String,
+    /// For how many seconds the device has not answered, if it does not.
+    pub device_silent_s: Option<u64>,
+    /// The limits in force.
+    pub limits: LimitsStatus,
+    /// The guest's memory.
+    pub memory: MemoryStatus,
+    /// The memory blocks.
+    pub blocks: BlockCounts,
+    /// The return that is pending, if any.
+    pub gate: Option<GateStatus>,
+    /// What has happened.
+    pub counters: Counters,
+    /// What this guest lacks.
+    pub lacks: Vec<Lack>,
+}
+
+impl Status {
+    /// Replaces the status file.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        replace(path, &serde_json::to_string(self)?)
+    }
+
+    /// Reads a status file.
+    ///
+    /// # Errors
+    /// What the kernel says; InvalidData for a file of another version.
+    pub fn read(path: &Path) -> io::Result<Self> {
+        Ok(serde_json::from_str(&std::fs::read_to_string(path)?)?)
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { limits, memory, blocks, counters, .. } = self;
+        writeln!(f, "memtide-agent {} (pid {}), mode {}", self.version, self.pid, self.mode)?;
+        writeln!(f, "  doing      {}", self.doing)?;
+        match self.device_silent_s {
+            None => writeln!(f, "  device     answers")?,
+            Some(s) => writeln!(f, "  device     has not answered for {s} s")?,
+        }
+        write!(f, "  memory     {} online of {}", memory.online, memory.present)?;
+        writeln!(f, ", {} available", memory.available)?;
+        match memory.working_set {
+            Some(set) => writeln!(f, "  in use     {set} touched in the last half minute")?,
+            None => writeln!(f, "  in use     nobody watches")?,
+        }
+        write!(f, "  limits     min {}, max {}", limits.min, limits.max)?;
+        write!(f, ", pressure goal {}", limits.psi_goal)?;
+        match memory.pressure_avg10 {
+            Some(pressure) => writeln!(f, " (now {pressure})")?,
+            None => writeln!(f)?,
+        }
+        write!(f, "  host       guarantees {}", limits.host_guarantees)?;
+        writeln!(f, ", wants {} in the balloon", limits.host_wants)?;
+        write!(f, "  blocks     {} of {}: {} movable", blocks.total, blocks.size, blocks.movable)?;
+        writeln!(f, ", {} stolen, {} foreign", blocks.stolen.len(), blocks.foreign.len())?;
+        if let Some(gate) = &self.gate {
+            write!(f, "  return     {} blocks asked back ({})", gate.blocks, gate.urgency)?;
+            let reason = gate.reason.as_deref().unwrap_or("no answer yet");
+            writeln!(f, ", ticket {}: {reason}", gate.ticket)?;
+        }
+        write!(f, "  so far     {} stolen, {} returned", counters.stolen, counters.returned)?;
+        write!(f, " ({} unasked)", counters.taken_unasked)?;
+        write!(f, ", {} steals failed", counters.steals_failed)?;
+        writeln!(f, ", device lost {} times", counters.device_losses)?;
+        for lack in &self.lacks {
+            writeln!(f, "  lacks      {}: {}", lack.what, lack.effect)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> Status {
+        let mib = ByteSize::from_mib;
+        Status {
+            version: "0.1.0".into(),
+            pid: 7,
+            mode: "tune".into(),
+            doing: "rest: 500 MiB available, one more block needs 600 MiB".into(),
+            device_silent_s: None,
+            limits: LimitsStatus {
+                min: mib(512),
+                max: mib(2048),
+                psi_goal: PpMillion(1_000),
+                host_guarantees: mib(512),
+                host_wants: ByteSize::ZERO,
+            },
+            memory: MemoryStatus {
+                present: mib(2048),
+                online: mib(1792),
+                available: mib(500),
+                working_set: Some(mib(100)),
+                pressure_avg10: Some(PpMillion(0)),
+            },
+            blocks: BlockCounts {
+                size: mib(128),
+                total: 16,
+                movable: 12,
+                stolen: vec![BlockId(14), BlockId(15)],
+                in_transit: vec![],
+                foreign: vec![],
+            },
+            gate: None,
+            counters: Counters { stolen: 2, ..Counters::default() },
+            lacks: vec![Lack::interrupt()],
+        }
+    }
+
+    #[test]
+    fn people_read_what_is_and_what_is_missing() {
+        let text = status().to_string();
+        for line in [
+            "device     answers",
+            "1.7 GiB online of 2 GiB, 500 MiB available",
+            "min 512 MiB, max 2 GiB, pressure goal 0.10 % (now 0.00 %)",
+            "16 of 128 MiB: 12 movable, 2 stolen, 0 foreign",
+            "lacks      an interrupt of the balloon device: the device is looked at",
+        ] {
+            assert!(text.contains(line), "{line:?} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn programs_read_it_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("status.json");
+        assert!(Status::read(&path).is_err());
+        status().write(&path).unwrap();
+        assert_eq!(Status::read(&path).unwrap(), status());
+    }
+}

@@ -1,0 +1,56 @@
+//! What a scenario promised and whether it was kept: each check is one test in the count.
+
+use std::fmt::Display;
+
+use crate::error::ScenarioError;
+
+/// The checks of one scenario.
+#[derive(Debug, Default)]
+pub struct Checks {
+    scenario: String,
+    passed: u64,
+    failed: u64,
+}
+
+impl Checks {
+    /// No checks yet of the scenario called `scenario`.
+    pub fn of(scenario: impl Into<String>) -> Self {
+        Self { scenario: scenario.into(), passed: 0, failed: 0 }
+    }
+
+    /// Counts and prints one check.
+    pub fn check(&mut self, what: &str, kept: bool, seen: impl Display) {
+        let scenario = &self.scenario;
+        if kept {
+            self.passed += 1;
+            println!("test {scenario}: {what} ... ok");
+        } else {
+            self.failed += 1;
+            println!("test {scenario}: {what} ... FAILED: {seen}");
+        }
+    }
+
+    /// Counts a step that either went well or says why not.
+    pub fn step<T>(&mut self, what: &str, result: Result<T, ScenarioError>) -> Option<T> {
+        match result {
+            Ok(value) => {
+                self.check(what, true, "");
+                Some(value)
+            }
+            Err(error) => {
+                self.check(what, false, error);
+                None
+            }
+        }
+    }
+
+    /// How many were kept.
+    pub fn passed(&self) -> u64 {
+        self.passed
+    }
+
+    /// How many were not.
+    pub fn failed(&self) -> u64 {
+        self.failed
+    }
+}

@@ -1,0 +1,198 @@
+//! The end-to-end tests: few, on real guests, each check one promise to a user.
+
+use std::path::Path;
+use std::time::Duration;
+
+use memtide_api::device::Driver;
+use memtide_lab::cargo::Built;
+use memtide_lab::machine::Console;
+use memtide_lab::{Kernel, Lab};
+use memtide_units::ByteSize;
+
+use crate::checks::Checks;
+use crate::demo::{self, DemoOptions, Interlude, Pace};
+use crate::error::ScenarioError;
+use crate::guest_side::{GuestOptions, Unit};
+use crate::host_side::HostLimits;
+use crate::run::{Run, Stage};
+use crate::screen::Screen;
+use crate::wait::{self, Look};
+
+/// The guest of every end-to-end test.
+const MEMORY: ByteSize = ByteSize::from_gib(2);
+
+/// A killed agent is back, and its books right, within this.
+const RECOVERY: Duration = Duration::from_secs(10);
+
+/// The demo's phases with our own processes killed in between.
+pub fn agent(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks {
+    let mut checks = Checks::of(format!("agent on {kernel}"));
+    let options =
+        DemoOptions { kernel, memory: MEMORY, pace: Pace::Quick, artifacts: logs.to_owned() };
+    let mut killer = Killer::default();
+    let played = demo::play(lab, programs, &options, &mut killer);
+    for (what, kept, seen) in killer.found {
+        checks.check(&what, kept, seen);
+    }
+    let Some((report, run)) = checks.step("the run reaches its end", played) else {
+        return checks;
+    };
+    let _ = std::fs::write(logs.join("run.svg"), demo::picture(&run, &report));
+    let blocks = report.blocks;
+    checks.check(
+        "three quarters of the movable blocks were stolen, none of them still backed",
+        report.failures.is_empty(),
+        report.failures.join("; "),
+    );
+    checks.check(
+        "blocks came back through the gate",
+        blocks.returned > 0 && report.gate.granted > 0,
+        format!("{blocks:?} {:?}", report.gate),
+    );
+    checks.check(
+        "a budget too small held a return",
+        report.gate.held > 0 && report.gate.held_ms_max > 0,
+        format!("{:?}", report.gate),
+    );
+    let integrity = report.integrity;
+    checks.check(
+        "every page of the workload is what it was",
+        integrity.pages_checked > 0 && integrity.pages_bad == 0,
+        format!("{integrity:?}"),
+    );
+    checks.check(
+        "nobody was killed for want of memory",
+        report.guest.oom_kills == 0,
+        report.guest.oom_kills,
+    );
+    let rss = report.rss_mib;
+    checks.check(
+        "our own processes are small (agent 12, device 6 MiB)",
+        rss.agent <= 12 && rss.device <= 6,
+        format!("{rss:?}"),
+    );
+    checks
+}
+
+/// Kills our processes between the demo's phases.
+#[derive(Default)]
+struct Killer {
+    found: Vec<(String, bool, String)>,
+}
+
+impl Killer {
+    fn note(&mut self, what: &str, result: Result<(), ScenarioError>) {
+        let seen = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        self.found.push((what.into(), result.is_ok(), seen));
+    }
+}
+
+impl Interlude for Killer {
+    fn while_stealing(&mut self, run: &mut Run) -> Result<(), ScenarioError> {
+        let epoch_pid = run.guest.agent_pid()?;
+        run.say(&format!("kill -9 of the agent, process {epoch_pid}"));
+        run.guest.kill_agent()?;
+        let back = run.watch("the agent is back", RECOVERY, |run| {
+            run.guest.agent_pid().is_ok_and(|pid| pid != epoch_pid)
+                && run.vm().driver == Driver::Agent
+                && run.guest.offline_matches(run.vm()).unwrap_or(false)
+        });
+        self.note("a killed agent is back with the right books within 10 s", back);
+        Ok(())
+    }
+
+    fn when_stolen(&mut self, run: &mut Run) -> Result<(), ScenarioError> {
+        let stolen = run.vm().stolen;
+        run.say("kill -9 of memtided");
+        run.host.kill_and_restart_memtided()?;
+        let rebuilt = run.watch("the ledger is rebuilt", RECOVERY, |run| {
+            run.vm().driver == Driver::Agent && run.vm().stolen == stolen
+        });
+        self.note("a killed memtided rebuilds its ledger from the agent's hello", rebuilt);
+        Ok(())
+    }
+}
+
+/// A guest without the agent: its stock driver against our device.
+pub fn stock_driver(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks {
+    let mut checks = Checks::of(format!("stock driver on {kernel}"));
+    if let Some(mut run) = checks.step("the guest starts", start_stock(lab, programs, kernel, logs))
+    {
+        stock_checks(&mut checks, &mut run);
+    }
+    checks
+}
+
+fn start_stock(
+    lab: &Lab,
+    programs: &Built,
+    kernel: Kernel,
+    logs: &Path,
+) -> Result<Run, ScenarioError> {
+    let limits = HostLimits { budget: None, min: ByteSize::from_mib(512) };
+    let options = GuestOptions {
+        kernel,
+        memory: MEMORY,
+        artifacts: logs.to_owned(),
+        agent: Unit::Absent,
+        console: Console::None,
+    };
+    let stage = Stage::start(lab, programs, limits, &options)?;
+    stage.guest.run(&["modprobe", "virtio_balloon"])?;
+    let screen = Screen::new(format!("stock driver on {kernel}"), MEMORY);
+    Ok(Run::new(stage, screen, logs))
+}
+
+fn stock_checks(checks: &mut Checks, run: &mut Run) {
+    let driver = run.watch("the stock driver drives", Duration::from_secs(30), |run| {
+        run.vm().driver == Driver::Stock
+    });
+    checks.step("the stock driver binds", driver);
+
+    let before = run.guest.mem_total().unwrap_or_default();
+    let squeezed = run.host.set_target(ByteSize::from_mib(1536)).and_then(|()| {
+        run.watch("the balloon is inflated", Duration::from_secs(90), |run| {
+            actual(run) == ByteSize::from_mib(512)
+        })
+    });
+    checks.step("it inflates to num_pages", squeezed);
+    let during = run.guest.mem_total().unwrap_or_default();
+    checks.check(
+        "the guest has that much less",
+        before - during >= ByteSize::from_mib(500),
+        format!("{before} before, {during} after"),
+    );
+    let freed = run.host.set_target(MEMORY).and_then(|()| {
+        run.watch("the balloon is deflated", Duration::from_secs(60), |run| actual(run).is_zero())
+    });
+    checks.step("it deflates again", freed);
+
+    let stats = wait::until("statistics arrive", Duration::from_secs(20), || {
+        run.look()?;
+        let stats = run.vm().device.as_ref().map(|device| device.stats.clone()).unwrap_or_default();
+        Ok(match stats.get("total_memory") {
+            Some(total) if *total > 1 << 30 => Look::Found(()),
+            _ => Look::NotYet(format!("{stats:?}")),
+        })
+    });
+    checks.step("it delivers statistics", stats);
+    let reported = free_page_reporting(run);
+    checks.step("free memory is reported and leaves the host's books", reported);
+}
+
+fn actual(run: &Run) -> ByteSize {
+    run.vm().device.as_ref().map(|device| device.actual).unwrap_or(ByteSize::MAX)
+}
+
+/// Fills and frees 512 MiB: what was resident for it must go without anybody asking.
+fn free_page_reporting(run: &mut Run) -> Result<(), ScenarioError> {
+    run.guest.start_workload("alloc heap 512MiB; wait; free heap; wait")?;
+    run.watch("the workload has filled", Duration::from_secs(60), |run| run.player.waiting)?;
+    let filled = run.guest.resident()?;
+    run.go()?;
+    run.watch("reporting gives the memory back", Duration::from_secs(60), |run| {
+        let given = filled - run.last().resident;
+        run.player.waiting && given >= ByteSize::from_mib(400)
+    })?;
+    run.go()
+}

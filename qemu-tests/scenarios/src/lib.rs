@@ -1,0 +1,28 @@
+//! Whole-system scenarios on the lab: the demo, its report and picture, and the end-to-end tests.
+//!
+//! Nothing here is simulated: a stock QEMU runs a stock kernel and systemd, our programs run as a user
+//! would start them, and every figure is read from the guest, the memfd behind it, or `memtide`.
+
+pub mod chart;
+pub mod checks;
+pub mod demo;
+pub mod end_to_end;
+pub mod error;
+pub mod guest_side;
+pub mod host_side;
+pub mod player;
+pub mod report;
+pub mod run;
+pub mod sample;
+pub mod screen;
+pub mod wait;
+
+/// The packages whose programs scenarios run, for `memtide_lab::cargo::build`.
+pub const PACKAGES: [&str; 6] = [
+    "memtide",
+    "memtide-agent",
+    "memtide-lab-guest",
+    "memtide-workload",
+    "memtided",
+    "vhost-user-balloon",
+];

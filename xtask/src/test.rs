@@ -1,0 +1,193 @@
+//! `cargo xtask test`: set-up, format, lints, documentation, unit tests, end-to-end tests; one
+//! count at the end.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::{Args, ValueEnum};
+use memtide_lab::Kernel;
+use memtide_scenarios::checks::Checks;
+use memtide_scenarios::end_to_end;
+
+use crate::lab::{self, Result};
+use crate::programs;
+use crate::run::{self, RunError};
+
+/// Arguments of `cargo xtask test`.
+#[derive(Debug, Args)]
+pub(crate) struct Test {
+    /// Only this part.
+    #[arg(value_enum)]
+    only: Option<Part>,
+    /// End-to-end tests on this kernel alone: 6.12 or 7.3.
+    #[arg(long)]
+    kernel: Option<Kernel>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Format, lints, documentation.
+    Checks,
+    /// Unit and property tests.
+    Units,
+    /// Real guests.
+    E2e,
+}
+
+/// Runs the tests; the last line is the count.
+pub(crate) fn run(arguments: &Test) -> Result<()> {
+    let start = Instant::now();
+    let wanted = |part| arguments.only.is_none_or(|only| only == part);
+    let mut tally = Tally::default();
+    if wanted(Part::Checks) {
+        tally.join(checks());
+    }
+    if wanted(Part::Units) {
+        tally.join(units()?);
+    }
+    if wanted(Part::E2e) {
+        tally.join(guests(arguments.kernel)?);
+    }
+    println!("took {:.1} minutes", start.elapsed().as_secs_f64() / 60.0);
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    if tally.failed > 0 {
+        return Err(format!("{} tests failed, see above", tally.failed).into());
+    }
+    Ok(())
+}
+
+/// End-to-end tests on real guests, with every log under artifacts/.
+fn guests(only: Option<Kernel>) -> Result<Tally> {
+    let kernels: Vec<Kernel> =
+        Kernel::ALL.into_iter().filter(|kernel| only.is_none_or(|only| only == *kernel)).collect();
+    let lab = lab::set_up(&kernels)?;
+    let programs = programs::build()?;
+    let mut tally = Tally::default();
+    let mut count = |name: String, scenario: &dyn Fn(PathBuf) -> Checks| {
+        let start = Instant::now();
+        let logs = PathBuf::from("artifacts").join(&name);
+        let made = crate::demo::fresh_dir(&logs);
+        let checks = scenario(logs.clone());
+        tally.join(Tally { passed: checks.passed(), failed: checks.failed() });
+        println!(
+            "{name} took {:.0} s, its logs are in {}",
+            start.elapsed().as_secs_f64(),
+            logs.display()
+        );
+        made
+    };
+    for kernel in kernels {
+        count(format!("stock-driver-{kernel}"), &|logs| {
+            end_to_end::stock_driver(&lab, &programs, kernel, &logs)
+        })?;
+        count(format!("agent-{kernel}"), &|logs| {
+            end_to_end::agent(&lab, &programs, kernel, &logs)
+        })?;
+    }
+    Ok(tally)
+}
+
+/// Passed and failed, over everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    /// Tests and checks that passed.
+    passed: u64,
+    /// Those that did not.
+    failed: u64,
+}
+
+impl Tally {
+    /// Adds one check.
+    fn add(&mut self, passed: bool) {
+        if passed { self.passed += 1 } else { self.failed += 1 }
+    }
+
+    /// Adds what another tally counted.
+    fn join(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+}
+
+/// Format, lints and documentation: each counts as one test.
+fn checks() -> Tally {
+    let checks: [(&str, &[&str]); 3] = [
+        ("format", &["fmt", "--all", "--check"]),
+        ("lints", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+        ("documentation", &["doc", "--quiet", "--workspace", "--no-deps"]),
+    ];
+    let mut tally = Tally::default();
+    for (name, args) in checks {
+        let start = Instant::now();
+        println!("checking {name} ...");
+        let result = run::run(run::cargo(args).env("RUSTDOCFLAGS", "-D warnings"));
+        tally.add(result.is_ok());
+        match result {
+            Ok(()) => println!("checking {name} ... ok ({:.0?})", start.elapsed()),
+            Err(error) => println!("checking {name} ... FAILED: {error}"),
+        }
+    }
+    tally
+}
+
+/// Unit and property tests of every crate.
+fn units() -> std::result::Result<Tally, RunError> {
+    println!("running unit tests ...");
+    let mut command = run::cargo(&["test", "--workspace", "--no-fail-fast"]);
+    let (status, text) = run::run_and_read(&mut command)?;
+    let mut tally = count(&text);
+    for line in text.lines().filter(|line| worth_showing(line)) {
+        println!("{line}");
+    }
+    if !status.success() && tally.failed == 0 {
+        // It did not build, or a test process died before it could count.
+        println!("{text}");
+        tally.failed = 1;
+    }
+    println!("unit tests: {} passed, {} failed", tally.passed, tally.failed);
+    Ok(tally)
+}
+
+/// Lines of a failed test; the many lines of those that passed tell nobody anything.
+fn worth_showing(line: &str) -> bool {
+    let passed = line.starts_with("test ") && line.ends_with(" ok");
+    let frame =
+        line.is_empty() || line.starts_with("running ") || line.starts_with("test result: ok");
+    !(passed || frame)
+}
+
+/// Sums the lines `test result: ok. 3 passed; 0 failed; ...` that libtest prints.
+fn count(text: &str) -> Tally {
+    let number = |line: &str, what: &str| -> u64 {
+        let before = line.split(what).next().unwrap_or_default().trim_end();
+        before.rsplit(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)
+    };
+    text.lines().filter(|line| line.starts_with("test result:")).fold(
+        Tally::default(),
+        |mut tally, line| {
+            tally.join(Tally { passed: number(line, "passed"), failed: number(line, "failed") });
+            tally
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_what_libtest_prints() {
+        let text = "running 2 tests\ntest a ... ok\ntest b ... FAILED\n\
+            test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n\
+            test result: ok. 41 passed; 0 failed; 0 ignored\n";
+        assert_eq!(count(text), Tally { passed: 42, failed: 1 });
+    }
+
+    #[test]
+    fn shows_failures_and_hides_the_rest() {
+        assert!(worth_showing("test b ... FAILED"));
+        assert!(worth_showing("thread 'b' panicked at src/lib.rs:1:1:"));
+        assert!(!worth_showing("test a ... ok"));
+        assert!(!worth_showing("test result: ok. 1 passed; 0 failed"));
+    }
+}

@@ -85,8 +85,11 @@ struct Pending {
 }
 
 impl Pending {
+    /// A grant is for the blocks that were asked for, however urgently they are wanted by now; a
+    /// question that is still open is another one when it has become more urgent.
     fn asks_the_same(&self, wanted: &ReturnRequest) -> bool {
-        (self.ticket, self.urgency, &self.ranges) == (wanted.ticket, wanted.urgency, &wanted.ranges)
+        let same_urgency = self.urgency == wanted.urgency || self.state == State::Granted;
+        self.ticket == wanted.ticket && self.ranges == wanted.ranges && same_urgency
     }
 
     fn view(&self, now: Instant) -> Option<PendingReturn> {
@@ -268,11 +271,22 @@ mod tests {
         gate.decide(7, Decision::Hold(HoldReason::VmLimit)).unwrap();
         let urgent = ReturnRequest { urgency: Urgency::Emergency, ..wanted(7, 1) };
         assert_eq!(ask(&mut gate, &urgent, at(10)), (ASKING, vec!["asked 7".into()]));
-        // A grant was for what had been asked, not for whatever the ticket names later.
+        // A grant is for the blocks that were asked for, not for whatever the ticket names later.
         gate.decide(7, Decision::Grant).unwrap();
         assert_eq!(ask(&mut gate, &wanted(7, 2), at(20)), (ASKING, vec!["asked 7".into()]));
         let events = vec!["cancelled 7".into(), "asked 8".into()];
         assert_eq!(ask(&mut gate, &wanted(8, 2), at(30)), (ASKING, events));
+    }
+
+    #[test]
+    fn a_grant_is_not_lost_when_the_guest_has_become_more_urgent() {
+        let mut gate = Gate::new(LocalRule::Grant, GRACE);
+        gate.controller_attached();
+        ask(&mut gate, &wanted(7, 1), at(0));
+        gate.decide(7, Decision::Grant).unwrap();
+        let urgent = ReturnRequest { urgency: Urgency::Emergency, ..wanted(7, 1) };
+        let granted = (Say::Grant(GrantedBy::Controller), vec![]);
+        assert_eq!(ask(&mut gate, &urgent, at(10)), granted);
     }
 
     #[test]

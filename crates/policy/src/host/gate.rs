@@ -110,11 +110,13 @@ struct Entry {
     standing: Standing,
     /// It has been held at least once: counted already.
     was_held: bool,
+    /// It has been granted before, and was changed before the guest had heard it: counted already.
+    was_granted: bool,
 }
 
 impl Entry {
     fn new(ask: Ask) -> Self {
-        Self { ask, standing: Standing::Waiting { told: None }, was_held: false }
+        Self { ask, standing: Standing::Waiting { told: None }, was_held: false, was_granted: false }
     }
 
     /// The same question put anew: what it asks may have changed, since when it waits has not.
@@ -161,6 +163,7 @@ impl Gate {
         let entry = self.entries.get(&vm).filter(|entry| entry.ask.ticket == ticket).copied();
         match entry.map(|entry| entry.standing) {
             Some(Standing::Promised { .. }) => {}
+            Some(Standing::Waiting { .. }) if entry.is_some_and(|entry| entry.was_granted) => {}
             Some(Standing::Waiting { .. }) => self.tally_mut(vm).granted += 1,
             None => {
                 let tally = self.tally_mut(vm);
@@ -264,10 +267,11 @@ impl Gate {
     }
 
     fn grant(&mut self, now: Instant, ask: &Ask, plan: &mut Plan) {
-        if let Some(entry) = self.entries.get_mut(&ask.vm) {
-            entry.standing = Standing::Promised { at: now };
+        let Some(entry) = self.entries.get_mut(&ask.vm) else { return };
+        entry.standing = Standing::Promised { at: now };
+        if !core::mem::replace(&mut entry.was_granted, true) {
+            self.tally_mut(ask.vm).granted += 1;
         }
-        self.tally_mut(ask.vm).granted += 1;
         plan.decisions.push(Decision { vm: ask.vm, ticket: ask.ticket, word: Word::Grant });
     }
 

@@ -57,6 +57,12 @@ mod tests {
         gate.asked(ask(3));
         gate.carried_out(VM, 3);
         assert_eq!((gate.tally(VM).asked, gate.tally(VM).granted), (3, 3), "granted meanwhile");
+        gate.asked(ask(4));
+        step(&mut gate, ByteSize::from_gib(1));
+        gate.asked(Ask { urgency: Urgency::Emergency, ..ask(4) });
+        step(&mut gate, ByteSize::from_gib(1));
+        gate.carried_out(VM, 4);
+        assert_eq!((gate.tally(VM).asked, gate.tally(VM).granted), (4, 4), "changed after a grant");
     }
 
     #[test]

@@ -140,10 +140,10 @@ fn grid(svg: &mut String, scale: &Scale) {
     }
 }
 
-/// A power of two that cuts the scale into four to eight parts.
+/// A power of two that cuts the scale into three to five parts.
 fn step_for(top_bytes: f64) -> ByteSize {
     let mut step = ByteSize::from_mib(16);
-    while top_bytes / step.bytes() as f64 > 9.0 {
+    while top_bytes / step.bytes() as f64 > 5.5 {
         step = step.times(2);
     }
     step

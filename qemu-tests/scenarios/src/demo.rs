@@ -17,10 +17,12 @@ use crate::report::{Blocks, Gate, Guest, Report, Resident};
 use crate::run::{Run, Stage};
 use crate::screen::Screen;
 
-/// One step of growth while the host's budget is too small: well within what the guest has online,
-/// so that it lives on however long the gate holds.
-const SMALL_STEP: ByteSize = ByteSize::from_mib(32);
-const SMALL_STEPS: usize = 12;
+/// Steps of growth while the host's budget is too small, each well within what the guest has
+/// online, so that it lives on however long the gate holds. The agent leaves two and a half blocks
+/// over its threshold at most: so many steps pass it.
+const SMALL_STEPS: usize = 14;
+/// After a step the agent has this long to ask: it looks ten times a second when memory is short.
+const ASKS_WITHIN: Duration = Duration::from_millis(1200);
 
 /// What the demo plays.
 #[derive(Clone, Debug)]
@@ -94,26 +96,30 @@ struct Sizes {
     heap: ByteSize,
     /// What of it stays hot.
     hot: ByteSize,
-    /// What it grows to in the end.
-    regrown: ByteSize,
+    /// By how much it grows at a time while the budget is too small.
+    step: ByteSize,
+    /// By how much it grows at once when the budget is raised.
+    rest: ByteSize,
 }
 
 impl Sizes {
     fn of(memory: ByteSize) -> Self {
         let share = |percent| ByteSize::from_mib(memory.mib() * percent / 100);
-        Self { heap: share(50), hot: share(12), regrown: share(45) }
+        let step = ByteSize::from_mib((memory.mib() / 64).max(32));
+        let regrown = share(45).max(step.times(SMALL_STEPS as u64 + 1) + share(10));
+        let rest = regrown - step.times(SMALL_STEPS as u64 + 1);
+        Self { heap: share(50), hot: share(12), step, rest }
     }
 
     fn script(&self, pace: Pace) -> String {
         let mib = |size: ByteSize| format!("{}MiB", size.mib());
         let (heap, hot, seconds) = (mib(self.heap), mib(self.hot), pace.hot().as_secs());
-        let steps = format!("grow more {}; wait; ", mib(SMALL_STEP)).repeat(SMALL_STEPS);
-        let rest = mib(self.regrown - SMALL_STEP.times(SMALL_STEPS as u64 + 1));
+        let (step, rest) = (mib(self.step), mib(self.rest));
+        let steps = format!("grow more {step}; wait; ").repeat(SMALL_STEPS);
         format!(
             "wait; alloc heap {heap}; verify heap; hot heap {hot} {seconds}s; files 32MiB 2s; wait; \
-             free heap; wait; alloc more {}; wait; {steps}\
-             grow more {rest}; verify; hot more {hot} 2s; wait; verify; free more",
-            mib(SMALL_STEP),
+             free heap; wait; alloc more {step}; wait; {steps}\
+             grow more {rest}; verify; hot more {hot} 2s; wait; verify; free more"
         )
     }
 }
@@ -287,8 +293,7 @@ fn hold(run: &mut Run, pace: Pace) -> Result<(), ScenarioError> {
     for _ in 0..SMALL_STEPS {
         run.go()?;
         run.watch("the workload grew a little", Duration::from_secs(30), |run| run.player.waiting)?;
-        let asked =
-            run.watch("the gate holds", Duration::from_secs(3), |run| run.vm().held.is_some());
+        let asked = run.watch("the gate holds", ASKS_WITHIN, |run| run.vm().held.is_some());
         match asked {
             Err(ScenarioError::Deadline { .. }) => {}
             other => {

@@ -224,15 +224,16 @@ impl GuestSide {
         let pid = self.agent_pid()?.to_string();
         self.run(&["kill", "-9", &pid]).map(drop)
     }
+}
 
-    /// The journal of the agent's unit into the artifacts, for whoever looks at a failed run.
-    pub fn save_agent_journal(&self, logs: &Path) {
-        let argv = ["journalctl", "-u", "memtide-agent", "-o", "short-monotonic", "--no-pager"];
-        let text = match self.run(&argv) {
-            Ok(text) => text,
-            Err(error) => format!("the journal could not be read: {error}\n"),
-        };
-        let _ = std::fs::write(logs.join("agent.log"), text);
+impl Drop for GuestSide {
+    /// The guest's journal and kernel log join the other logs, for whoever looks at a failed run.
+    fn drop(&mut self) {
+        if self.machine.is_running()
+            && let Err(error) = self.machine.collect_logs()
+        {
+            eprintln!("the guest's logs could not be collected: {error}");
+        }
     }
 }
 
@@ -249,19 +250,24 @@ fn tools(programs: &Built, agent: Unit) -> Result<Tools, ScenarioError> {
         tools.program(name, programs.program(name)?)?;
     }
     if agent == Unit::Enabled {
-        let path = PathBuf::from(AGENT_UNIT);
-        let unit = std::fs::read_to_string(&path)
-            .map_err(|source| ScenarioError::Read { path, source })?;
-        // The lab's guest has the agent on its tools disk, not where a package puts it.
-        let unit = unit.replace("/usr/bin/memtide-agent", "/opt/memtide/bin/memtide-agent");
-        tools.unit("memtide-agent.service", &unit, Start::AtBoot)?;
+        for (name, start) in AGENT_UNITS {
+            let path = Path::new(AGENT_DIR).join(name);
+            let unit = std::fs::read_to_string(&path)
+                .map_err(|source| ScenarioError::Read { path, source })?;
+            // The lab's guest has the agent on its tools disk, not where a package puts it.
+            let unit = unit.replace("/usr/bin/memtide-agent", "/opt/memtide/bin/memtide-agent");
+            tools.unit(name, &unit, start)?;
+        }
     }
     Ok(tools)
 }
 
-/// The unit as it is shipped.
-const AGENT_UNIT: &str =
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../../guest-agent/memtide-agent.service");
+/// The units as they are shipped, and where they are.
+const AGENT_UNITS: [(&str, Start); 2] = [
+    ("memtide-agent.service", Start::AtBoot),
+    ("memtide-agent-hand-back.service", Start::OnDemand),
+];
+const AGENT_DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../guest-agent");
 
 #[cfg(test)]
 mod tests {

@@ -73,15 +73,18 @@ impl Screen {
 }
 
 fn one_line(sample: &Sample, words: &Words) -> String {
+    let guest = if sample.guest_total.is_zero() {
+        "no agent tells of the guest".to_owned()
+    } else {
+        format!(
+            "guest {} of {} used, stolen {}/{} blocks",
+            sample.guest_used, sample.guest_total, sample.blocks_stolen, sample.blocks_movable
+        )
+    };
     format!(
-        "{:>4} s  guest {} of {} used, stolen {}/{} blocks, host resident {}  [{}] {}",
+        "{:>8} s  {guest}, host resident {}; gate: {}",
         sample.at_ms / 1000,
-        sample.guest_used,
-        sample.guest_total,
-        sample.blocks_stolen,
-        sample.blocks_movable,
         sample.resident,
-        words.phase,
         words.gate
     )
 }

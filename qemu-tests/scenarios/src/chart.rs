@@ -159,7 +159,7 @@ fn held(svg: &mut String, timeline: &Timeline, scale: &Scale) {
             (end - x).max(2.0),
             y - TOP,
             (end - x).max(2.0),
-            HEIGHT - 10.0,
+            HEIGHT - 20.0,
         );
     }
 }

@@ -76,7 +76,10 @@ fn commands(machine: &Machine) -> Result<()> {
     let failed = guest.shell("systemctl --failed --no-legend --plain", COMMAND)?;
     assert!(failed.trim().is_empty(), "failed units: {failed}");
     guest.shell("modprobe uio_pci_generic && modprobe zram", COMMAND)?;
-    println!("  {}", guest.shell("systemd-analyze; free -m | sed -n 2p", COMMAND)?.trim());
+    println!(
+        "  {}",
+        guest.shell("systemd-analyze | head -n 1; free -m | sed -n 2p", COMMAND)?.trim()
+    );
     Ok(())
 }
 

@@ -40,7 +40,7 @@ impl Cache {
         let home = || variable("HOME").map(|home| Path::new(&home).join(".cache/memtide"));
         let root = chosen.or_else(xdg).or_else(home).ok_or_else(|| Error::Unusable {
             what: "there is no place for the lab's cache: HOME is not set".to_owned(),
-            advice: "set MEMTIDE_CACHE to a directory with 3 GiB of room",
+            advice: "set MEMTIDE_CACHE to a directory with 1 GiB of room",
         })?;
         Self::at(root)
     }

@@ -47,6 +47,9 @@ const DIRECTORIES: [&str; 2] = ["opt/memtide", "usr/lib/modules"];
 /// Room for scenarios that write and read files; the image is sparse.
 const IMAGE_BYTES: u64 = 1 << 30;
 const IMAGE: &str = "root.ext4";
+/// Work directories in the cache.
+const TREE: &str = "guest-tree-";
+const DOWNLOADS: &str = "debootstrap";
 
 const ADVICE: &str = "debootstrap needs root (or sudo) and the right to mount /proc in a chroot: \
      an unprivileged container will not do";
@@ -74,36 +77,51 @@ pub(crate) fn is_current(cache: &Cache) -> bool {
 /// Makes the image.
 pub(crate) fn build(cache: &Cache, apt: &Apt) -> Result<()> {
     let log = cache.log();
-    // Outside the partial directory, for only root can remove it.
-    let tree = cache.join("guest-tree");
-    remove_tree(&tree, &log)?;
+    remove_trees(cache, &log)?;
+    // Outside the partial directory, for only root can remove it. By our own number: a debootstrap
+    // that outlived a killed set-up must not write into ours.
+    let tree = cache.join(format!("{TREE}{}", std::process::id()));
     let partial = Partial::begin(&directory(cache))?;
-    debootstrap(apt, &tree, &cache.join("debootstrap"), &log)?;
+    debootstrap(apt, &tree, &cache.join(DOWNLOADS), &log)?;
     strip(&tree, &log)?;
     overlay(&partial.path().join("overlay"), &tree, &log)?;
     root("chroot").arg(&tree).args(["passwd", "--delete", "root"]).run(&log)?;
     make_image(&tree, &partial.path().join(IMAGE), &log)?;
     partial.finish(&recipe(), BTreeMap::new(), &[(IMAGE, IMAGE_BYTES)])?;
-    remove_tree(&tree, &log)?;
-    remove_tree(&cache.join("debootstrap"), &log)
+    remove_trees(cache, &log)?;
+    remove_tree(&cache.join(DOWNLOADS), &log)
 }
 
 fn root(program: &str) -> Tool {
     Tool::as_root(program, ADVICE)
 }
 
+/// Removes this and earlier runs' trees.
+fn remove_trees(cache: &Cache, log: &Log) -> Result<()> {
+    let directory = cache.root();
+    for entry in fs::read_dir(directory).on("list", directory)? {
+        let entry = entry.on("list", directory)?;
+        if entry.file_name().to_string_lossy().starts_with(TREE) {
+            remove_tree(&entry.path(), log)?;
+        }
+    }
+    Ok(())
+}
+
 fn remove_tree(tree: &Path, log: &Log) -> Result<()> {
     if tree.symlink_metadata().is_err() {
         return Ok(());
     }
-    // One file system: should a mount of debootstrap's have survived, it is not entered.
+    // One file system: whatever somebody may have mounted there is not entered.
     root("rm").args(["-r", "-f", "--one-file-system"]).arg(tree).run(log)
 }
 
 /// Downloads stay in `downloads` until the image is made, so an interrupted run loses little.
 fn debootstrap(apt: &Apt, tree: &Path, downloads: &Path, log: &Log) -> Result<()> {
     fs::create_dir_all(downloads).on("create", downloads)?;
-    root("debootstrap")
+    // In a mount namespace of its own: the /proc that it mounts goes when it does, however it ends.
+    root("unshare")
+        .args(["--mount", "debootstrap"])
         .args(["--variant=minbase", "--arch=amd64", "--merged-usr"])
         .arg(format!("--include={PACKAGES}"))
         .arg(format!("--keyring={KEYRING}"))

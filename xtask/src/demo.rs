@@ -15,20 +15,37 @@ use crate::programs;
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
     /// The guest's kernel: 6.12 (Debian's stable) or 7.3 (its backports).
-    #[arg(long, default_value = "7.3")]
+    #[arg(long, value_name = "VERSION", default_value = "7.3")]
     kernel: Kernel,
-    /// The guest's memory, such as 2GiB.
-    #[arg(long, default_value = "2GiB", value_parser = guest_memory)]
+    /// The guest's memory, from 1GiB to 16GiB.
+    #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = guest_memory)]
     memory: ByteSize,
-    /// About a minute instead of a few.
+    /// As short as it can be: a minute or two.
     #[arg(long)]
     quick: bool,
-    /// Write the report here as JSON.
-    #[arg(long, value_name = "FILE")]
+    /// Write the report here as JSON [default: artifacts/demo/report.json].
+    #[arg(long, value_name = "FILE", value_parser = output_file)]
     report: Option<PathBuf>,
-    /// Write the picture here (SVG).
-    #[arg(long, value_name = "FILE")]
+    /// Write the picture here (SVG) [default: artifacts/demo/demo.svg].
+    #[arg(long, value_name = "FILE", value_parser = output_file)]
     picture: Option<PathBuf>,
+}
+
+/// Where the demo's files go; made anew by each run.
+const ARTIFACTS: &str = "artifacts/demo";
+
+/// A file that can be made, as far as that can be known before the minutes that the demo takes.
+fn output_file(text: &str) -> std::result::Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    match (path.is_dir(), directory.is_dir() || directory == Path::new(ARTIFACTS)) {
+        (true, _) => Err(format!("{text} is a directory: name a file in it")),
+        (false, false) => Err(format!("there is no directory {}: make it", directory.display())),
+        (false, true) => Ok(path),
+    }
 }
 
 /// The smallest guest with blocks worth stealing, and the largest that this demo's timing fits.
@@ -39,7 +56,8 @@ fn guest_memory(text: &str) -> std::result::Result<ByteSize, String> {
         Ok(size)
     } else {
         Err(format!(
-            "{size} is not between {least} and {most}, which the demo's phases are made for"
+            "{size} is not between {least} and {most}, which the demo's phases are made for: write \
+             for example 2GiB"
         ))
     }
 }
@@ -48,7 +66,7 @@ fn guest_memory(text: &str) -> std::result::Result<ByteSize, String> {
 pub(crate) fn run(args: &Demo) -> Result<()> {
     let lab = lab::set_up(&[args.kernel])?;
     let programs = programs::build()?;
-    let artifacts = PathBuf::from("artifacts/demo");
+    let artifacts = PathBuf::from(ARTIFACTS);
     fresh_dir(&artifacts)?;
     let pace = if args.quick { Pace::Quick } else { Pace::Normal };
     let options = DemoOptions {
@@ -134,5 +152,16 @@ mod tests {
         assert_eq!(guest_memory("2GiB"), Ok(ByteSize::from_gib(2)));
         assert!(guest_memory("256MiB").unwrap_err().contains("256 MiB is not between"));
         assert!(guest_memory("2048").unwrap_err().contains("no unit"));
+    }
+
+    #[test]
+    fn a_file_that_could_not_be_written_is_refused_before_the_demo() {
+        let dir = std::env::temp_dir();
+        let good = dir.join("report.json");
+        assert_eq!(output_file(&good.to_string_lossy()), Ok(good));
+        assert_eq!(output_file("report.json"), Ok("report.json".into()));
+        assert!(output_file("artifacts/demo/other.json").is_ok(), "the demo makes that directory");
+        assert!(output_file("/proc/nowhere/report.json").unwrap_err().contains("/proc/nowhere"));
+        assert!(output_file(&dir.to_string_lossy()).unwrap_err().contains("directory"));
     }
 }

@@ -22,7 +22,7 @@ pub(crate) enum Task {
 #[derive(Debug, Args)]
 pub(crate) struct Setup {
     /// Which guest kernels to fetch.
-    #[arg(long, value_enum, default_value_t = Kernels::All)]
+    #[arg(long, value_name = "VERSION", value_enum, default_value_t = Kernels::All)]
     kernel: Kernels,
 }
 

@@ -17,10 +17,10 @@ use crate::run::{self, RunError};
 #[derive(Debug, Args)]
 pub(crate) struct Test {
     /// Only this part.
-    #[arg(value_enum)]
+    #[arg(value_enum, value_name = "PART")]
     only: Option<Part>,
     /// End-to-end tests on this kernel alone: 6.12 or 7.3.
-    #[arg(long)]
+    #[arg(long, value_name = "VERSION")]
     kernel: Option<Kernel>,
 }
 

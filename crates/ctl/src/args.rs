@@ -37,7 +37,7 @@ impl Args {
 pub(crate) enum Command {
     /// Show the host and all its VMs
     Status {
-        /// Show it again every so many seconds [default: 2]
+        /// Show it again every so many seconds, 1 to 3600; 2 where no number is given
         #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2")]
         #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
         watch: Option<u64>,
@@ -56,7 +56,7 @@ pub(crate) enum Command {
     },
     /// Talk to a device process directly, with or without memtided
     Device {
-        /// Its control socket
+        /// Its control socket: the path of its VMM's socket with ".ctl" behind it, usually
         socket: PathBuf,
         #[command(subcommand)]
         action: DeviceAction,
@@ -104,7 +104,7 @@ pub(crate) enum HostAction {
 pub(crate) enum DeviceAction {
     /// Show how the device is
     Status,
-    /// Print what happens in it, until interrupted
+    /// Print what happens in it, until interrupted (Ctrl-c)
     Watch,
     /// Set the size of the balloon; refused while memtided steers the device
     Target {

@@ -32,6 +32,13 @@ pub(crate) enum ClientError {
         .0.display()
     )]
     Forbidden(PathBuf),
+    /// No socket can have this path.
+    #[error(
+        "no socket can have the path {}: a path of 1 to 107 bytes is needed, give one with \
+         --socket PATH",
+        .0.display()
+    )]
+    BadPath(PathBuf),
     /// The socket fails.
     #[error("the connection to memtided on {} failed: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
@@ -100,6 +107,8 @@ impl Client {
                 ClientError::NotRunning(path)
             }
             io::ErrorKind::PermissionDenied => ClientError::Forbidden(path),
+            // sockaddr_un has no room for it (unix(7)).
+            io::ErrorKind::InvalidInput => ClientError::BadPath(path),
             _ => ClientError::Io { path, source },
         }
     }
@@ -193,6 +202,13 @@ mod tests {
     fn a_missing_memtided_is_explained() {
         let said = Client::new("/nowhere/sock".into()).get("/v1/host").unwrap_err().to_string();
         assert!(said.contains("systemctl start memtided") && said.contains("--socket"), "{said}");
+    }
+
+    #[test]
+    fn a_path_that_no_socket_can_have_is_explained() {
+        let path = format!("/{}", "x".repeat(108));
+        let said = Client::new(path.into()).get("/v1/host").unwrap_err().to_string();
+        assert!(said.contains("107") && said.contains("--socket"), "{said}");
     }
 
     #[test]

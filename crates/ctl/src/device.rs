@@ -23,18 +23,42 @@ pub(crate) enum DeviceError {
         .0.display()
     )]
     NotRunning(PathBuf),
+    /// The socket is not for us.
+    #[error(
+        "you may not use the device's socket {}: become a member of the group that owns it, or root",
+        .0.display()
+    )]
+    Forbidden(PathBuf),
+    /// No socket can have this path.
+    #[error("no socket can have the path {}: a path of 1 to 107 bytes is needed", .0.display())]
+    BadPath(PathBuf),
     /// The socket fails.
     #[error("the connection to the device on {} failed: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     /// It ended the connection.
-    #[error("the device on {} closed the connection", .0.display())]
+    #[error(
+        "{} closed the connection: the device has ended, or this is its VMM's socket; its control \
+         socket is at that path with \".ctl\" behind it, unless --control-path says otherwise",
+        .0.display()
+    )]
     Closed(PathBuf),
     /// It speaks something else.
-    #[error("what answers on {} is not understood: {source}", path.display())]
+    #[error(
+        "what answers on {} is not understood: {source}; is it a device's control socket?",
+        path.display()
+    )]
     Line { path: PathBuf, source: LineError },
     /// It said no.
-    #[error("the device refused: {0}")]
+    #[error("the device refused: {0}{advice}", advice = advice(.0))]
     Refused(Refusal),
+}
+
+/// What to do about a refusal that does not say so itself.
+fn advice(refusal: &Refusal) -> &'static str {
+    match refusal.name.as_str() {
+        "not-controller" => "; where that is memtided, use \"memtide vm NAME set --target SIZE\"",
+        _ => "",
+    }
 }
 
 /// A connection to a device.
@@ -51,6 +75,9 @@ impl Device {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 DeviceError::NotRunning(path.into())
             }
+            io::ErrorKind::PermissionDenied => DeviceError::Forbidden(path.into()),
+            // sockaddr_un has no room for it (unix(7)).
+            io::ErrorKind::InvalidInput => DeviceError::BadPath(path.into()),
             _ => DeviceError::Io { path: path.into(), source },
         };
         let stream = UnixStream::connect(path).map_err(failed)?;
@@ -118,6 +145,45 @@ impl Device {
     }
 
     fn io(&self, source: io::Error) -> DeviceError {
-        DeviceError::Io { path: self.path.clone(), source }
+        let path = self.path.clone();
+        match source.kind() {
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => DeviceError::Closed(path),
+            _ => DeviceError::Io { path, source },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn a_path_that_no_socket_can_have_is_explained() {
+        let path = format!("/{}", "x".repeat(108));
+        let error = Device::connect(Path::new(&path)).err().unwrap();
+        assert!(error.to_string().contains("107"), "{error}");
+    }
+
+    #[test]
+    fn the_vmms_socket_is_not_taken_for_a_silent_device() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vm.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut device = Device::connect(&path).unwrap();
+        drop(listener.accept().unwrap());
+        let error = device.status().unwrap_err();
+        assert!(matches!(error, DeviceError::Closed(_)), "{error}");
+        assert!(error.to_string().contains(".ctl"), "{error}");
+    }
+
+    #[test]
+    fn who_is_refused_beside_memtided_learns_what_to_use_instead() {
+        let refused = |name: &str| {
+            let refusal = Refusal { name: name.into(), message: "no".into() };
+            DeviceError::Refused(refusal).to_string()
+        };
+        assert!(refused("not-controller").contains("memtide vm NAME set --target"));
+        assert!(refused("bad-request").ends_with("no"));
     }
 }

@@ -23,13 +23,13 @@ const SESSION: Duration = Duration::from_secs(30 * 24 * 3600);
 #[derive(Debug, Args)]
 pub(crate) struct Shell {
     /// The guest's kernel: 6.12 or 7.3.
-    #[arg(long, default_value = "7.3")]
+    #[arg(long, value_name = "VERSION", default_value = "7.3")]
     kernel: Kernel,
     /// The guest's memory, such as 2GiB.
-    #[arg(long, default_value = "2GiB")]
+    #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     memory: ByteSize,
     /// What drives the guest's memory.
-    #[arg(long, value_enum, default_value_t = With::Agent)]
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = With::Agent)]
     with: With,
 }
 

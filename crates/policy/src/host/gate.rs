@@ -116,7 +116,12 @@ struct Entry {
 
 impl Entry {
     fn new(ask: Ask) -> Self {
-        Self { ask, standing: Standing::Waiting { told: None }, was_held: false, was_granted: false }
+        Self {
+            ask,
+            standing: Standing::Waiting { told: None },
+            was_held: false,
+            was_granted: false,
+        }
     }
 
     /// The same question put anew: what it asks may have changed, since when it waits has not.

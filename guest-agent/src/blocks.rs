@@ -96,6 +96,11 @@ impl Blocks {
         self.entries.get(&block).map(|entry| entry.hold)
     }
 
+    /// Whether the block is online in `ZONE_MOVABLE`.
+    pub fn is_movable(&self, block: BlockId) -> bool {
+        self.entries.get(&block).is_some_and(|entry| entry.zone == Some(Zone::Movable))
+    }
+
     /// Something was done to a block. The kernel says what zone it is in now.
     pub fn set(&mut self, root: &Root, block: BlockId, hold: Hold) {
         match memory::read(root, block) {

@@ -8,6 +8,7 @@ use memtide_policy::guest::Mode;
 use memtide_sysfs::Root;
 
 use crate::config::{Config, ConfigError, DamonUse, Wishes};
+use crate::overcommit::OvercommitUse;
 use crate::run::{RunError, hand_back, run, signal_of};
 use crate::runtime::status_path;
 use crate::status::Status;
@@ -17,9 +18,14 @@ const EXIT_USAGE: u8 = 2;
 /// This machine cannot be scaled, whatever is tried again: systemd does not restart the agent.
 const EXIT_IMPOSSIBLE: u8 = 3;
 
+const AFTER_HELP: &str = "\
+MEMTIDE_LOG sets what run and hand-back log: error, warn, info (the default), debug or trace.
+Exit codes: 0 done; 1 failed, trying again may help; 2 settings that cannot be used; 3 a machine that
+cannot be scaled.";
+
 /// Scales this guest's memory by what it really uses.
 #[derive(Debug, Parser)]
-#[command(name = "memtide-agent", version, about, long_about = None)]
+#[command(name = "memtide-agent", version, about, long_about = None, after_help = AFTER_HELP)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -32,7 +38,7 @@ enum Command {
     Run(RunArgs),
     /// Show what the running agent does, what it may do, and what this guest lacks.
     Status {
-        /// For programs.
+        /// Print JSON, for programs.
         #[arg(long)]
         json: bool,
         #[command(flatten)]
@@ -43,7 +49,7 @@ enum Command {
     /// Have the running agent scale memory again after a restore.
     Resume(Place),
     /// Give the balloon back to the stock driver after an agent that was killed.
-    HandBack(RunArgs),
+    HandBack(HandBackArgs),
 }
 
 /// Where the running agent is found.
@@ -52,6 +58,27 @@ struct Place {
     /// The agent's runtime directory.
     #[arg(long, value_name = "DIR", default_value = crate::config::RUNTIME_DIR)]
     runtime_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct HandBackArgs {
+    /// Read settings from this file [default: /etc/memtide/agent.toml, if it is there].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Which PCI function is the balloon [default: the only one there is].
+    #[arg(long, value_name = "ADDRESS")]
+    pci: Option<String>,
+    /// The killed agent's runtime directory [default: /run/memtide-agent].
+    #[arg(long, value_name = "DIR")]
+    runtime_dir: Option<PathBuf>,
+}
+
+impl HandBackArgs {
+    fn settings(self) -> Result<Config, ConfigError> {
+        let file = Wishes::read(self.config.as_deref())?;
+        let line = Wishes { pci: self.pci, runtime_dir: self.runtime_dir, ..Wishes::default() };
+        line.or(file).check()
+    }
 }
 
 #[derive(Debug, Args)]
@@ -80,6 +107,9 @@ struct RunArgs {
     /// Leave boot memory in its zones; blocks without kernel pages are stolen from there.
     #[arg(long)]
     no_convert: bool,
+    /// What to do about vm.overcommit_memory while blocks are stolen [default: allow].
+    #[arg(long)]
+    overcommit: Option<OvercommitUse>,
     /// Keep state in this directory, on a tmpfs [default: /run/memtide-agent].
     #[arg(long, value_name = "DIR")]
     runtime_dir: Option<PathBuf>,
@@ -96,6 +126,7 @@ impl RunArgs {
             gate_deadline: self.gate_deadline,
             damon: self.damon,
             convert: self.no_convert.then_some(false),
+            overcommit: self.overcommit,
             runtime_dir: self.runtime_dir,
         };
         line.or(file).check()
@@ -174,8 +205,18 @@ fn show(runtime_dir: &Path, json: bool) -> Result<String, String> {
 /// The status of the agent that runs now.
 fn running(runtime_dir: &Path) -> Result<Status, String> {
     let path = status_path(runtime_dir);
-    let status = Status::read(&path).map_err(|error| {
-        format!("{} cannot be read ({error}): does the agent run?", path.display())
+    let status = Status::read(&path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => format!(
+            "no agent runs here ({} is not there): systemctl start memtide-agent, or name the \
+             agent's own --runtime-dir",
+            path.display()
+        ),
+        std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => format!(
+            "{} is not understood ({error}): is it of an agent of another version? Then systemctl \
+             restart memtide-agent",
+            path.display()
+        ),
+        _ => format!("{} cannot be read: {error}", path.display()),
     })?;
     // A status outlives an agent that was killed.
     let name = std::fs::read_to_string(format!("/proc/{}/comm", status.pid)).unwrap_or_default();
@@ -225,6 +266,22 @@ mod tests {
     #[test]
     fn an_agent_that_does_not_run_has_no_status() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(show(dir.path(), false).unwrap_err().contains("does the agent run?"));
+        let said = show(dir.path(), false).unwrap_err();
+        assert!(said.contains("systemctl start memtide-agent"), "{said}");
+        std::fs::write(status_path(dir.path()), "{}").unwrap();
+        let said = show(dir.path(), false).unwrap_err();
+        assert!(said.contains("another version"), "{said}");
+    }
+
+    #[test]
+    fn handing_back_takes_the_options_that_matter_to_it_alone() {
+        let line = ["memtide-agent", "hand-back", "--pci", "0000:00:03.0", "--runtime-dir", "/x"];
+        let Command::HandBack(args) = Cli::parse_from(line).command else {
+            panic!("not hand-back")
+        };
+        let config = args.settings().unwrap();
+        assert_eq!(config.pci.unwrap().to_string(), "0000:00:03.0");
+        assert_eq!(config.runtime_dir, Path::new("/x"));
+        assert!(Cli::try_parse_from(["memtide-agent", "hand-back", "--min", "1GiB"]).is_err());
     }
 }

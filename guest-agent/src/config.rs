@@ -3,13 +3,16 @@
 //! Everything has a default; most guests need no file at all. A value that cannot be used stops
 //! the agent before it has touched anything, with an error that names the key and the remedy.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use memtide_policy::guest::{Limits, LimitsError, LimitsWish};
+use memtide_policy::guest::{Limits, LimitsError, LimitsWish, PSI_GOAL_MAX, PSI_GOAL_MIN};
 use memtide_sysfs::pci::Address;
 use memtide_units::{ByteSize, PpMillion};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
+
+use crate::overcommit::OvercommitUse;
 
 /// The file that is read where none is named; it need not exist.
 pub const DEFAULT_FILE: &str = "/etc/memtide/agent.toml";
@@ -45,22 +48,29 @@ pub enum Conversion {
 
 /// Settings as they are written: in the file, or (some of them) on the command line.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Wishes {
     /// Never steal below this, such as `"512MiB"`.
+    #[serde(deserialize_with = "quoted")]
     pub min: Option<String>,
     /// Never take back beyond this.
+    #[serde(deserialize_with = "quoted")]
     pub max: Option<String>,
     /// Acceptable pressure, such as `"0.1%"`.
+    #[serde(deserialize_with = "quoted")]
     pub psi_goal: Option<String>,
     /// Which function is the balloon, such as `"0000:00:03.0"`.
+    #[serde(deserialize_with = "quoted")]
     pub pci: Option<String>,
     /// After how long without a decision blocks are taken back unasked: `"10s"`, or `"never"`.
+    #[serde(deserialize_with = "quoted")]
     pub gate_deadline: Option<String>,
     /// What to do about DAMON.
     pub damon: Option<DamonUse>,
     /// Whether boot memory is made movable at start.
     pub convert: Option<bool>,
+    /// What to do about large mappings while blocks are stolen.
+    pub overcommit: Option<OvercommitUse>,
     /// Where the agent keeps its state; on a tmpfs.
     pub runtime_dir: Option<PathBuf>,
 }
@@ -78,6 +88,8 @@ pub struct Config {
     pub damon: DamonUse,
     /// Whether boot memory is made movable at start.
     pub conversion: Conversion,
+    /// What to do about large mappings while blocks are stolen.
+    pub overcommit: OvercommitUse,
     /// Where the agent keeps its state.
     pub runtime_dir: PathBuf,
 }
@@ -86,7 +98,7 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("the configuration file {} cannot be read: {source}", .path.display())]
+    #[error("the configuration file {} cannot be read: {source}; make it readable, or name another with --config", .path.display())]
     Unreadable {
         /// Which.
         path: PathBuf,
@@ -94,7 +106,7 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file is no TOML, or has an unknown key or a value of another type.
-    #[error("{}: {message}; correct or remove that line (memtide-agent run --help lists all settings)", .path.display())]
+    #[error("{}, {message}; correct or remove that line (memtide-agent run --help explains all settings)", .path.display())]
     Syntax {
         /// Which.
         path: PathBuf,
@@ -133,7 +145,9 @@ impl Wishes {
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-            let message = format!("line {line}: {}", error.message());
+            // The library's text does not name the key, but the line does.
+            let quote = text.lines().nth(line - 1).unwrap_or_default().trim();
+            let message = format!("line {line}, `{quote}`: {}", error.message());
             ConfigError::Syntax { path: path.into(), message }
         })
     }
@@ -149,6 +163,7 @@ impl Wishes {
             gate_deadline: self.gate_deadline.or(others.gate_deadline),
             damon: self.damon.or(others.damon),
             convert: self.convert.or(others.convert),
+            overcommit: self.overcommit.or(others.overcommit),
             runtime_dir: self.runtime_dir.or(others.runtime_dir),
         }
     }
@@ -175,6 +190,7 @@ impl Wishes {
                 Some(false) => Conversion::Leave,
                 Some(true) | None => Conversion::Convert,
             },
+            overcommit: self.overcommit.unwrap_or_default(),
             runtime_dir: self.runtime_dir.unwrap_or_else(|| RUNTIME_DIR.into()),
         })
     }
@@ -190,6 +206,23 @@ impl Config {
     }
 }
 
+/// A text. `min = 512` is a number without its unit: the error says what to write.
+fn quoted<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    struct Quoted;
+    impl de::Visitor<'_> for Quoted {
+        type Value = String;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a value in quotes, with its unit where it has one")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<String, E> {
+            Ok(text.into())
+        }
+    }
+    deserializer.deserialize_str(Quoted).map(Some)
+}
+
 fn value(key: &'static str, problem: impl ToString) -> ConfigError {
     ConfigError::Value { key, problem: problem.to_string() }
 }
@@ -203,7 +236,9 @@ fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
 
 /// `0.1%` or `0.1 %`: up to four digits behind the point.
 fn percent(text: &str) -> Result<PpMillion, ConfigError> {
-    let wrong = || value("psi_goal", format!("{text:?} is no share such as 0.1% (0.01% to 10%)"));
+    let wrong = || {
+        value("psi_goal", format!("{text:?} is no share from 0.01% to 10%: write for example 0.1%"))
+    };
     let number = text.trim().strip_suffix('%').ok_or_else(wrong)?.trim_end();
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
     let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
@@ -213,13 +248,19 @@ fn percent(text: &str) -> Result<PpMillion, ConfigError> {
     let parts: (u32, u32) =
         (whole.parse().map_err(|_| wrong())?, fraction.parse().map_err(|_| wrong())?);
     let scale = 10_u32.pow(4 - fraction.len() as u32);
-    Ok(PpMillion(parts.0 * 10_000 + parts.1 * scale))
+    let share = PpMillion(parts.0 * 10_000 + parts.1 * scale);
+    // Checked here already, where the text is known: a share below 0.01 % would print as 0.00 %.
+    if (PSI_GOAL_MIN..=PSI_GOAL_MAX).contains(&share) { Ok(share) } else { Err(wrong()) }
 }
 
 /// `10s`, `2min`, `1500ms`, or `never`.
 fn deadline(text: &str) -> Result<Option<Duration>, ConfigError> {
-    let wrong =
-        || value("gate_deadline", format!("{text:?} is no time such as 10s, 2min, or never"));
+    let wrong = || {
+        value(
+            "gate_deadline",
+            format!("{text:?} is no time: write for example 1500ms, 10s or 2min, or never"),
+        )
+    };
     let text = text.trim();
     if text == "never" {
         return Ok(None);
@@ -244,6 +285,7 @@ fn deadline(text: &str) -> Result<Option<Duration>, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use memtide_policy::guest::PSI_GOAL_DEFAULT;
     use proptest::prelude::*;
 
     fn checked(toml: &str) -> Result<Config, String> {
@@ -259,6 +301,23 @@ mod tests {
         assert_eq!(config.wish, LimitsWish::default());
     }
 
+    /// What stands in the file behind a single `#` can be had by removing it.
+    #[test]
+    fn the_shipped_file_names_every_setting_and_its_default() {
+        let shipped = include_str!("../agent.toml");
+        assert_eq!(checked(shipped), checked(""));
+        let is_setting = |line: &&str| line.starts_with('#') && !line.starts_with("# ");
+        let lines = shipped.lines().filter(is_setting).map(|line| &line[1..]);
+        let settings = lines.collect::<Vec<_>>().join("\n");
+        let config = checked(&settings).unwrap();
+        assert_eq!(config.wish.min, Some(ByteSize::from_mib(512)));
+        assert_eq!(config.wish.psi_goal, Some(PSI_GOAL_DEFAULT));
+        let named = Config { wish: LimitsWish::default(), pci: None, ..config };
+        assert_eq!(Ok(named), checked(""));
+        let wishes = format!("{:?}", Wishes::parse(Path::new("agent.toml"), &settings).unwrap());
+        assert!(!wishes.contains("None"), "the shipped file does not name all: {wishes}");
+    }
+
     #[test]
     fn every_setting_is_read() {
         let config = checked(
@@ -270,6 +329,7 @@ mod tests {
             gate_deadline = "never"
             damon = "polite"
             convert = false
+            overcommit = "leave"
             runtime_dir = "/run/other"
             "#,
         )
@@ -280,24 +340,29 @@ mod tests {
         assert_eq!(config.pci.unwrap().to_string(), "0000:00:03.0");
         assert_eq!((config.gate_deadline, config.damon), (None, DamonUse::Polite));
         assert_eq!(config.conversion, Conversion::Leave);
+        assert_eq!(config.overcommit, OvercommitUse::Leave);
         assert_eq!(config.runtime_dir, Path::new("/run/other"));
     }
 
     #[test]
     fn what_is_wrong_is_named_with_its_remedy() {
         let cases = [
-            ("\nminimum = \"1GiB\"", "line 2: unknown field `minimum`"),
+            ("\nminimum = \"1GiB\"", "agent.toml, line 2, `minimum = \"1GiB\"`: unknown field"),
+            (
+                "min = 512",
+                "line 1, `min = 512`: invalid type: integer `512`, expected a value in quotes",
+            ),
             ("min = \"1GB\"", "min: the size \"1GB\" has an unknown unit"),
             ("min = \"1024\"", "has no unit: write for example 1024MiB"),
             ("min = \"2GiB\"\nmax = \"1GiB\"", "lower min or raise max"),
-            ("psi_goal = \"0.1\"", "psi_goal: \"0.1\" is no share such as 0.1%"),
-            ("psi_goal = \"0.005%\"", "choose from 0.01 % to 10.00 %"),
-            ("psi_goal = \"11%\"", "choose from 0.01 % to 10.00 %"),
+            ("psi_goal = \"0.1\"", "psi_goal: \"0.1\" is no share from 0.01% to 10%"),
+            ("psi_goal = \"0.005%\"", "\"0.005%\" is no share from 0.01% to 10%"),
+            ("psi_goal = \"11%\"", "\"11%\" is no share from 0.01% to 10%"),
             ("pci = \"3.0\"", "pci: \"3.0\" is no PCI address"),
-            ("gate_deadline = \"10\"", "is no time such as 10s"),
+            ("gate_deadline = \"10\"", "is no time: write for example 1500ms, 10s"),
             ("gate_deadline = \"200ms\"", "use 1s or more"),
             ("damon = \"maybe\"", "take-over"),
-            ("convert = 1", "line 1: invalid type"),
+            ("convert = 1", "line 1, `convert = 1`: invalid type"),
         ];
         for (toml, expected) in cases {
             let error = checked(toml).unwrap_err();
@@ -327,7 +392,7 @@ mod tests {
         }
 
         #[test]
-        fn hundredths_of_a_percent_are_exact(n in 0_u32..=10_000) {
+        fn hundredths_of_a_percent_are_exact(n in 1_u32..=1_000) {
             let text = format!("{}.{:02}%", n / 100, n % 100);
             prop_assert_eq!(percent(&text).unwrap(), PpMillion(n * 100));
         }

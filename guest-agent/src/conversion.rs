@@ -6,13 +6,12 @@
 
 use std::time::{Duration, Instant};
 
-use memtide_policy::guest::{Headroom, HeatMap, conversions};
+use memtide_policy::guest::{Conversions, Headroom, HeatMap, conversions};
 use memtide_sysfs::Root;
-use memtide_sysfs::kpageflags::PageFlags;
-use memtide_units::{BlockId, ByteSize};
+use memtide_units::ByteSize;
 
 use crate::blocks::{Blocks, Hold};
-use crate::worker::{Job, Task, Worker, census};
+use crate::worker::{Job, Task, Worker};
 
 /// The whole pass ends after this long, wherever it is.
 const PASS_DEADLINE: Duration = Duration::from_secs(20);
@@ -20,7 +19,7 @@ const PASS_DEADLINE: Duration = Duration::from_secs(20);
 /// What a pass has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Converted {
-    /// Blocks that are movable now.
+    /// Blocks that are movable now and were not before.
     pub done: usize,
     /// Blocks that were tried and could not be.
     pub failed: usize,
@@ -29,28 +28,30 @@ pub struct Converted {
 /// Converts what the policy chooses. Must not run while the device works on anything.
 pub fn convert(root: &Root, blocks: &mut Blocks, worker: &mut Worker) -> Converted {
     let started = Instant::now();
-    let chosen = choose(root, blocks);
-    let block_size = blocks.size();
-    let keep = Headroom::of(blocks.online(), block_size, None, ByteSize::ZERO).low;
+    let Conversions { candidates, most } = conversions(&blocks.views(&HeatMap::new(blocks.size())));
+    let keep = Headroom::of(blocks.online(), blocks.size(), None, ByteSize::ZERO).low;
     let mut pass = Converted::default();
-    for (n, block) in chosen.iter().enumerate() {
-        if started.elapsed() > PASS_DEADLINE {
-            tracing::info!("{} blocks are left as they are: time is up", chosen.len() - n);
+    for block in candidates {
+        if pass.done == most {
             break;
         }
-        convert_one(
-            root,
-            blocks,
-            worker,
-            Job { block: *block, task: Task::Convert { keep } },
-            &mut pass,
-        );
+        if started.elapsed() > PASS_DEADLINE {
+            tracing::info!("no more boot memory is made movable: time is up");
+            break;
+        }
+        match convert_one(root, blocks, worker, Job { block, task: Task::Convert { keep } }) {
+            Ok(()) => pass.done += 1,
+            Err(why) => {
+                tracing::debug!("{block} stays as it is: {why}");
+                pass.failed += 1;
+            }
+        }
     }
     tracing::info!(
-        "{} of {} chosen blocks were made movable in {} ms; {} of {} are movable now",
+        "{} blocks were made movable in {} ms ({} could not be); {} of {} are movable now",
         pass.done,
-        chosen.len(),
         started.elapsed().as_millis(),
+        pass.failed,
         blocks.movable_count(),
         blocks.count()
     );
@@ -62,44 +63,13 @@ fn convert_one(
     blocks: &mut Blocks,
     worker: &mut Worker,
     job: Job,
-    pass: &mut Converted,
-) {
-    if !worker.give(job) {
-        return;
-    }
-    let result = worker.wait().map(|done| done.result);
-    let is_offline = match &result {
-        Some(Ok(())) => {
-            pass.done += 1;
-            false
-        }
-        Some(Err(failure)) => {
-            tracing::debug!("{} stays as it is: {}", job.block, failure.text);
-            pass.failed += 1;
-            failure.is_offline
-        }
-        None => false,
-    };
+) -> Result<(), String> {
+    let done = worker.give(job).then(|| worker.wait()).flatten();
+    let result = done.ok_or("the thread that changes blocks has ended")?.result;
     // One that got stuck half-way counts as stolen, and comes back when it is needed.
-    let hold = if is_offline { Hold::Leaving } else { Hold::Online };
-    blocks.set(root, job.block, hold);
-}
-
-/// The policy's choice among the blocks of kernel zones, by what is in them now.
-fn choose(root: &Root, blocks: &Blocks) -> Vec<BlockId> {
-    let flags = match PageFlags::open(root) {
-        Ok(flags) => flags,
-        Err(error) => {
-            tracing::info!("no boot memory is made movable: {error}");
-            return Vec::new();
-        }
-    };
-    let mut views = blocks.views(&HeatMap::new(blocks.size()));
-    for view in &mut views {
-        let counted = blocks.size().range(view.id).and_then(|range| flags.census(range).ok());
-        view.census = counted.map(|counts| census(&counts));
-    }
-    conversions(&views)
+    let is_offline = result.as_ref().is_err_and(|failure| failure.is_offline);
+    blocks.set(root, job.block, if is_offline { Hold::Leaving } else { Hold::Online });
+    result.map_err(|failure| failure.text)
 }
 
 #[cfg(test)]
@@ -107,7 +77,7 @@ mod tests {
     use super::*;
     use memtide_sysfs::fake::{FakeBlock, FakeRoot};
     use memtide_sysfs::meminfo::Meminfo;
-    use memtide_units::BlockSize;
+    use memtide_units::{BlockId, BlockSize};
     use rustix::io::Errno;
     use std::collections::BTreeSet;
 
@@ -138,15 +108,15 @@ mod tests {
     fn free_boot_memory_becomes_movable_up_to_three_to_one() {
         let fake = guest();
         let (pass, blocks) = converted(&fake);
-        assert_eq!(pass, Converted { done: 5, failed: 0 });
+        assert_eq!(pass, Converted { done: 5, failed: 1 });
         assert_eq!((blocks.movable_count(), blocks.with(Hold::Online).len()), (5, 8));
     }
 
     #[test]
-    fn a_second_start_has_nothing_left_to_do() {
+    fn a_second_pass_converts_nothing_more() {
         let fake = guest();
         converted(&fake);
-        assert_eq!(converted(&fake).0, Converted { done: 0, failed: 0 });
+        assert_eq!(converted(&fake).0.done, 0);
     }
 
     #[test]
@@ -154,7 +124,7 @@ mod tests {
         let fake = guest();
         fake.refuse_block(BlockId(5), Errno::BUSY);
         let (pass, blocks) = converted(&fake);
-        assert_eq!(pass, Converted { done: 4, failed: 1 });
+        assert_eq!(pass, Converted { done: 4, failed: 2 });
         assert_eq!(blocks.with(Hold::Online).len(), 8);
     }
 }

@@ -39,8 +39,9 @@ const REGIONS_PER_BLOCK: u64 = 6;
 const REGIONS_LEAST: u64 = 64;
 const REGIONS_MIN_MOST: u64 = 1_500;
 const REGIONS_MAX: u64 = 3_000;
-/// Between two snapshots, besides the waiting inside.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Between two snapshots, besides the waiting inside: the heat of a block is wanted when the next
+/// steal is chosen, two seconds after the last.
+const PAUSE: Duration = Duration::from_secs(2);
 const STACK: usize = 256 << 10;
 
 /// Snapshots that fail in a row before the thread gives up.

@@ -3,8 +3,6 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use memtide_units::{BlockId, ByteSize};
-
 use crate::worker::{Done, Job, Task, Worker};
 
 /// The worker and its list.
@@ -22,11 +20,10 @@ impl Hands {
         Self { worker, returns: VecDeque::new(), steals: VecDeque::new(), is_aborting: false }
     }
 
-    /// Puts blocks on the list of those to steal, in this order.
-    pub fn steal(&mut self, blocks: &[BlockId], keep: ByteSize) {
+    /// Puts jobs on the list of steals, in this order.
+    pub fn steal(&mut self, jobs: impl IntoIterator<Item = Job>) {
         self.is_aborting = false;
-        self.steals
-            .extend(blocks.iter().map(|block| Job { block: *block, task: Task::Steal { keep } }));
+        self.steals.extend(jobs);
         self.proceed();
     }
 
@@ -92,10 +89,11 @@ impl AsFd for Hands {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::worker::MOVABLE_DEADLINE;
     use memtide_sysfs::fake::{FakeBlock, FakeRoot};
     use memtide_sysfs::meminfo::Meminfo;
     use memtide_sysfs::memory::StateRequest;
-    use memtide_units::BlockSize;
+    use memtide_units::{BlockId, BlockSize, ByteSize};
     use std::time::{Duration, Instant};
 
     fn next(hands: &mut Hands) -> Done {
@@ -117,7 +115,8 @@ mod tests {
         let available = ByteSize::from_gib(1);
         fake.set_meminfo(Meminfo { total: available, available, ..Meminfo::default() });
         let mut hands = Hands::new(Worker::start(&fake.root(), BlockSize::X86_SMALL).unwrap());
-        hands.steal(&[BlockId(4), BlockId(3), BlockId(2)], ByteSize::ZERO);
+        let steal = Task::Steal { keep: ByteSize::ZERO, deadline: MOVABLE_DEADLINE };
+        hands.steal([4, 3, 2].map(|n| Job { block: BlockId(n), task: steal }));
         let task = Task::Return(StateRequest::OnlineMovable);
         assert_eq!(next(&mut hands).job.block, BlockId(4));
         hands.put_online(Job { block: BlockId(4), task });

@@ -11,7 +11,7 @@
 //! invariant up from this side:
 //!
 //! 1. A block is put online only after the grant for it was read, or when the device is certain to
-//!    be doing nothing on the agent's behalf ([`link::Link::is_quiet`]).
+//!    drop nothing any more that it was told of before ([`link::Link::settle`]).
 //! 2. A steal is reported only while the block is offline, and it stays so until the answer.
 //! 3. The device's memory is never in a block that may be stolen, never moves while the device may
 //!    use it, and outlives the agent ([`dma`]).
@@ -26,6 +26,7 @@ pub mod damon_watch;
 pub mod dma;
 pub mod hands;
 pub mod link;
+pub mod overcommit;
 pub mod returns;
 pub mod run;
 pub mod runtime;

@@ -22,6 +22,7 @@ use crate::damon_watch::DamonWatch;
 use crate::dma::{Area, DmaError};
 use crate::hands::Hands;
 use crate::link::Link;
+use crate::overcommit::{Found, Overcommit, OvercommitUse};
 use crate::runtime::{RuntimeDir, RuntimeError};
 use crate::senses::Senses;
 use crate::signals::Signals;
@@ -146,11 +147,18 @@ pub fn run(config: &Config, root: &Root) -> Result<(), RunError> {
         let parts = assemble(config, root, runtime, transport, (&hardware, clock.now()))?;
         serve(Agent::new(parts), hardware, clock, &signals)
     });
+    if matches!(result, Ok(Device::IsGivenUp)) {
+        tracing::warn!(
+            "the device is silent and stays without a driver: the stock driver would read its \
+             configuration, and that ends a VM whose device has died"
+        );
+        return Ok(());
+    }
     match takeover::give_back(root, address) {
         Ok(()) => tracing::info!("the stock driver has the balloon again"),
         Err(error) => tracing::error!("the balloon cannot be given back: {error}"),
     }
-    result
+    result.map(drop)
 }
 
 /// Page faults of the agent itself must not wait for the memory that it is about to ask for.
@@ -225,8 +233,9 @@ fn assemble(
     let limits = config.limits(blocks.present())?;
     let mut worker =
         Worker::start(root, blocks.size()).map_err(own("a thread cannot be started"))?;
-    if config.conversion == Conversion::Convert {
+    if config.conversion == Conversion::Convert && !runtime.is_converted() {
         convert(root, &mut blocks, &mut worker);
+        runtime.set_converted()?;
     }
     // Only now: what is pinned leaves ZONE_MOVABLE, and must not be in the way of the conversion.
     let area = Area::prepare(&runtime.dma(), &Pagemap::open(root)?)?;
@@ -236,6 +245,7 @@ fn assemble(
     lacks.extend(no_psi.map(|why| Lack::psi(&why)));
     lacks.extend((!hardware.has_interrupt).then(Lack::interrupt));
     let damon = watch(config, root, &blocks, &mut lacks);
+    let overcommit = allow_overcommit(config, root, &runtime, &mut lacks);
     for lack in &lacks {
         tracing::warn!("this guest lacks {}: {}", lack.what, lack.effect);
     }
@@ -262,9 +272,28 @@ fn assemble(
         controller,
         senses,
         damon,
+        overcommit,
         how_online,
         lacks,
     })
+}
+
+fn allow_overcommit(
+    config: &Config,
+    root: &Root,
+    runtime: &RuntimeDir,
+    lacks: &mut Vec<Lack>,
+) -> Option<Overcommit> {
+    let overcommit = Overcommit::new(root, runtime.overcommit());
+    if config.overcommit == OvercommitUse::Leave {
+        return None;
+    }
+    match overcommit.allow() {
+        Ok(Found::Allowed) => {}
+        Ok(Found::Strict) => lacks.push(Lack::strict_overcommit()),
+        Err(error) => tracing::warn!("large mappings may fail while blocks are stolen: {error}"),
+    }
+    Some(overcommit)
 }
 
 fn lacks(root: &Root, blocks: &Blocks, conversion: Conversion) -> Vec<Lack> {
@@ -299,16 +328,22 @@ fn watch(
     }
 }
 
+/// How the device was at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Device {
+    Answers,
+    IsGivenUp,
+}
+
 /// Turns until a signal says that it is enough, then says goodbye.
 fn serve(
     mut agent: Agent,
     mut hardware: Hardware,
     clock: Clock,
     signals: &Signals,
-) -> Result<(), RunError> {
+) -> Result<Device, RunError> {
     let mut systemd = crate::systemd::Notifier::new();
-    // A device without an interrupt is looked at on every turn.
-    let mut woken = Woken { by_device: true, ..Woken::default() };
+    let mut woken = Woken::default();
     let result = loop {
         let now = clock.now();
         let wait = match agent.turn(now, woken) {
@@ -330,11 +365,13 @@ fn serve(
     };
     systemd.stopping();
     farewell(&mut agent, &mut hardware, clock);
+    let device = if agent.parts().link.is_given_up() { Device::IsGivenUp } else { Device::Answers };
+    agent.restore_overcommit();
     // The device is stopped first, its memory and its files are let go of after.
     let stopped = agent.parts().link.stop();
     drop(agent);
     drop(hardware);
-    result.and(stopped.map_err(RunError::from))
+    result.and(stopped.map_err(RunError::from)).map(|()| device)
 }
 
 /// Waits until something happens, or as long as the turn said.
@@ -364,8 +401,8 @@ fn wait_for(
     }
     let by_trigger = fds.get(3).is_some_and(|fd| fd.revents().contains(PollFlags::PRI));
     signals.drain();
-    let interrupted = hardware.take_interrupt(&parts.link);
-    Ok(Woken { by_trigger, by_device: interrupted || !hardware.has_interrupt })
+    let by_device = hardware.take_interrupt(&parts.link);
+    Ok(Woken { by_trigger, by_device })
 }
 
 /// Ends what is under way and tells the host.

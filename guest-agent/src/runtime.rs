@@ -4,6 +4,8 @@
 //! lock           held by the one agent that drives the device
 //! foreign.json   blocks that were offline before the first agent came
 //! dma            the device's memory
+//! converted      there once boot memory has been made movable
+//! overcommit     there while vm.overcommit_memory is changed
 //! status.json    what the running agent says of itself
 //! ```
 //! It must not be removed while blocks are stolen: without the list of foreign blocks the next
@@ -81,6 +83,26 @@ impl RuntimeDir {
     /// The file for the device's memory.
     pub fn dma(&self) -> PathBuf {
         self.path.join("dma")
+    }
+
+    /// Whether boot memory has been made movable, or tried to be, since the guest booted. What could
+    /// not be then will hardly be now, and a restarted agent is awaited by stolen blocks.
+    pub fn is_converted(&self) -> bool {
+        self.path.join("converted").exists()
+    }
+
+    /// Remembers that it has.
+    ///
+    /// # Errors
+    /// [`RuntimeError::File`].
+    pub fn set_converted(&self) -> Result<(), RuntimeError> {
+        let path = self.path.join("converted");
+        File::create(&path).map(drop).map_err(|source| RuntimeError::File { path, source })
+    }
+
+    /// The mark that the agent has changed vm.overcommit_memory.
+    pub fn overcommit(&self) -> PathBuf {
+        self.path.join("overcommit")
     }
 
     /// The status file.

@@ -47,6 +47,15 @@ impl Lack {
         }
     }
 
+    /// Strict overcommit.
+    pub fn strict_overcommit() -> Self {
+        Self {
+            what: "an overcommit limit that follows the VM's size (vm.overcommit_memory is 2)"
+                .into(),
+            effect: "each stolen block lowers how much programs may allocate; set 0 or 1".into(),
+        }
+    }
+
     /// No interrupt.
     pub fn interrupt() -> Self {
         Self {

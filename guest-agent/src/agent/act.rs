@@ -1,17 +1,18 @@
 //! How each action of a plan is carried out.
 
 use memtide_policy::guest::{Action, DeviceState, Outcome, StealFailure, Urgency};
-use memtide_units::{BlockId, Instant};
+use memtide_units::{BlockId, ByteSize, Instant};
 use memtide_wire::block::{self, Request, ReturnRequest};
 
 use super::Agent;
 use crate::blocks::Hold;
+use crate::worker::{Job, KERNEL_DEADLINE, MOVABLE_DEADLINE, Task};
 
 impl Agent {
     pub(super) fn carry_out(&mut self, now: Instant, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Steal { blocks, keep } => self.parts.hands.steal(&blocks, keep),
+                Action::Steal { blocks, keep } => self.steal(&blocks, keep),
                 Action::AbortSteal => self.abort_steal(),
                 Action::AskReturn { ticket, blocks, urgency } => {
                     self.ask(now, ticket, blocks, urgency);
@@ -24,6 +25,16 @@ impl Agent {
                 Action::TakeUnasked(blocks) => self.take_unasked(&blocks),
             }
         }
+    }
+
+    fn steal(&mut self, blocks: &[BlockId], keep: ByteSize) {
+        let table = &self.parts.blocks;
+        let job = |block: &BlockId| {
+            let deadline =
+                if table.is_movable(*block) { MOVABLE_DEADLINE } else { KERNEL_DEADLINE };
+            Job { block: *block, task: Task::Steal { keep, deadline } }
+        };
+        self.parts.hands.steal(blocks.iter().map(job));
     }
 
     /// Ends the steal at work, and puts blocks online again that the host has not heard of.
@@ -55,10 +66,9 @@ impl Agent {
     /// Nobody decides, and the guest's life comes first. Still nothing is touched while the device
     /// might be working on an earlier request that names these blocks.
     fn take_unasked(&mut self, blocks: &[BlockId]) {
-        if !self.parts.link.is_quiet() {
+        if !self.parts.link.settle() {
             return;
         }
-        tracing::warn!("{} blocks are taken back unasked: nobody decides", blocks.len());
         self.parts.link.forget_returns();
         self.returns.granted_by_need();
         for block in blocks {

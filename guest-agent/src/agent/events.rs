@@ -19,6 +19,11 @@ impl Agent {
     pub(super) fn on_link(&mut self, now: Instant, event: LinkEvent) {
         match event {
             LinkEvent::Answered(request, response) => self.on_answer(now, request, response),
+            LinkEvent::Silent => {
+                tracing::warn!("the device does not answer: nothing is stolen until it does");
+                self.counters.device_losses += 1;
+                self.returns.lost(now, now + AFTER_LOSS);
+            }
             LinkEvent::Lost(why) => {
                 tracing::warn!("the device was lost: {why}");
                 self.counters.device_losses += 1;
@@ -42,12 +47,15 @@ impl Agent {
             Request::Steal(ranges) => self.on_steal_answer(&ranges, response),
             Request::Return(asked) => {
                 let effect = self.returns.answered(now, asked.ticket, &response);
+                if effect == Effect::Wait && response.verdict == Verdict::Ok {
+                    // A late grant of a ticket that is no more: the blocks are still offline.
+                    self.parts.link.greet_again();
+                }
                 self.on_return_answer(effect, response);
             }
-            Request::Cancel { .. }
-            | Request::Taken(_)
-            | Request::Telemetry(_)
-            | Request::Goodbye => {
+            // The device has just shown that it lives: now its configuration can be read.
+            Request::Telemetry(_) => self.parts.link.look(),
+            Request::Cancel { .. } | Request::Taken(_) | Request::Goodbye => {
                 if let Verdict::Refused(reason) = response.verdict {
                     tracing::debug!("the host refused a notice: {reason}");
                 }

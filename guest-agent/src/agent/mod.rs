@@ -5,9 +5,9 @@
 //! waits for as long as a turn says, or until something happens. So a whole agent runs in a test
 //! against a fake kernel and a fake device.
 //!
-//! * [`events`]: what answers and ended jobs change.
-//! * [`act`]: how each action of a plan is carried out.
-//! * [`report`]: telemetry for the host, the status for people.
+//! * `events`: what answers and ended jobs change.
+//! * `act`: how each action of a plan is carried out.
+//! * `report`: telemetry for the host, the status for people.
 
 mod act;
 mod events;
@@ -30,6 +30,7 @@ use crate::blocks::{Blocks, Hold, Surprise};
 use crate::damon_watch::{DamonWatch, Finding};
 use crate::hands::Hands;
 use crate::link::Link;
+use crate::overcommit::Overcommit;
 use crate::returns::Returns;
 use crate::runtime::RuntimeDir;
 use crate::senses::{Reading, Senses};
@@ -48,7 +49,7 @@ const ANSWERS_MAX: usize = 16;
 pub struct Woken {
     /// The PSI trigger fired.
     pub by_trigger: bool,
-    /// The device interrupted, or has no interrupt and must be looked at.
+    /// The device has interrupted: it lives, and there may be something to see.
     pub by_device: bool,
 }
 
@@ -73,6 +74,8 @@ pub struct Parts {
     pub senses: Senses,
     /// Watches access, where possible.
     pub damon: Option<DamonWatch>,
+    /// Lets programs map more than what is online, where the agent may.
+    pub overcommit: Option<Overcommit>,
     /// How a stolen block is put online.
     pub how_online: StateRequest,
     /// What this guest lacks.
@@ -174,7 +177,7 @@ impl Agent {
     /// Reads what the host may have changed.
     fn listen(&mut self, now: Instant, woken: Woken) {
         let link = &mut self.parts.link;
-        if woken.by_device || now >= self.due.report {
+        if woken.by_device {
             link.look();
         }
         if let Some(event) = (now >= self.due.report).then(|| link.check(now)).flatten() {
@@ -288,8 +291,19 @@ impl Agent {
         settled
     }
 
+    /// Puts vm.overcommit_memory back, unless blocks stay stolen.
+    pub fn restore_overcommit(&self) {
+        let Some(overcommit) = &self.parts.overcommit else { return };
+        if !self.parts.blocks.offline_by_us().is_empty() {
+            tracing::info!("blocks stay stolen, and large mappings stay allowed");
+        } else if let Err(error) = overcommit.restore() {
+            tracing::warn!("vm.overcommit_memory stays 1: {error}");
+        }
+    }
+
     fn steal_state(&self) -> StealState {
-        let unreported = !self.parts.blocks.with(Hold::Leaving).is_empty();
+        // Before the hello everything offline is unreported, and nothing of it can be aborted.
+        let unreported = self.has_greeted() && !self.parts.blocks.with(Hold::Leaving).is_empty();
         if self.parts.hands.is_stealing() || unreported {
             StealState::Running
         } else {

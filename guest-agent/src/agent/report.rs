@@ -19,6 +19,7 @@ impl Agent {
             Decision::Rest(_) | Decision::Stealing | Decision::Waiting { .. } => {
                 tracing::debug!("{note}");
             }
+            Decision::TakeUnasked { .. } => tracing::warn!("{note}"),
             _ => tracing::info!("{note}"),
         }
         self.note = note;

@@ -6,7 +6,7 @@
 //! file keeps its size for ever, is never unlinked, and is looked at or written by a new agent only
 //! after the device has been reset and reads back status 0.
 //!
-//! Pages are pinned ([`pin`]) before their physical addresses are read, and the blocks that hold
+//! Pages are pinned (`pin`) before their physical addresses are read, and the blocks that hold
 //! them are never stolen. Without a pin the kernel may move a page between two accesses of the
 //! device, and nothing in user space can prevent that: the agent then refuses to drive the device.
 //!

@@ -1,11 +1,16 @@
 //! The link to the host: hello first, then one request at a time, and back up after every failure.
 //!
 //! Nothing here waits. [`Link::service`] is called whenever something may have happened; it reads
-//! the answer if there is one, gives up on a device that has been silent for too long, starts it
-//! again, and sends what is next. What the agent may rely on:
+//! the answer if there is one, and sends what is next. A device that breaks the rules, or says that
+//! it is broken, is reset and started again. A device that is *silent* is left alone: it may be
+//! slow, and then its answer still counts; or its process has died, and then QEMU 11.1 ends the VM
+//! at the next look at the device's configuration (`vhost_dev_get_config`: assertion
+//! `hdev->vhost_ops` failed), as Cloud Hypervisor does. So the configuration is read only when the
+//! device has just shown that it lives.
 //!
-//! * A request is answered, or the link is lost. When it is lost the device has been reset, which
-//!   ends whatever it was doing, or [`Link::is_quiet`] is false.
+//! What the agent may rely on:
+//!
+//! * After [`Link::settle`] the device carries out no steal and no hello that was sent before.
 //! * A hello names every block that is offline, so requests that were lost need not be repeated.
 
 use std::collections::VecDeque;
@@ -41,6 +46,8 @@ const HELLO_EPOCH: usize = 32;
 pub enum LinkEvent {
     /// A request was answered.
     Answered(Request, Response),
+    /// A request has not been answered for long. It still may be.
+    Silent,
     /// The device was lost, and why. What had not been answered never will be.
     Lost(String),
 }
@@ -48,8 +55,6 @@ pub enum LinkEvent {
 /// Why the device was given up.
 #[derive(Debug, thiserror::Error)]
 enum Loss {
-    #[error("it did not answer within {} s", ANSWER_DEADLINE.as_secs())]
-    Silent,
     #[error("it says that it needs a reset")]
     Broken,
     #[error(transparent)]
@@ -68,14 +73,23 @@ enum Loss {
 struct InFlight {
     request: Request,
     since: Instant,
+    is_late: bool,
+}
+
+impl InFlight {
+    /// True for a request that makes the host drop memory.
+    fn drops_memory(&self) -> bool {
+        matches!(self.request, Request::Hello(_) | Request::Steal(_))
+    }
 }
 
 #[derive(Debug)]
 enum State {
-    /// Not started; the area is taken out while a start is tried.
+    /// Not started; the area is taken out while a start is tried. Without a time to retry it stays
+    /// so: a silent device had to be stopped, and starting it would read its configuration.
     Down {
         area: Option<Area>,
-        retry: Instant,
+        retry: Option<Instant>,
         pause: Duration,
     },
     Up {
@@ -108,7 +122,8 @@ pub struct Link {
     config: HostConfig,
     /// When the device was last seen well.
     well: Instant,
-    is_quiet: bool,
+    /// The last reset was seen to end.
+    is_stopped: bool,
     guaranteed: ByteSize,
 }
 
@@ -118,11 +133,11 @@ impl Link {
         Self {
             transport,
             enable,
-            state: State::Down { area: Some(area), retry: now, pause: RETRY_FIRST },
+            state: State::Down { area: Some(area), retry: Some(now), pause: RETRY_FIRST },
             outbox: VecDeque::new(),
             config: HostConfig::default(),
             well: now,
-            is_quiet: true,
+            is_stopped: true,
             guaranteed: ByteSize::ZERO,
         }
     }
@@ -139,19 +154,28 @@ impl Link {
 
     /// Whether the device is there, has been greeted and answers.
     pub fn device_state(&self) -> DeviceState {
-        match self.state {
-            State::Up { is_greeted: true, .. } => DeviceState::Ready,
+        match &self.state {
+            State::Up { is_greeted: true, in_flight, .. }
+                if !in_flight.as_ref().is_some_and(|flight| flight.is_late) =>
+            {
+                DeviceState::Ready
+            }
             _ => DeviceState::Silent { since: self.well },
         }
     }
 
-    /// True while the device can be doing nothing on our behalf: no request is in flight, and
-    /// after the last loss it was reset for certain. Only then may a block that was named to it be
-    /// put online without a grant.
-    pub fn is_quiet(&self) -> bool {
+    /// Makes sure that the device will carry out no steal and no hello that it was given before:
+    /// only then may a block that was named to it be put online without a grant. Where one is in
+    /// flight, the device is stopped for that, and not started again. False where it is not sure.
+    #[must_use]
+    pub fn settle(&mut self) -> bool {
         match &self.state {
-            State::Up { in_flight, .. } => in_flight.is_none(),
-            State::Down { .. } => self.is_quiet,
+            State::Up { in_flight: Some(flight), .. } if flight.drops_memory() => {
+                self.go_down(None);
+                self.is_stopped
+            }
+            State::Up { .. } => true,
+            State::Down { .. } => self.is_stopped,
         }
     }
 
@@ -195,7 +219,8 @@ impl Link {
     }
 
     /// Reads what may have changed in the configuration: three accesses. A new epoch asks for a new
-    /// hello, which goes out before anything else.
+    /// hello, which goes out before anything else. Call it only when the device has just shown
+    /// that it lives, by an answer or an interrupt.
     pub fn look(&mut self) {
         let before = self.config.hello_epoch;
         let field = |offset| self.transport.config_u32(offset).unwrap_or(0);
@@ -231,7 +256,7 @@ impl Link {
         events: &mut Vec<LinkEvent>,
     ) -> Result<(), Loss> {
         if let State::Down { retry, .. } = self.state {
-            if now < retry {
+            if retry.is_none_or(|retry| now < retry) {
                 return Ok(());
             }
             self.start()?;
@@ -247,11 +272,12 @@ impl Link {
 
     fn receive(&mut self, now: Instant) -> Result<Option<LinkEvent>, Loss> {
         let State::Up { queue, in_flight, is_greeted } = &mut self.state else { return Ok(None) };
-        let Some(flight) = in_flight.take() else { return Ok(None) };
+        let Some(mut flight) = in_flight.take() else { return Ok(None) };
         let Some(response) = queue.receive()? else {
-            let is_late = now.since(flight.since) >= ANSWER_DEADLINE;
+            let is_news = !flight.is_late && now.since(flight.since) >= ANSWER_DEADLINE;
+            flight.is_late |= is_news;
             *in_flight = Some(flight);
-            return if is_late { Err(Loss::Silent) } else { Ok(None) };
+            return Ok(is_news.then_some(LinkEvent::Silent));
         };
         self.well = now;
         self.guaranteed = response.min;
@@ -281,7 +307,7 @@ impl Link {
         let State::Up { queue, in_flight, .. } = &mut self.state else { return Ok(()) };
         let Some(request) = next else { return Ok(()) };
         match queue.send(&self.transport, &request) {
-            Ok(()) => *in_flight = Some(InFlight { request, since: now }),
+            Ok(()) => *in_flight = Some(InFlight { request, since: now, is_late: false }),
             Err(SendError::TooLong(len)) => tracing::error!("a request of {len} bytes is dropped"),
             Err(SendError::Busy) => self.outbox.push_front(request),
         }
@@ -313,7 +339,7 @@ impl Link {
     /// Reset, features, queue: from nothing to `DRIVER_OK`.
     fn start(&mut self) -> Result<(), Loss> {
         self.transport.reset(RESET_DEADLINE)?;
-        self.is_quiet = true;
+        self.is_stopped = true;
         self.transport.negotiate()?;
         let extension = Extension::find(&self.transport.config()?)?;
         (self.enable)()?;
@@ -324,7 +350,8 @@ impl Link {
         let queue = match BlockQueue::start(&self.transport, index, area) {
             Ok(queue) => queue,
             Err((error, area)) => {
-                self.state = State::Down { area: Some(area), retry: self.well, pause: RETRY_FIRST };
+                let retry = Some(self.well);
+                self.state = State::Down { area: Some(area), retry, pause: RETRY_FIRST };
                 return Err(error.into());
             }
         };
@@ -333,9 +360,16 @@ impl Link {
         Ok(())
     }
 
-    /// Stops the device, so that it does nothing any more, and tries again a little later.
+    /// Stops the device, and tries again a little later.
     fn lose(&mut self, now: Instant, loss: &Loss) -> LinkEvent {
-        self.is_quiet = match self.transport.reset(RESET_DEADLINE) {
+        self.go_down(Some(now));
+        LinkEvent::Lost(loss.to_string())
+    }
+
+    /// Stops the device, so that it does nothing any more. With the time of now, it will be started
+    /// again some time after.
+    fn go_down(&mut self, now: Option<Instant>) {
+        self.is_stopped = match self.transport.reset(RESET_DEADLINE) {
             Ok(()) => true,
             Err(error) => {
                 tracing::error!("{error}: no stolen block can be taken back safely now");
@@ -344,27 +378,37 @@ impl Link {
         };
         // What was stolen or asked for is told again by hello and by the policy.
         self.outbox.retain(|request| matches!(request, Request::Taken(_)));
-        let down = State::Down { area: None, retry: now, pause: RETRY_FIRST };
+        let down = State::Down { area: None, retry: None, pause: RETRY_FIRST };
         let (area, pause) = match std::mem::replace(&mut self.state, down) {
             State::Up { queue, .. } => (Some(queue.into_area()), RETRY_FIRST),
             State::Down { area, pause, .. } => (area, (pause * 2).min(RETRY_LAST)),
         };
-        self.state = State::Down { area, retry: now + pause, pause };
-        LinkEvent::Lost(loss.to_string())
+        self.state = State::Down { area, retry: now.map(|now| now + pause), pause };
     }
 
     /// When [`Self::service`] has something to do at the latest, if anything.
     pub fn due(&self) -> Option<Instant> {
         match &self.state {
-            State::Down { retry, .. } => Some(*retry),
-            State::Up { in_flight: Some(flight), .. } => Some(flight.since + ANSWER_DEADLINE),
+            State::Down { retry, .. } => *retry,
+            State::Up { in_flight: Some(flight), .. } if !flight.is_late => {
+                Some(flight.since + ANSWER_DEADLINE)
+            }
             State::Up { .. } => None,
         }
     }
 
-    /// True while an answer is awaited: without an interrupt somebody has to look.
+    /// True while an answer is awaited that may come any moment: without an interrupt somebody has
+    /// to look often.
     pub fn awaits_answer(&self) -> bool {
-        matches!(self.state, State::Up { in_flight: Some(_), .. })
+        matches!(&self.state, State::Up { in_flight: Some(flight), .. } if !flight.is_late)
+    }
+
+    /// True where the device is better left alone: it is silent, or was stopped for being so.
+    pub fn is_given_up(&self) -> bool {
+        match &self.state {
+            State::Up { in_flight, .. } => in_flight.as_ref().is_some_and(|flight| flight.is_late),
+            State::Down { retry, .. } => retry.is_none(),
+        }
     }
 
     /// True where nothing waits to be sent or answered.

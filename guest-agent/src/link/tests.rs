@@ -95,31 +95,58 @@ fn a_report_can_be_taken_back_until_it_is_sent() {
 }
 
 #[test]
-fn a_silent_device_is_reset_and_greeted_again() {
+fn a_silent_device_is_left_alone_and_its_late_answer_counts() {
     let (fake, mut link) = greeted();
     link.post(Request::Taken(vec![block(3)]));
-    link.report_stolen(vec![block(7)]);
     pump(&mut link, at(10));
-    assert!(!link.is_quiet());
     assert_eq!(pump(&mut link, at(5_009)), []);
-    let lost = pump(&mut link, at(5_010));
-    assert!(matches!(&lost[..], [LinkEvent::Lost(why)] if why.contains("5 s")), "{lost:?}");
-    assert!(link.is_quiet(), "it was reset");
-    assert_eq!(fake.status(), 0);
+    let touched = fake.config_reads();
+    assert_eq!(pump(&mut link, at(5_010)), [LinkEvent::Silent]);
     assert_eq!(link.device_state(), DeviceState::Silent { since: at(1) });
-    pump(&mut link, at(5_600));
-    assert_eq!(fake.answer(granted).unwrap().1, Request::Hello(hello(1)));
-    pump(&mut link, at(5_601));
+    assert_eq!(pump(&mut link, at(60_000)), [], "it is said once");
+    assert!(link.settle(), "nothing in flight drops memory");
+    assert_eq!((fake.status(), fake.config_reads()), (0x0f, touched));
+    fake.answer(granted).unwrap();
+    assert_eq!(pump(&mut link, at(61_000)).len(), 1);
     assert_eq!(link.device_state(), DeviceState::Ready);
 }
 
 #[test]
-fn a_device_that_cannot_be_reset_is_never_called_quiet() {
+fn a_silent_device_that_may_still_drop_memory_is_stopped_for_good() {
+    let (fake, mut link) = greeted();
+    link.post(Request::Taken(vec![block(3)]));
+    link.report_stolen(vec![block(7)]);
+    pump(&mut link, at(10));
+    fake.answer(granted).unwrap();
+    pump(&mut link, at(11));
+    pump(&mut link, at(6_000));
+    let touched = fake.config_reads();
+    assert!(link.settle());
+    assert_eq!((fake.status(), link.is_given_up()), (0, true));
+    assert_eq!(pump(&mut link, at(600_000)), []);
+    assert_eq!((fake.status(), fake.config_reads()), (0, touched));
+}
+
+#[test]
+fn a_broken_device_is_reset_and_greeted_again() {
+    let (fake, mut link) = greeted();
+    fake.break_down();
+    assert!(matches!(link.check(at(5)), Some(LinkEvent::Lost(_))));
+    assert!(link.settle());
+    assert_eq!(link.device_state(), DeviceState::Silent { since: at(1) });
+    pump(&mut link, at(600));
+    assert_eq!(fake.answer(granted).unwrap().1, Request::Hello(hello(1)));
+    pump(&mut link, at(601));
+    assert_eq!(link.device_state(), DeviceState::Ready);
+}
+
+#[test]
+fn a_device_that_cannot_be_stopped_is_never_called_settled() {
     let (fake, mut link) = greeted();
     fake.break_down();
     fake.hang();
     assert!(matches!(link.check(at(5)), Some(LinkEvent::Lost(_))));
-    assert!(!link.is_quiet());
+    assert!(!link.settle());
 }
 
 #[test]

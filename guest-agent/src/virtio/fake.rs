@@ -44,6 +44,7 @@ struct State {
     isr: u8,
     seen: u16,
     memory: Pages,
+    config_reads: u32,
 }
 
 /// The device. Clones are the same device.
@@ -82,6 +83,7 @@ impl FakeDevice {
             isr: 0,
             seen: 0,
             memory: Pages::anonymous(PAGES).unwrap(),
+            config_reads: 0,
         })))
     }
 
@@ -105,6 +107,11 @@ impl FakeDevice {
 
     pub(crate) fn status(&self) -> u8 {
         self.0.borrow().status
+    }
+
+    /// How often the driver has read the device's configuration.
+    pub(crate) fn config_reads(&self) -> u32 {
+        self.0.borrow().config_reads
     }
 
     pub(crate) fn break_down(&self) {
@@ -153,6 +160,14 @@ impl FakeDevice {
         let response = respond(sequence, &request).encode();
         self.complete(response_at, &response);
         Some((sequence, request))
+    }
+
+    /// The request that waits, if one does; it goes on waiting.
+    pub(crate) fn waiting(&self) -> Option<Request> {
+        let rung = self.0.borrow().rung;
+        let request = self.request();
+        self.0.borrow_mut().rung = rung;
+        request.map(|(bytes, _)| Request::decode(&bytes).unwrap().1)
     }
 
     /// Answers the next request with these bytes.
@@ -277,7 +292,8 @@ impl Registers for FakeDevice {
     }
 
     fn read_u32(&self, at: usize) -> u32 {
-        let state = self.0.borrow();
+        let mut state = self.0.borrow_mut();
+        state.config_reads += u32::from(at >= 0x2000);
         match at {
             4 => (state.offered >> (32 * state.select[0])) as u32,
             0x2000..0x3000 => {

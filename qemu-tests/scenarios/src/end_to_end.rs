@@ -34,9 +34,10 @@ pub fn agent(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks
     for (what, kept, seen) in killer.found {
         checks.check(&what, kept, seen);
     }
-    let Some((report, run)) = checks.step("the run reaches its end", played) else {
+    let Some((report, mut run)) = checks.step("the run reaches its end", played) else {
         return checks;
     };
+    checks.step("a stopped agent gives the device back to the stock driver", hand_over(&mut run));
     let _ = std::fs::write(logs.join("run.svg"), demo::picture(&run, &report));
     let blocks = report.blocks;
     checks.check(
@@ -72,6 +73,19 @@ pub fn agent(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks
         format!("{rss:?}"),
     );
     checks
+}
+
+/// Stops the agent, and starts it again: the device must change hands both times, and what is
+/// stolen stay stolen.
+fn hand_over(run: &mut Run) -> Result<(), ScenarioError> {
+    let deadline = Duration::from_secs(30);
+    run.guest.run(&["systemctl", "stop", "memtide-agent"])?;
+    run.watch("the stock driver drives", deadline, |run| run.vm().driver == Driver::Stock)?;
+    run.guest.run(&["systemctl", "start", "memtide-agent"])?;
+    run.watch("the agent drives again", deadline, |run| run.vm().driver == Driver::Agent)?;
+    run.watch("the books are right", RECOVERY, |run| {
+        run.guest.offline_matches(run.vm()).unwrap_or(false)
+    })
 }
 
 /// How often the agent is killed while it steals: each time it has blocks left to steal.

@@ -25,6 +25,8 @@ const CALM: Duration = Duration::from_secs(1);
 /// How long to wait while a return may become necessary: a fifth of the time that the trend looks
 /// ahead.
 const WATCHFUL: Duration = Duration::from_millis(100);
+/// Once blocks had to be taken unasked, the gate gets this long to answer the next question.
+const UNHEARD_PATIENCE: Duration = Duration::from_secs(1);
 /// After a denial nothing is asked for this long.
 const DENIED_REST: Duration = Duration::from_secs(2);
 
@@ -64,6 +66,12 @@ pub struct Controller {
     cooldowns: Cooldowns,
     quiet: Quiet,
     denied_until: Instant,
+    /// When the grant that is being carried out was first seen.
+    granted: Option<Instant>,
+    /// Blocks were taken unasked, and the gate has decided nothing since.
+    is_unheard: bool,
+    /// The blocks that are being put online were not granted.
+    is_helping_itself: bool,
     next_ticket: u32,
 }
 
@@ -89,6 +97,9 @@ impl Controller {
             cooldowns: Cooldowns::default(),
             quiet: Quiet::default(),
             denied_until: Instant::default(),
+            granted: None,
+            is_unheard: false,
+            is_helping_itself: false,
             next_ticket: settings.first_ticket,
         }
     }
@@ -123,9 +134,24 @@ impl Controller {
                     self.quiet.stole(now);
                 }
                 Outcome::StealFailed(_, StealFailure::Aborted | StealFailure::NoRoom) => {}
-                Outcome::StealFailed(block, _) => self.cooldowns.failed(now, block),
-                Outcome::Returned => self.quiet.returned(now),
-                Outcome::Denied => self.denied_until = now + DENIED_REST,
+                Outcome::StealFailed(block, failure) => {
+                    self.cooldowns.failed(now, block);
+                    if failure == StealFailure::HostRefused {
+                        // The next block would fare no better.
+                        self.quiet.returned(now);
+                    }
+                }
+                Outcome::Returned => {
+                    self.quiet.returned(now);
+                    self.is_helping_itself = false;
+                    if let Some(granted) = self.granted.take() {
+                        self.trend.return_took(now.since(granted));
+                    }
+                }
+                Outcome::Denied => {
+                    self.denied_until = now + DENIED_REST;
+                    self.is_unheard = false;
+                }
             }
         }
     }
@@ -295,14 +321,23 @@ impl Controller {
         let need = self.need(seen, figures);
         let wanted = need.wanted();
         let retry = match held.answer {
-            Answer::Granted => return (Vec::new(), Decision::PuttingOnline { ticket }),
-            Answer::Silence { retry, .. } | Answer::Held { retry } => retry,
+            Answer::Granted => {
+                self.granted.get_or_insert(now);
+                self.is_unheard &= self.is_helping_itself;
+                return (Vec::new(), Decision::PuttingOnline { ticket });
+            }
+            Answer::Held { retry } => {
+                self.is_unheard = false;
+                retry
+            }
+            Answer::Silence { retry, .. } => retry,
         };
         if seen.mode == Mode::Tune && need.is_satisfied() {
             let report = Decision::Cancel { ticket, available: seen.memory.available };
             return (Vec::from([Action::CancelReturn { ticket }]), report);
         }
-        if let Some(silent) = self.unanswered(now, held) {
+        if let Some(silent) = self.unanswered(now, seen, held) {
+            (self.is_unheard, self.is_helping_itself) = (true, true);
             let report = Decision::TakeUnasked { count: held.blocks.len(), silent };
             return (Vec::from([Action::TakeUnasked(held.blocks.clone())]), report);
         }
@@ -321,11 +356,18 @@ impl Controller {
         (Vec::new(), waiting)
     }
 
-    /// How long nobody has decided, once that is longer than a guest in need waits.
-    fn unanswered(&self, now: Instant, held: &Ticket) -> Option<Duration> {
-        let silent = held.answer.silent_for(now)?;
+    /// How long nobody has decided, once that is longer than the guest waits. A device that was
+    /// silent before the question counts from then on; and a gate that has been passed by once is
+    /// not waited for as long again.
+    fn unanswered(&self, now: Instant, seen: &Observation, held: &Ticket) -> Option<Duration> {
+        let asked = held.answer.silent_for(now)?;
+        let silent = match seen.device {
+            DeviceState::Silent { since } => asked.max(now.since(since)),
+            DeviceState::Ready => asked,
+        };
         let deadline = self.settings.gate_deadline?;
-        (silent >= deadline && held.urgency >= Urgency::Pressure).then_some(silent)
+        let is_late = silent >= deadline || (self.is_unheard && asked >= UNHEARD_PATIENCE);
+        is_late.then_some(silent)
     }
 }
 

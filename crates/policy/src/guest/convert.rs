@@ -14,65 +14,65 @@ use super::observation::{BlockState, BlockView};
 /// (Documentation/admin-guide/mm/memory-hotplug.rst, "ZONE_MOVABLE Sizing Considerations").
 pub const MOVABLE_PER_KERNEL_MAX: usize = 3;
 
-/// Blocks to convert, highest first: those whose census found no page that stays, as many as the
-/// ratio allows. Blocks that are stolen count as movable, since they come back as that.
-pub fn conversions(blocks: &[BlockView]) -> Vec<BlockId> {
+/// Which blocks to try, and how many of them to convert.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conversions {
+    /// Blocks of kernel zones, highest first. Whether one can be emptied shows when it is tried: a
+    /// census of all of them beforehand would cost more than the conversions.
+    pub candidates: Vec<BlockId>,
+    /// Stop after so many.
+    pub most: usize,
+}
+
+/// The blocks to try, as many as the ratio allows. Blocks that are stolen count as movable, since
+/// they come back as that.
+pub fn conversions(blocks: &[BlockView]) -> Conversions {
     let count = |test: fn(BlockState) -> bool| blocks.iter().filter(|b| test(b.state)).count();
     let movable = count(|state| {
         matches!(state, BlockState::Movable | BlockState::InTransit | BlockState::Stolen)
     });
     let kernel = count(|state| matches!(state, BlockState::Kernel | BlockState::Fixed(_)));
     // Converting n blocks is right while movable + n <= 3 * (kernel - n).
-    let most = (MOVABLE_PER_KERNEL_MAX * kernel).saturating_sub(movable);
-    let clean = |view: &&BlockView| {
-        view.state == BlockState::Kernel
-            && view.census.is_some_and(|census| census.unmovable_pages == 0)
-    };
-    blocks
-        .iter()
-        .rev()
-        .filter(clean)
-        .map(|view| view.id)
-        .take(most / (MOVABLE_PER_KERNEL_MAX + 1))
-        .collect()
+    let room = (MOVABLE_PER_KERNEL_MAX * kernel).saturating_sub(movable);
+    let in_kernel_zone = |view: &&BlockView| view.state == BlockState::Kernel;
+    Conversions {
+        candidates: blocks.iter().rev().filter(in_kernel_zone).map(|view| view.id).collect(),
+        most: room / (MOVABLE_PER_KERNEL_MAX + 1),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::observation::{Census, FixedReason};
+    use super::super::observation::FixedReason;
     use super::*;
     use proptest::prelude::*;
 
-    fn block(id: u64, state: BlockState, unmovable_pages: u64) -> BlockView {
-        let census = Some(Census { unmovable_pages, ..Census::default() });
-        BlockView { id: BlockId(id), state, heat: None, census }
+    fn block(id: u64, state: BlockState) -> BlockView {
+        BlockView { id: BlockId(id), state, heat: None, census: None }
     }
 
     #[test]
     fn a_fresh_two_gib_guest_gets_three_quarters_movable_from_the_top() {
         let fixed = BlockState::Fixed(FixedReason::NeverOffline);
-        let mut blocks: Vec<_> = (0..16).map(|n| block(n, BlockState::Kernel, 0)).collect();
+        let mut blocks: Vec<_> = (0..16).map(|n| block(n, BlockState::Kernel)).collect();
         (blocks[0].state, blocks[15].state) = (fixed, fixed);
-        let chosen: Vec<_> = conversions(&blocks).into_iter().map(|id| id.0).collect();
-        assert_eq!(chosen, [14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3]);
-    }
-
-    #[test]
-    fn blocks_with_kernel_pages_and_blocks_nobody_counted_stay() {
-        let mut blocks: Vec<_> = (0..8).map(|n| block(n, BlockState::Kernel, n % 2)).collect();
-        blocks[6].census = None;
-        assert_eq!(conversions(&blocks), [BlockId(4), BlockId(2), BlockId(0)]);
+        let plan = conversions(&blocks);
+        let candidates: Vec<_> = plan.candidates.iter().map(|id| id.0).collect();
+        assert_eq!(candidates, (1..15).rev().collect::<Vec<_>>());
+        assert_eq!(plan.most, 12);
     }
 
     proptest! {
         #[test]
-        fn the_ratio_holds(states in prop::collection::vec(0_u8..4, 0..64)) {
-            let of = |n: u8| [BlockState::Kernel, BlockState::Movable, BlockState::Stolen, BlockState::Foreign][n as usize];
-            let blocks: Vec<_> = states.iter().enumerate().map(|(n, s)| block(n as u64, of(*s), 0)).collect();
-            let chosen = conversions(&blocks).len();
-            let movable = states.iter().filter(|s| matches!(s, 1 | 2)).count() + chosen;
-            let kernel = states.iter().filter(|s| **s == 0).count() - chosen;
-            prop_assert!(chosen == 0 || movable <= 3 * kernel);
+        fn the_ratio_holds(states in prop::collection::vec(0_u8..5, 0..64)) {
+            use BlockState::{Foreign, InTransit, Kernel, Movable, Stolen};
+            let of = |n: u8| [Kernel, Movable, Stolen, InTransit, Foreign][usize::from(n)];
+            let blocks: Vec<_> =
+                states.iter().enumerate().map(|(n, s)| block(n as u64, of(*s))).collect();
+            let most = conversions(&blocks).most;
+            let movable = states.iter().filter(|s| matches!(s, 1..=3)).count() + most;
+            let kernel = states.iter().filter(|s| **s == 0).count() - most;
+            prop_assert!(most == 0 || movable <= 3 * kernel);
         }
     }
 }

@@ -43,7 +43,7 @@ mod properties;
 mod transcript;
 
 pub use controller::{Controller, KernelZone, Settings};
-pub use convert::{MOVABLE_PER_KERNEL_MAX, conversions};
+pub use convert::{Conversions, MOVABLE_PER_KERNEL_MAX, conversions};
 pub use headroom::Headroom;
 pub use heat::{AccessRegion, Heat, HeatMap};
 pub use limits::{Limits, LimitsError, LimitsWish, PSI_GOAL_DEFAULT, PSI_GOAL_MAX, PSI_GOAL_MIN};

@@ -356,3 +356,33 @@ fn restoring_asks_everything_back_and_steals_no_more() {
         ",
     );
 }
+
+#[test]
+fn a_gate_that_was_passed_by_once_is_not_waited_for_as_long_again() {
+    let mut story = Story::of(8, 2);
+    story.used = 150;
+    story.run(12, 0);
+    story.text.clear();
+    story.gate = Gate::IsSilent;
+    story.used = 480;
+    story.run(12, 0);
+    story.used = 740;
+    story.run(3, 0);
+    story.gate = Gate::Grants;
+    story.used = 860;
+    story.run(2, 0);
+    assert_story(
+        &story,
+        "
+         12.0   512 MiB  ask 3 back (ticket 1, emergency): 32 MiB available of 102.3 MiB, pressure 0.00 %
+         12.1   512 MiB  wait for the gate (ticket 1, emergency)
+         22.0   512 MiB  take 3 unasked: nobody decides since 10 s
+         22.1   896 MiB  rest: a return was needed lately: no steal for 10 s
+         24.0   896 MiB  ask 1 back (ticket 2, comfort): 156 MiB available of 179.1 MiB, pressure 0.00 %
+         24.1   896 MiB  wait for the gate (ticket 2, comfort)
+         25.0   896 MiB  take 1 unasked: nobody decides since 1 s
+         25.1  1024 MiB  rest: a return was needed lately: no steal for 19 s
+         27.0  1024 MiB  rest: 164 MiB available is little, and there is no block to ask back
+        ",
+    );
+}

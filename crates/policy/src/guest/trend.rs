@@ -6,9 +6,11 @@ use memtide_units::{ByteSize, Instant};
 
 use super::observation::Memory;
 
-/// How far ahead is looked: the time from asking for a block to having it (a question to the gate,
-/// a decision, and 20 to 80 ms to put a block online), with a margin.
-const AHEAD: Duration = Duration::from_millis(500);
+/// How far ahead is looked at least: the time from asking for a block to having it (a question to
+/// the gate, a decision, and 20 to 80 ms to put a block online), with a margin.
+pub(super) const AHEAD: Duration = Duration::from_millis(500);
+/// How far at most: by then another look has long been had.
+const AHEAD_MOST: Duration = Duration::from_secs(3);
 /// Growth is measured over at least this long, or a burst of a few pages looks like a flood.
 const SPAN: Duration = Duration::from_millis(100);
 /// How long the largest burst is remembered, at least; twice as long at most.
@@ -17,7 +19,7 @@ const MEMORY: Duration = Duration::from_secs(60);
 /// What the last looks say about the next half second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Growth {
-    /// How much more will be in use half a second from now if the guest grows on as it does. Of
+    /// How much more will be in use when a return that is asked for now has come, if the guest grows on as it does. Of
     /// the last two spans the slower counts: one step up is no climb.
     pub(super) ahead: ByteSize,
     /// The largest step up of the last minute or two, within one span: it may come again, and
@@ -26,7 +28,7 @@ pub(super) struct Growth {
 }
 
 /// Remembers how much was used a moment ago.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Trend {
     last: Option<(Instant, ByteSize)>,
     /// What the last two spans foretell, the newer second.
@@ -34,6 +36,20 @@ pub(super) struct Trend {
     /// Largest burst of the last full minute and of the present one, which began then.
     bursts: [ByteSize; 2],
     minute: Instant,
+    /// How far ahead is looked now.
+    ahead: Duration,
+}
+
+impl Default for Trend {
+    fn default() -> Self {
+        Self {
+            last: None,
+            foretold: [ByteSize::ZERO; 2],
+            bursts: [ByteSize::ZERO; 2],
+            minute: Instant::default(),
+            ahead: AHEAD,
+        }
+    }
 }
 
 impl Trend {
@@ -55,8 +71,15 @@ impl Trend {
         }
     }
 
+    /// A return took so long from its grant to being online: from now on twice that is looked
+    /// ahead, on top of half a second for the question; a quicker one lets it fall by a quarter.
+    pub(super) fn return_took(&mut self, time: Duration) {
+        let wanted = AHEAD + time.saturating_mul(2);
+        self.ahead = wanted.max(self.ahead * 3 / 4).clamp(AHEAD, AHEAD_MOST);
+    }
+
     fn grew(&mut self, now: Instant, grown: ByteSize, elapsed: Duration) {
-        let ahead = u128::from(grown.bytes()) * AHEAD.as_millis() / elapsed.as_millis().max(1);
+        let ahead = u128::from(grown.bytes()) * self.ahead.as_millis() / elapsed.as_millis().max(1);
         let ahead = ByteSize::from_bytes(u64::try_from(ahead).unwrap_or(u64::MAX));
         self.foretold = [self.foretold[1], ahead];
         if now.since(self.minute) >= MEMORY {
@@ -91,6 +114,26 @@ mod tests {
         assert_eq!(at(1_100, memory(1000, 580)), 0);
         assert_eq!(at(2_100, memory(872, 452)), 0, "stolen");
         assert_eq!(at(3_100, memory(872, 600)), 0, "shrinking");
+    }
+
+    #[test]
+    fn a_guest_whose_returns_are_slow_looks_further_ahead() {
+        let mut trend = Trend::default();
+        let climb = |trend: &mut Trend| {
+            let mut last = ByteSize::ZERO;
+            for n in 1..=10 {
+                let at = trend.last.map_or(0, |(at, _)| at.as_millis()) + 100;
+                last = trend.observe(Instant::from_millis(at), &memory(1000, 1000 - 10 * n)).ahead;
+            }
+            last.mib()
+        };
+        assert_eq!(climb(&mut trend), 50);
+        trend.return_took(Duration::from_millis(750));
+        assert_eq!(climb(&mut trend), 200);
+        (0..9).for_each(|_| trend.return_took(Duration::ZERO));
+        assert_eq!(climb(&mut trend), 50);
+        trend.return_took(Duration::from_secs(60));
+        assert_eq!(climb(&mut trend), 300);
     }
 
     #[test]

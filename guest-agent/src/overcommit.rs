@@ -1,0 +1,119 @@
+//! Large mappings while blocks are stolen.
+//!
+//! With `vm.overcommit_memory=0` the kernel refuses a single mapping that is larger than all the
+//! memory that is online now plus swap (mm/util.c, `__vm_enough_memory`). Each stolen block lowers
+//! that bound: a program that maps 1 GiB on a guest of 2 GiB of which 1.5 GiB are stolen would
+//! fail, although every page that it touches could be had. So while blocks are stolen the agent
+//! sets 1 ("always"), and puts back what it found when nothing is stolen any more.
+
+use std::path::PathBuf;
+
+use memtide_sysfs::{Error, Root};
+
+const FILE: &str = "proc/sys/vm/overcommit_memory";
+
+/// What to do about it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum OvercommitUse {
+    /// Allow large mappings while blocks are stolen.
+    #[default]
+    Allow,
+    /// Leave the setting alone.
+    Leave,
+}
+
+/// What was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It is allowed now, or was all along.
+    Allowed,
+    /// The guest counts strictly (mode 2): the agent does not change that, and the limit falls with
+    /// every stolen block.
+    Strict,
+}
+
+/// The setting, and the mark that it was the agent who changed it.
+#[derive(Debug)]
+pub struct Overcommit {
+    root: Root,
+    /// There while the setting is the agent's: it outlives an agent that is killed.
+    mark: PathBuf,
+}
+
+impl Overcommit {
+    /// With the mark in the runtime directory.
+    pub fn new(root: &Root, mark: PathBuf) -> Self {
+        Self { root: root.clone(), mark }
+    }
+
+    /// Allows large mappings.
+    ///
+    /// # Errors
+    /// [`Error`]; the setting is as before.
+    pub fn allow(&self) -> Result<Found, Error> {
+        match self.root.read(FILE)?.trim() {
+            "0" => {
+                // The mark first: better a needless "0" later than a "1" for ever.
+                if let Err(error) = std::fs::write(&self.mark, "0") {
+                    tracing::warn!("{} cannot be written: {error}", self.mark.display());
+                }
+                self.root.write(FILE, "1")?;
+                Ok(Found::Allowed)
+            }
+            "2" => Ok(Found::Strict),
+            _ => Ok(Found::Allowed),
+        }
+    }
+
+    /// Puts back what was there, if it was the agent who changed it.
+    ///
+    /// # Errors
+    /// [`Error`]; the setting is as before.
+    pub fn restore(&self) -> Result<(), Error> {
+        if !self.mark.exists() {
+            return Ok(());
+        }
+        self.root.write(FILE, "0")?;
+        if let Err(error) = std::fs::remove_file(&self.mark) {
+            tracing::warn!("{} cannot be removed: {error}", self.mark.display());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memtide_sysfs::fake::FakeRoot;
+
+    fn guest(mode: &str) -> (FakeRoot, Overcommit, tempfile::TempDir) {
+        let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
+        fake.put(FILE, mode);
+        let overcommit = Overcommit::new(&fake.root(), dir.path().join("overcommit"));
+        (fake, overcommit, dir)
+    }
+
+    #[test]
+    fn the_setting_comes_back_even_by_the_hand_of_a_later_agent() {
+        let (fake, overcommit, dir) = guest("0\n");
+        assert_eq!(overcommit.allow().unwrap(), Found::Allowed);
+        assert_eq!(fake.get(FILE), "1\n");
+        let later = Overcommit::new(&fake.root(), dir.path().join("overcommit"));
+        assert_eq!(later.allow().unwrap(), Found::Allowed);
+        later.restore().unwrap();
+        assert_eq!(fake.get(FILE), "0\n");
+        later.restore().unwrap();
+    }
+
+    #[test]
+    fn what_somebody_else_chose_stays() {
+        let (fake, overcommit, _dir) = guest("1\n");
+        assert_eq!(overcommit.allow().unwrap(), Found::Allowed);
+        overcommit.restore().unwrap();
+        assert_eq!(fake.get(FILE), "1\n");
+        let (fake, overcommit, _dir) = guest("2\n");
+        assert_eq!(overcommit.allow().unwrap(), Found::Strict);
+        assert_eq!((fake.get(FILE).as_str(), fake.writes()), ("2\n", vec![]));
+    }
+}

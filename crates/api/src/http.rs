@@ -7,7 +7,7 @@
 //! | `GET /v1/vms/NAME` | | [`VmStatus`] |
 //! | `PUT /v1/vms/NAME` | [`VmChange`] | [`VmStatus`] |
 //!
-//! A refusal has a status of 400, 404 or 409 and a [`Refusal`] as its body.
+//! A refusal has a status of 400, 404, 405, 409 or 503 and a [`Refusal`] as its body.
 
 use memtide_units::ByteSize;
 use serde::{Deserialize, Serialize};

@@ -13,6 +13,7 @@ use crate::counters::Counters;
 use crate::event::{Driver, Event, PendingReturn};
 use crate::gate::{Decision, Gate, LocalRule, NoSuchTicket};
 use crate::limiter::LogLimiter;
+use crate::pace::Pace;
 use crate::range_set::RangeSet;
 use crate::stats::Stats;
 
@@ -87,6 +88,7 @@ pub struct Balloon {
     pub(crate) telemetry: Option<Telemetry>,
     pub(crate) telemetry_told: Option<Instant>,
     pub(crate) counters: Counters,
+    pub(crate) pace: Pace,
     limiter: LogLimiter,
     pub(crate) events: Vec<Event>,
     look_again: bool,
@@ -110,6 +112,7 @@ impl Balloon {
             telemetry: None,
             telemetry_told: None,
             counters: Counters::default(),
+            pace: Pace::default(),
             limiter: LogLimiter::new(now),
             events: Vec::new(),
             look_again: false,

@@ -19,6 +19,7 @@ pub mod fake;
 mod gate;
 mod limiter;
 mod notifier;
+mod pace;
 mod pages;
 mod range_set;
 mod reclaim;

@@ -36,6 +36,11 @@ impl ConfigNotifier {
         *self = Self { sent: self.sent, ..Self::default() };
     }
 
+    /// One of its rings has stopped, perhaps as the first of all: it has to settle again.
+    pub fn disturbed(&mut self, now: Instant) {
+        self.started = self.started.map(|_| now);
+    }
+
     /// The configuration has changed.
     pub fn changed(&mut self) {
         self.pending = self.started.is_some();
@@ -93,7 +98,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn messages_are_apart_and_far_from_a_start(steps in prop::collection::vec((0_u64..400, 0_u8..4), 0..200)) {
+        fn messages_are_apart_and_far_from_a_start(steps in prop::collection::vec((0_u64..400, 0_u8..6), 0..200)) {
             let mut notifier = ConfigNotifier::default();
             let (mut now, mut started, mut sent) = (0, None, None);
             for (wait, what) in steps {
@@ -101,6 +106,7 @@ mod tests {
                 match what {
                     0 => { notifier.started(at(now)); started = started.or(Some(now)); }
                     1 => { notifier.stopped(); started = None; }
+                    2 => { notifier.disturbed(at(now)); started = started.map(|_| now); }
                     _ => notifier.changed(),
                 }
                 if notifier.take(at(now)) {

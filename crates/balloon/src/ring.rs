@@ -7,7 +7,9 @@
 use std::sync::atomic::Ordering;
 
 use memtide_units::{ByteSize, Instant};
+use memtide_wire::block::REQUEST_MAX;
 use memtide_wire::features::QueueRole;
+use memtide_wire::pfn::{PFN_LEN, PFNS_MAX};
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
@@ -19,6 +21,10 @@ use crate::reclaim::Reclaim;
 /// Bytes that one pass reclaims before others get their turn: 20 to 40 ms of punching 4 KiB pages
 /// that are all there, which is how long a VMM that stops the ring waits with its big lock held.
 const PASS_BYTES_MAX: ByteSize = ByteSize::from_mib(256);
+
+/// Bytes of requests that one pass looks at: those of the largest inflate request. Page numbers that
+/// are no memory reclaim nothing, and a ring full of such requests takes seconds.
+const PASS_READ_MAX: u64 = (PFNS_MAX * PFN_LEN) as u64;
 
 /// A virtqueue and the memory that it lies in.
 pub struct Ring<'a, M> {
@@ -65,6 +71,8 @@ pub enum Left {
     Nothing,
     /// The pass had done its share: start another one soon.
     More,
+    /// The guest has talked too much: start another one at this time, not before.
+    Until(Instant),
 }
 
 /// The ring itself is not usable: its indices make no sense or it does not lie in memory.
@@ -88,10 +96,16 @@ impl Balloon {
         moment: &mut Moment<'_, R>,
     ) -> Result<Pass, RingError> {
         let mut pass = Pass::default();
-        let (mut taken, mut reclaimed) = (0, ByteSize::ZERO);
+        let mut share = Share::default();
         loop {
-            if taken >= ring.queue.size() || reclaimed >= PASS_BYTES_MAX {
+            if share.is_used_up(ring.queue.size()) {
                 pass.left = Left::More;
+                break;
+            }
+            if role == QueueRole::Block
+                && let Some(when) = self.pace.wait(moment.now)
+            {
+                pass.left = Left::Until(when);
                 break;
             }
             let Some(chain) = next_chain(ring)? else {
@@ -102,8 +116,7 @@ impl Balloon {
                 break;
             };
             let before = ring.queue.next_used();
-            reclaimed += self.answer_chain(role, chain, ring, moment)?;
-            taken += 1;
+            share.add(self.answer_chain(role, chain, ring, moment)?);
             pass.answered += u32::from(ring.queue.next_used().wrapping_sub(before));
         }
         if pass.answered > 0 {
@@ -112,17 +125,21 @@ impl Balloon {
         Ok(pass)
     }
 
-    /// Carries one chain out and answers it; says how much was reclaimed.
+    /// Carries one chain out and answers it; says what that took.
     fn answer_chain<M: GuestMemory, R: Reclaim>(
         &mut self,
         role: QueueRole,
         descriptors: DescriptorChain<&M>,
         ring: &mut Ring<'_, M>,
         moment: &mut Moment<'_, R>,
-    ) -> Result<ByteSize, RingError> {
+    ) -> Result<Share, RingError> {
         let head = descriptors.head_index();
-        let done = Chain::collect(descriptors)
-            .and_then(|chain| self.carry_out(role, &chain, ring.memory, moment));
+        let chain = Chain::collect(descriptors);
+        let read = chain.as_ref().map_or(0, Chain::readable);
+        if role == QueueRole::Block {
+            self.pace.count(read.min(REQUEST_MAX as u64), moment.now);
+        }
+        let done = chain.and_then(|chain| self.carry_out(role, &chain, ring.memory, moment));
         let done = done.unwrap_or_else(|error| {
             self.refuse(error.name(), moment.now, || format!("on the {role:?} queue: {error}"));
             Done::default()
@@ -132,7 +149,7 @@ impl Balloon {
         } else {
             ring.queue.add_used(ring.memory, head, done.written)?;
         }
-        Ok(done.reclaimed)
+        Ok(Share { chains: 1, read, reclaimed: done.reclaimed })
     }
 
     fn carry_out<M: GuestMemory, R: Reclaim>(
@@ -152,6 +169,28 @@ impl Balloon {
             QueueRole::Block => return self.serve_block_queue(chain, memory, moment),
         };
         Ok(Done { written: 0, reclaimed })
+    }
+}
+
+/// What a pass has done by now.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    chains: u32,
+    read: u64,
+    reclaimed: ByteSize,
+}
+
+impl Share {
+    fn add(&mut self, other: Self) {
+        self.chains += other.chains;
+        self.read += other.read;
+        self.reclaimed += other.reclaimed;
+    }
+
+    fn is_used_up(&self, ring_size: u16) -> bool {
+        self.chains >= u32::from(ring_size)
+            || self.read >= PASS_READ_MAX
+            || self.reclaimed >= PASS_BYTES_MAX
     }
 }
 

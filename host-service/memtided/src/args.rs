@@ -36,7 +36,42 @@ pub struct Args {
     #[arg(long, value_name = "FILE", default_value = "/proc/meminfo", hide = true)]
     pub meminfo: PathBuf,
 
-    /// What is logged: error, warn, info, debug, or a filter of the tracing crate
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    /// What is logged: off, error, warn, info, debug or trace, or such a filter of the tracing
+    /// crate as memtided=debug,info
+    #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = log_filter)]
     pub log: String,
+}
+
+/// A lone word is a target to the tracing crate, and a filter for it logs nothing of memtided: a
+/// misspelt level would silence all, errors of the start included.
+fn log_filter(text: &str) -> Result<String, String> {
+    let is_level = |part: &str| part.trim().parse::<tracing::Level>().is_ok();
+    let wrong = |part: &&str| !(part.contains(['=', '[']) || *part == "off" || is_level(part));
+    match text.split(',').find(wrong) {
+        None => Ok(text.into()),
+        Some(part) => Err(format!(
+            "{part:?} is no level: write off, error, warn, info, debug or trace, or TARGET=LEVEL"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_misspelt_level_is_refused_and_does_not_silence_the_log() {
+        for text in ["debug", "off", "WARN", "memtided=debug,info", "info,hyper=error"] {
+            assert_eq!(log_filter(text), Ok(text.into()));
+        }
+        for text in ["lots", "", "info,verbose"] {
+            assert!(log_filter(text).unwrap_err().contains("debug or trace"), "{text}");
+        }
+    }
 }

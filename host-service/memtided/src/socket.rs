@@ -26,7 +26,11 @@ pub enum SocketError {
     #[error("{} exists and is no socket: remove it, or give another --socket", .0.display())]
     NoSocket(PathBuf),
     /// The system refused.
-    #[error("the API's socket {} cannot be made: {source}", path.display())]
+    #[error(
+        "the API's socket {} cannot be made: {source}; start memtided as root, or give a --socket \
+         in a directory that it may write to",
+        path.display()
+    )]
     Io {
         /// Where.
         path: PathBuf,

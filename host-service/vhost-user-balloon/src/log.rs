@@ -1,11 +1,46 @@
 //! What of the device's events goes to the log, and how loud.
 
-use memtide_balloon::Event;
+use memtide_balloon::{Event, LogLimiter};
+use memtide_units::Instant;
 
 use crate::control::brief;
 
-/// Writes one event down. What comes often is for those who ask for it with `--log debug`.
-pub(crate) fn event(event: &Event) {
+/// The log of one guest's doings, which it cannot make as long as it likes.
+#[derive(Debug)]
+pub(crate) struct EventLog {
+    limiter: LogLimiter,
+}
+
+impl EventLog {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { limiter: LogLimiter::new(now) }
+    }
+
+    /// Writes one event down, unless there were too many of its kind lately. Refusals were limited
+    /// where they were counted.
+    pub(crate) fn write(&mut self, event: &Event, now: Instant) {
+        if !is_loud(event) {
+            write(event);
+            return;
+        }
+        match self.limiter.admit(now) {
+            Some(0) => write(event),
+            Some(suppressed) => {
+                write(event);
+                tracing::info!(suppressed, "more of the like was not written down before this");
+            }
+            None => {}
+        }
+    }
+}
+
+/// Is it written down unless somebody asks for less, and at the guest's pleasure?
+fn is_loud(event: &Event) -> bool {
+    matches!(event, Event::DriverChanged(_) | Event::Hello(_) | Event::Taken { .. })
+}
+
+/// What comes often is for those who ask for it with `--log debug`.
+fn write(event: &Event) {
     match event {
         Event::DriverChanged(driver) => tracing::info!(?driver, "the device has another driver"),
         Event::Hello(hello) => {
@@ -30,5 +65,42 @@ pub(crate) fn event(event: &Event) {
         Event::Refused { reason, text, suppressed } => {
             tracing::warn!(reason, suppressed, "{text}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memtide_units::ByteSize;
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_guest_does_not_fill_the_log_by_what_is_no_refusal() {
+        let written = Written::default();
+        let writer = written.clone();
+        let log = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        let taken = Event::Taken { ranges: vec![], stolen: ByteSize::ZERO };
+        tracing::subscriber::with_default(log, || {
+            let mut log = EventLog::new(Instant::from_millis(0));
+            for ms in 0..60_000 {
+                log.write(&taken, Instant::from_millis(ms));
+            }
+        });
+        let lines = String::from_utf8(written.0.lock().unwrap().clone()).unwrap().lines().count();
+        assert!((10..40).contains(&lines), "{lines} lines in a minute");
     }
 }

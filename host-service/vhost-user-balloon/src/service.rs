@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::clock::Clock;
 use crate::control::{ClientId, Control, Gone};
-use crate::log;
+use crate::log::EventLog;
 use crate::sockets::{BoundSocket, ListenError};
 use crate::vhost::{Connection, Session, StreamError};
 
@@ -56,6 +56,7 @@ pub struct Service {
     pub(crate) balloon: Balloon,
     pub(crate) session: Option<Session>,
     pub(crate) control: Control,
+    log: EventLog,
 }
 
 /// Who has something to say.
@@ -90,7 +91,8 @@ impl Service {
         };
         let control = options.control.map(|path| BoundSocket::bind(&path)).transpose()?;
         let balloon = Balloon::new(options.settings, now);
-        Ok(Self { clock, listener, balloon, session, control: Control::new(control) })
+        let (control, log) = (Control::new(control), EventLog::new(now));
+        Ok(Self { clock, listener, balloon, session, control, log })
     }
 
     /// Serves until `stop` has something to read, or, where the VMM was connected from the start,
@@ -165,11 +167,9 @@ impl Service {
     /// Time to the next thing that is due by itself.
     fn time_left(&self) -> Option<Duration> {
         let session = self.session.as_ref()?;
-        if session.has_work() {
-            return Some(Duration::ZERO);
-        }
         let now = self.clock.now();
-        let due = [session.notice_due(), session.statistics_due(&self.balloon, now)];
+        let stats = session.statistics_due(&self.balloon, now);
+        let due = [session.work_due(now), session.notice_due(), stats];
         Some(due.into_iter().flatten().min()?.since(now))
     }
 
@@ -221,7 +221,7 @@ impl Service {
     /// Tells the log and the clients what has happened.
     fn tell(&mut self, now: Instant) {
         for event in self.balloon.take_events() {
-            log::event(&event);
+            self.log.write(&event, now);
             self.tell_clients(event, now);
         }
     }

@@ -75,9 +75,8 @@ pub struct Holdings {
     pub balloon: ByteSize,
     /// What of it has backing on the host now.
     pub resident: ByteSize,
-    /// True bottom of what it uses, whatever its guest says: `resident` where no agent answers for
-    /// the map of stolen blocks (after a reboot without an agent that map describes another
-    /// kernel), zero where one does.
+    /// True bottom of what it uses, whatever its guest says: what is resident. A stolen map is a
+    /// guest's word, and after a reboot without an agent it describes another kernel.
     pub at_least: ByteSize,
     /// The unit in which it can give memory up: a memory block with an agent, a page without.
     pub unit: ByteSize,
@@ -217,8 +216,8 @@ impl Ledger {
 }
 
 impl Account {
-    /// Residency is polled and events are not: a bound from before an event would hide it until
-    /// the next poll.
+    /// For a word that is known to be true, as in a simulation: a bound from before it would hide
+    /// it until the next poll. A service that hears it from a guest polls at once instead.
     fn forget_old_residency(&mut self) {
         let held = &mut self.holdings;
         let booked = held.memory.saturating_sub(held.stolen).saturating_sub(held.balloon);

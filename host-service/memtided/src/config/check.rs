@@ -13,9 +13,13 @@ const NAME_MAX: usize = 64;
 /// `sockaddr_un.sun_path` with its closing zero (unix(7)).
 const SOCKET_PATH_MAX: usize = 107;
 
+/// Checks the path of the API's socket, which was written at `place`.
+pub(super) fn api_socket(socket: &Path, place: &str) -> Result<(), ConfigError> {
+    path("socket", socket).map_err(|message| value(place, message))
+}
+
 /// Checks all VMs; `api` is the path that none of them may use.
 pub(super) fn vms(drafts: Vec<Draft>, api: &Path) -> Result<Vec<VmConfig>, ConfigError> {
-    path("socket", api).map_err(|message| value("socket", message))?;
     let mut names: BTreeMap<String, String> = BTreeMap::new();
     let mut sockets: BTreeMap<PathBuf, String> = BTreeMap::new();
     sockets.insert(api.into(), "memtided's own API".into());

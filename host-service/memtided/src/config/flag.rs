@@ -1,5 +1,7 @@
 //! `--vm` and `--budget`: a configuration without a file.
 
+use std::collections::BTreeSet;
+
 use memtide_api::http::Budget;
 use memtide_units::ByteSize;
 
@@ -28,7 +30,12 @@ pub(super) fn vm(text: &str) -> Result<Draft, ConfigError> {
     let size = |key: &str, value: &str| {
         value.parse::<ByteSize>().map_err(|e| wrong(format!("{key}: {e}")))
     };
+    let mut seen = BTreeSet::new();
     for part in text.split(',') {
+        let key = part.split('=').next().unwrap_or_default();
+        if !seen.insert(key) {
+            return Err(wrong(format!("{key}: it is given twice: keep one, and write {FORM}")));
+        }
         match part.split_once('=') {
             Some(("name", value)) => draft.name = value.into(),
             Some(("control", value)) => draft.control = Some(value.into()),

@@ -69,7 +69,11 @@ pub enum Device {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("the configuration {} cannot be read: {source}", path.display())]
+    #[error(
+        "the configuration {} cannot be read: {source}; make it readable, or name another with \
+         --config",
+        path.display()
+    )]
     Read {
         /// Which.
         path: PathBuf,
@@ -77,7 +81,8 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// The file is no TOML, or a key or value in it is not known.
-    #[error("{}: {source}", path.display())]
+    // The library's text ends with an empty line.
+    #[error("{}: {}", path.display(), source.to_string().trim_end())]
     Syntax {
         /// Which file.
         path: PathBuf,
@@ -124,7 +129,13 @@ impl Config {
             Some(text) => Some(flag::budget(text)?),
             None => file.budget,
         };
-        let socket = args.socket.clone().or(file.socket).unwrap_or_else(|| DEFAULT_SOCKET.into());
+        let file_name = args.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE)).display();
+        let (socket, place) = match (&args.socket, file.socket) {
+            (Some(socket), _) => (socket.clone(), "--socket".to_owned()),
+            (None, Some(socket)) => (socket, file_name.to_string()),
+            (None, None) => (DEFAULT_SOCKET.into(), "the default".to_owned()),
+        };
+        check::api_socket(&socket, &place)?;
         Ok(Self {
             vms: check::vms(drafts, &socket)?,
             socket,

@@ -48,9 +48,14 @@ fn refusals_name_the_line_the_key_and_the_remedy() {
         ("budgt = \"host\"".into(), &["line 1", "budgt", "budget"]),
         ("budget = \"4\"".into(), &["line 1", "no unit", "4MiB", "host"]),
         ("budget = \"0MiB\"".into(), &["line 1", "nothing"]),
-        (vm("min = 512\ndevice = \"adopt\""), &["line 4", "string"]),
+        ("budget = 4".into(), &["line 1", "in quotes", "host"]),
+        ("[vm]\nname = \"a\"".into(), &["line 1", "[[vm]]"]),
+        ("socket = \"api.sock\"".into(), &["memtided.toml: socket", "from /"]),
+        (vm("min = 512\ndevice = \"adopt\""), &["line 4", "in quotes", "512MiB"]),
         (vm("min = \"512\"\ndevice = \"adopt\""), &["line 4", "no unit", "512MiB"]),
-        (vm("device = \"adopt\""), &["line 2", "min"]),
+        (vm("device = \"adopt\""), &["line 3", "min", "add min = "]),
+        (vm("min = \"1GiB\""), &["line 3", "device", "start", "adopt"]),
+        ("\n[[vm]]\nmin = \"1GiB\"".into(), &["line 2", "name", "add name = "]),
         (vm("min = \"1GiB\"\ndevice = \"steal\""), &["line 5", "steal", "adopt", "start"]),
         (vm("min = \"0MiB\"\ndevice = \"adopt\""), &["line 3", "min", "512MiB"]),
         (vm(adopt), &["line 3", "control", "add"]),
@@ -85,6 +90,17 @@ fn a_flag_that_is_not_understood_shows_the_form() {
         let error = from_flags(&[text]).unwrap_err();
         assert!(error.contains("control=PATH") || error.contains("letters"), "{error}");
     }
+    let error = from_flags(&["name=a,control=/c,name=b"]).unwrap_err();
+    assert!(error.contains("name: it is given twice"), "{error}");
     let error = from_flags(&["name=a,control=/c,min=7"]).unwrap_err();
     assert!(error.contains("min: the size \"7\" has no unit"), "{error}");
+}
+
+#[test]
+fn a_socket_that_cannot_be_used_is_refused_with_the_option_that_named_it() {
+    let empty = tempfile::NamedTempFile::new().unwrap();
+    let config = Some(empty.path().into());
+    let args = Args { config, socket: Some("api.sock".into()), ..Args::default() };
+    let error = Config::from_args(&args).unwrap_err().to_string();
+    assert!(error.starts_with("--socket: socket:") && error.contains("from /"), "{error}");
 }

@@ -2,7 +2,7 @@
 
 use memtide_api::device::{self, DeviceStatus, Driver, Event, GrantedBy, PendingReturn, Request};
 use memtide_api::http::VmState;
-use memtide_policy::host::{Ask, Holdings, Urgency, VmId};
+use memtide_policy::host::{Account, Ask, Holdings, Urgency, VmId};
 use memtide_units::{ByteSize, GpaRange, Instant, Pfn};
 
 use super::Keeper;
@@ -16,7 +16,7 @@ impl Keeper {
             News::Attached(status) => self.attached(now, id, status),
             News::Status(status) => self.observed(now, id, status),
             News::Event(event) => self.happened(now, id, event),
-            News::Refused { request, refusal } => self.refused(id, &request, &refusal),
+            News::Refused { request, refusal } => self.refused(now, id, &request, &refusal),
             News::Lost(why) => {
                 self.set_lost(id, why);
                 self.ledger.lost(id);
@@ -36,6 +36,7 @@ impl Keeper {
         tracing::info!(vm = self.vm(id).name, driver = ?status.driver, "attached to its device");
         self.vm_mut(id).state = VmState::Connected;
         self.vm_mut(id).told = Some(status.target);
+        self.vm_mut(id).asked = false;
         self.adopt_target(id, &status);
         let open = status.pending.as_ref().map(|pending| ask(now, id, pending));
         self.ledger.observed(id, holdings(&status));
@@ -64,20 +65,23 @@ impl Keeper {
         let open = status.pending.as_ref().map(|pending| ask(now, id, pending));
         self.ledger.observed(id, holdings(&status));
         self.gate.confirmed(now, id, open);
+        self.vm_mut(id).asked = false;
         self.vm_mut(id).device = Some(status);
     }
 
     fn happened(&mut self, now: Instant, id: VmId, event: Event) {
         match event {
             Event::DriverChanged { driver } => {
-                tracing::info!(vm = self.vm(id).name, ?driver, "another driver");
-                self.send(id, Request::Status);
+                if self.may_log(now, id) {
+                    tracing::info!(vm = self.vm(id).name, ?driver, "another driver");
+                }
+                self.look(id);
             }
             Event::Hello(hello) => {
-                self.ledger.stolen_is(id, total(&hello.stolen));
-                self.send(id, Request::Status);
+                self.claimed(id, |held| held.stolen = total(&hello.stolen));
+                self.look(id);
             }
-            Event::Stolen { stolen, .. } => self.ledger.stolen_is(id, stolen),
+            Event::Stolen { stolen, .. } => self.claimed(id, |held| held.stolen = stolen),
             Event::ReturnAsked(pending) => {
                 self.gate.asked(ask(now, id, &pending));
                 self.note_pending(id, Some(pending));
@@ -87,18 +91,18 @@ impl Keeper {
                 self.note_pending(id, None);
             }
             Event::Returned { ticket, by, stolen, .. } => {
-                self.ledger.stolen_is(id, stolen);
+                self.claimed(id, |held| held.stolen = stolen);
                 self.gate.carried_out(id, ticket);
                 self.note_pending(id, None);
-                if by != GrantedBy::Controller {
+                if by != GrantedBy::Controller && self.may_log(now, id) {
                     tracing::info!(vm = self.vm(id).name, ticket, "granted by the device: {by:?}");
                 }
             }
-            Event::Taken { stolen, ranges } => self.taken(id, stolen, total(&ranges)),
+            Event::Taken { stolen, ranges } => self.taken(now, id, stolen, total(&ranges)),
             Event::Balloon { actual } => {
                 let stock = self.vm(id).device.as_ref().is_some_and(|d| d.driver == Driver::Stock);
                 if stock {
-                    self.ledger.balloon_is(id, actual);
+                    self.claimed(id, |held| held.balloon = actual);
                 }
             }
             Event::Telemetry(telemetry) => {
@@ -109,6 +113,29 @@ impl Keeper {
         }
     }
 
+    /// A guest has given memory up, or taken some. What it gave up is booked as soon as the host sees
+    /// it gone, and no sooner: a guest may touch what it gave up, and its word must not make room
+    /// for others, or have them squeezed in its place.
+    fn claimed(&mut self, id: VmId, claim: impl FnOnce(&mut Holdings)) {
+        let Some(mut holdings) = self.ledger.account(id).map(|account| account.holdings) else {
+            return;
+        };
+        claim(&mut holdings);
+        self.ledger.observed(id, holdings);
+        let booked = holdings.memory - holdings.stolen - holdings.balloon;
+        if self.ledger.account(id).map(Account::committed).is_some_and(|held| held > booked) {
+            self.look(id);
+        }
+    }
+
+    /// Asks the device how it is, once until it answers: a guest that does a hundred things makes
+    /// for one question.
+    fn look(&mut self, id: VmId) {
+        if !std::mem::replace(&mut self.vm_mut(id).asked, true) {
+            self.send(id, Request::Status);
+        }
+    }
+
     /// Keeps the device's last status fresh between two polls.
     fn note_pending(&mut self, id: VmId, pending: Option<PendingReturn>) {
         if let Some(device) = &mut self.vm_mut(id).device {
@@ -116,16 +143,24 @@ impl Keeper {
         }
     }
 
-    fn taken(&mut self, id: VmId, stolen: ByteSize, took: ByteSize) {
-        self.ledger.stolen_is(id, stolen);
+    fn taken(&mut self, now: Instant, id: VmId, stolen: ByteSize, took: ByteSize) {
+        self.claimed(id, |held| held.stolen = stolen);
         let given_up = self.ledger.account(id).map_or(ByteSize::ZERO, |account| account.given_up());
         self.targets.eased(id, given_up);
         self.vm_mut(id).taken += 1;
-        tracing::warn!(vm = self.vm(id).name, "its guest took {took} unasked: it could not wait");
+        if self.may_log(now, id) {
+            tracing::warn!(
+                vm = self.vm(id).name,
+                "its guest took {took} unasked: it could not wait"
+            );
+        }
     }
 
-    fn refused(&mut self, id: VmId, request: &Request, refusal: &device::Refusal) {
-        tracing::warn!(vm = self.vm(id).name, ?request, "refused by the device: {refusal}");
+    fn refused(&mut self, now: Instant, id: VmId, request: &Request, refusal: &device::Refusal) {
+        // A decision on a return that its guest has taken back meanwhile, as often as it likes.
+        if self.may_log(now, id) {
+            tracing::warn!(vm = self.vm(id).name, ?request, "refused by the device: {refusal}");
+        }
         if let Request::Decide { ticket, .. } = request {
             self.gate.withdrawn(id, *ticket);
         }
@@ -139,6 +174,7 @@ impl Keeper {
         }
         vm.state = state;
         vm.told = None;
+        vm.asked = false;
     }
 }
 
@@ -146,21 +182,21 @@ impl Keeper {
 fn holdings(status: &DeviceStatus) -> Holdings {
     let resident = status.resident;
     let page = Pfn::SIZE;
-    let (balloon, at_least, unit) = match status.driver {
+    let (balloon, unit) = match status.driver {
         Driver::Agent => {
-            let unit = status.hello.as_ref().map_or(page, |hello| hello.block_size);
-            (ByteSize::ZERO, ByteSize::ZERO, unit)
+            (ByteSize::ZERO, status.hello.as_ref().map_or(page, |hello| hello.block_size))
         }
-        Driver::Stock => (status.actual, resident, page),
+        Driver::Stock => (status.actual, page),
         // No driver, no balloon: a driver that leaves deflates, and a reboot forgets.
-        Driver::None => (ByteSize::ZERO, resident, page),
+        Driver::None => (ByteSize::ZERO, page),
     };
     Holdings {
         memory: memory_of(status),
         stolen: total(&status.stolen),
         balloon,
         resident,
-        at_least,
+        // Whatever the guest says of itself, an agent's map of stolen blocks included.
+        at_least: resident,
         unit,
         answers_targets: status.driver != Driver::None,
     }

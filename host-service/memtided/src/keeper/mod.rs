@@ -6,6 +6,7 @@
 
 mod changes;
 mod hearing;
+mod lines;
 mod view;
 
 pub use changes::Refused;
@@ -21,6 +22,7 @@ use memtide_units::{ByteSize, Instant, Pfn};
 
 use crate::config::{Config, VmConfig};
 use crate::store::{Change, Memory, MinMax, VmMemory};
+use lines::Lines;
 
 /// What a device is to be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,11 +50,14 @@ struct Vm {
     state: VmState,
     device: Option<Box<DeviceStatus>>,
     held: Option<Held>,
+    /// Its device was asked how it is, and the answer is on its way.
+    asked: bool,
     /// Blocks taken unasked, as often as it happened.
     taken: u64,
     /// The balloon that the policy wants, and the one that the device was told.
     wanted: ByteSize,
     told: Option<ByteSize>,
+    lines: Lines,
 }
 
 /// All state of memtided.
@@ -102,9 +107,11 @@ impl Keeper {
             state: VmState::Starting,
             device: None,
             held: None,
+            asked: false,
             taken: 0,
             wanted: ByteSize::ZERO,
             told: None,
+            lines: Lines::default(),
         });
     }
 
@@ -142,30 +149,43 @@ impl Keeper {
         let gate = self.gate.step(now, &seen);
         let targets = self.targets.step(now, &seen, &self.gate, &gate.report);
         let mut sends = std::mem::take(&mut self.outbox);
-        sends.extend(gate.decisions.iter().map(|decision| self.told(decision, &gate.report)));
+        sends.extend(gate.decisions.iter().map(|decision| self.told(now, decision, &gate.report)));
         self.remember_held(gate.report);
         for target in targets.targets {
-            sends.extend(self.aim(&target));
+            sends.extend(self.aim(now, &target));
         }
         let wait = [gate.wait, targets.wait].into_iter().flatten().min();
         Outcome { sends, wait }
     }
 
-    fn told(&self, decision: &host::Decision, report: &[Held]) -> Send {
-        let (name, ticket) = (&self.vm(decision.vm).name, decision.ticket);
+    fn told(&mut self, now: Instant, decision: &host::Decision, report: &[Held]) -> Send {
+        if self.may_log(now, decision.vm) {
+            self.log_decision(decision, report);
+        }
         let word = match decision.word {
-            Word::Grant => {
-                tracing::info!(vm = name, ticket, "granted");
-                Decision::Grant
-            }
+            Word::Grant => Decision::Grant,
+            Word::Hold(reason) => Decision::Hold(reason.name().into()),
+        };
+        let request = Request::Decide { ticket: decision.ticket, decision: word };
+        Send { vm: decision.vm, request }
+    }
+
+    fn log_decision(&self, decision: &host::Decision, report: &[Held]) {
+        let (name, ticket) = (&self.vm(decision.vm).name, decision.ticket);
+        match decision.word {
+            Word::Grant => tracing::info!(vm = name, ticket, "granted"),
             Word::Hold(reason) => {
                 let held = report.iter().find(|held| held.ask.vm == decision.vm);
                 let why = held.map_or_else(String::new, |held| held.obstacle.to_string());
                 tracing::info!(vm = name, ticket, "held ({}): {why}", reason.name());
-                Decision::Hold(reason.name().into())
             }
-        };
-        Send { vm: decision.vm, request: Request::Decide { ticket, decision: word } }
+        }
+    }
+
+    /// May a line about what this VM's guest does be written now?
+    fn may_log(&mut self, now: Instant, id: VmId) -> bool {
+        let vm = self.vm_mut(id);
+        vm.lines.admit(now, &vm.name)
     }
 
     fn remember_held(&mut self, report: Vec<Held>) {
@@ -176,14 +196,16 @@ impl Keeper {
     }
 
     /// A device is told its balloon when it is another than it knows of.
-    fn aim(&mut self, target: &host::Target) -> Option<Send> {
+    fn aim(&mut self, now: Instant, target: &host::Target) -> Option<Send> {
         let vm = self.vm_mut(target.vm);
         vm.wanted = target.balloon.round_down_to(Pfn::SIZE);
         if vm.state != VmState::Connected || vm.told == Some(vm.wanted) {
             return None;
         }
         vm.told = Some(vm.wanted);
-        tracing::info!(vm = vm.name, balloon = %vm.wanted, cause = ?target.cause, "a new target");
+        if vm.lines.admit(now, &vm.name) {
+            tracing::info!(vm = vm.name, balloon = %vm.wanted, cause = ?target.cause, "a new target");
+        }
         Some(Send { vm: target.vm, request: Request::SetTarget { balloon: vm.wanted } })
     }
 

@@ -19,7 +19,7 @@ pub(crate) const BLOCK: ByteSize = ByteSize::from_mib(128);
 struct State {
     status: DeviceStatus,
     /// What the agent would say in a hello, where that differs from the device's own map.
-    truth: Option<Vec<GpaRange>>,
+    truth: Option<ByteSize>,
     controller: Option<UnixStream>,
     heard: Vec<Request>,
     decisions: Vec<(u32, Decision)>,
@@ -41,7 +41,7 @@ impl FakeDevice {
             vmm_connected: true,
             driver: Driver::Agent,
             memory: vec![MemoryRegion { range: whole, file_offset: ByteSize::ZERO, inode: 1 }],
-            stolen: map(stolen),
+            stolen: map(BLOCK.times(stolen)),
             resident: BLOCK.times(blocks - stolen),
             ..DeviceStatus::default()
         };
@@ -67,7 +67,7 @@ impl FakeDevice {
 
     /// The agent's own map, which the device learns of with the next hello.
     pub(crate) fn set_truth(&self, stolen: u64) {
-        self.state().truth = Some(map(stolen));
+        self.state().truth = Some(BLOCK.times(stolen));
     }
 
     /// The guest asks for so many blocks.
@@ -101,6 +101,21 @@ impl FakeDevice {
         let stolen = state.stolen() + BLOCK.times(blocks);
         state.set_stolen(stolen);
         state.emit(Event::Stolen { ranges: Vec::new(), stolen });
+    }
+
+    /// Says something that is not so: the status knows nothing of it but the numbers.
+    pub(crate) fn say(&self, event: Event) {
+        let mut state = self.state();
+        match &event {
+            Event::Stolen { stolen, .. } => state.status.stolen = map(*stolen),
+            Event::Balloon { actual } => state.status.actual = *actual,
+            _ => {}
+        }
+        state.emit(event);
+    }
+
+    pub(crate) fn set_resident(&self, resident: ByteSize) {
+        self.state().status.resident = resident;
     }
 
     /// What it was told about returns, in order.
@@ -146,8 +161,8 @@ impl Drop for FakeDevice {
     }
 }
 
-fn map(stolen: u64) -> Vec<GpaRange> {
-    GpaRange::new(Gpa(0), BLOCK.times(stolen)).into_iter().collect()
+fn map(stolen: ByteSize) -> Vec<GpaRange> {
+    GpaRange::new(Gpa(0), stolen).into_iter().collect()
 }
 
 impl State {
@@ -155,8 +170,11 @@ impl State {
         self.status.stolen.iter().map(|range| range.len()).sum()
     }
 
+    /// Stolen blocks have no backing; those that come back get theirs when they are touched.
     fn set_stolen(&mut self, stolen: ByteSize) {
-        self.status.stolen = GpaRange::new(Gpa(0), stolen).into_iter().collect();
+        self.status.stolen = map(stolen);
+        let memory: ByteSize = self.status.memory.iter().map(|region| region.range.len()).sum();
+        self.status.resident = self.status.resident.min(memory - stolen);
     }
 
     fn emit(&mut self, event: Event) {
@@ -186,7 +204,7 @@ impl State {
 
     fn say_hello(&mut self) {
         if let Some(truth) = self.truth.take() {
-            self.status.stolen = truth;
+            self.set_stolen(truth);
         }
         let stolen = self.status.stolen.clone();
         let hello = AgentHello { epoch: 2, block_size: BLOCK, stolen, ..AgentHello::default() };

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod daemon;
+mod dishonest;
 mod fake_device;
 mod started;
 mod supervised;
@@ -263,10 +264,20 @@ fn a_start_that_cannot_succeed_says_why() {
     assert!(said.contains("another memtided") && said.contains("--socket"), "{said}");
     let said = Host::new().fails("budget = 4", &[]);
     assert!(said.contains("line 1"), "{said}");
+}
+
+#[test]
+fn a_start_without_a_device_program_says_where_it_was_looked_for() {
     let start = "[[vm]]\nname=\"a\"\nmin=\"1GiB\"\ndevice=\"start\"\nvhost_socket=\"/nowhere/a\"\n";
     let host = Host::new();
-    let output = host.command(start, &[]).env("PATH", "").output().unwrap();
+    // Beside memtided in the build directory there may be a device program: not beside its copy.
+    let alone = host.path("memtided");
+    std::fs::copy(env!("CARGO_BIN_EXE_memtided"), &alone).unwrap();
+    let usual = host.command(start, &[]);
+    let mut command = std::process::Command::new(&alone);
+    command.args(usual.get_args()).stdin(std::process::Stdio::null()).env("PATH", "");
+    let output = command.output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
-    // Beside memtided in the build directory there may or may not be a device program.
-    assert!(said.contains("--device-binary") || output.status.code() != Some(1), "{said}");
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("--device-binary"), "{said}");
 }

@@ -161,9 +161,15 @@ impl Session {
             balloon.set_rings(running);
         }
         match running {
+            Rings::Standard if self.is_stopping() => self.notifier.disturbed(now),
             Rings::Standard => self.notifier.started(now),
             Rings::WithBlock | Rings::Stopped => self.notifier.stopped(),
         }
+    }
+
+    /// True from the first ring that the VMM disables to the last that it stops; also in a start.
+    fn is_stopping(&self) -> bool {
+        self.rings.iter().any(Vring::is_halted)
     }
 
     /// A kick has arrived on this ring.
@@ -176,15 +182,16 @@ impl Session {
         }
     }
 
-    /// Is there a ring to work on?
-    pub(crate) fn has_work(&self) -> bool {
-        self.rings.iter().any(|ring| ring.work == Work::Waiting && ring.is_running())
+    /// When there is a ring to work on.
+    pub(crate) fn work_due(&self, now: Instant) -> Option<Instant> {
+        let running = self.rings.iter().filter(|ring| ring.is_running());
+        running.filter_map(|ring| ring.work_due(now)).min()
     }
 
-    /// Works on every ring that was kicked.
+    /// Works on every ring that was kicked, or whose time has come.
     pub(crate) fn work(&mut self, balloon: &mut Balloon, now: Instant) {
         for index in 0..QUEUES {
-            if self.rings[index].work == Work::Waiting {
+            if self.rings[index].work_due(now).is_some_and(|due| due <= now) {
                 self.work_on(index, balloon, now);
             }
         }
@@ -204,7 +211,11 @@ impl Session {
         let memory = self.table.memory();
         match balloon.process(role, &mut Ring { queue, memory }, &mut moment) {
             Ok(pass) => {
-                ring.work = if pass.left == Left::More { Work::Waiting } else { Work::None };
+                ring.work = match pass.left {
+                    Left::Nothing => Work::None,
+                    Left::More => Work::Waiting,
+                    Left::Until(when) => Work::Later(when),
+                };
                 if pass.interrupt == Interrupt::Wanted {
                     call(ring, index);
                 }
@@ -272,14 +283,15 @@ impl Session {
         }
     }
 
-    /// When the message to a stock driver is due.
+    /// When the message to a stock driver is due. A stop that has begun is not crossed, however long
+    /// it takes.
     pub(crate) fn notice_due(&self) -> Option<Instant> {
-        self.notifier.due()
+        self.notifier.due().filter(|_| !self.is_stopping())
     }
 
     /// Sends that message if it is due.
     pub(crate) fn send_notice(&mut self, now: Instant) {
-        if !self.notifier.take(now) {
+        if self.is_stopping() || !self.notifier.take(now) {
             return;
         }
         let Some(channel) = &self.backend_channel else {

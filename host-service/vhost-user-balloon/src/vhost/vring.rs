@@ -6,6 +6,7 @@
 
 use std::sync::atomic::Ordering;
 
+use memtide_units::Instant;
 use memtide_wire::features::RING_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
@@ -23,6 +24,8 @@ pub(crate) enum Work {
     #[default]
     None,
     Waiting,
+    /// Its guest has talked too much: at this time.
+    Later(Instant),
 }
 
 /// May the ring be worked on? Off until the VMM enables it, unless protocol features were not
@@ -207,6 +210,20 @@ impl Vring {
 
     pub(crate) fn is_running(&self) -> bool {
         self.switch == Switch::On && matches!(self.state, State::Ready(_))
+    }
+
+    /// Started, but not enabled: a VMM that stops its device disables one ring after the other.
+    pub(crate) fn is_halted(&self) -> bool {
+        self.switch == Switch::Off && !matches!(self.state, State::Stopped)
+    }
+
+    /// When there is something to do.
+    pub(crate) fn work_due(&self, now: Instant) -> Option<Instant> {
+        match self.work {
+            Work::None => None,
+            Work::Waiting => Some(now),
+            Work::Later(when) => Some(when),
+        }
     }
 
     /// Where kicks arrive.

@@ -82,8 +82,15 @@ pub enum ArgsError {
     /// Neither a path nor a descriptor.
     #[error("no VMM to serve: give --socket-path PATH, or --fd FDNUM")]
     NoVmm,
+    /// Both sockets in one place.
+    #[error(
+        "--socket-path and --control-path are both {0}: give the control socket a path of its own"
+    )]
+    SamePath(PathBuf),
     /// The descriptor is not usable.
-    #[error("--fd {0} is not an open socket: {1}")]
+    #[error(
+        "--fd {0} is not an open socket: {1}; give the number of one that the parent left open, 3 or more"
+    )]
     BadFd(RawFd, io::Error),
 }
 
@@ -99,6 +106,11 @@ impl Args {
             name.push(".ctl");
             PathBuf::from(name)
         });
+        if let Some(path) =
+            self.socket_path.as_ref().filter(|p| Some(*p) == self.control_path.as_ref())
+        {
+            return Err(ArgsError::SamePath(path.clone()));
+        }
         let vmm = match (self.socket_path, self.fd) {
             (Some(path), _) => VmmSource::Listen(path),
             (None, Some(fd)) => VmmSource::Connected(adopt(fd)?),
@@ -175,6 +187,13 @@ mod tests {
         let options = parse(&words).unwrap().options().unwrap();
         assert_eq!(options.control, Some("/b".into()));
         assert_eq!(options.settings.stats_interval, None);
+    }
+
+    #[test]
+    fn one_path_cannot_be_both_sockets() {
+        let words = ["--socket-path", "/a", "--control-path", "/a"];
+        let said = parse(&words).unwrap().options().unwrap_err().to_string();
+        assert!(said.contains("a path of its own"), "{said}");
     }
 
     #[test]

@@ -11,6 +11,9 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 /// Owner and group may connect: QEMU and the host's service share a group, others have no business.
 const MODE: Mode = Mode::from_raw_mode(0o660);
 
+/// `sun_path` of unix(7), less the zero that ends it.
+const PATH_MAX: usize = 107;
+
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 16;
 
@@ -25,8 +28,15 @@ pub enum ListenError {
     /// Something else lies there.
     #[error("{0} exists and is no socket. Give another path, or move it away")]
     NotASocket(PathBuf),
+    /// Longer than a unix socket's address can be.
+    #[error(
+        "the socket's path {0} is too long: {PATH_MAX} bytes at most. Give a shorter one, such as /run/memtide/NAME.sock"
+    )]
+    TooLong(PathBuf),
     /// The kernel refused.
-    #[error("cannot listen on {path}: {source}")]
+    #[error(
+        "cannot listen on {path}: {source}; its directory must exist and be writable for this user"
+    )]
     Io {
         /// Where.
         path: PathBuf,
@@ -47,6 +57,9 @@ impl BoundSocket {
     /// somebody answers is not.
     pub(crate) fn bind(path: &Path) -> Result<Self, ListenError> {
         let failed = |source: io::Error| ListenError::Io { path: path.into(), source };
+        if path.as_os_str().len() > PATH_MAX {
+            return Err(ListenError::TooLong(path.into()));
+        }
         remove_stale(path)?;
         let listener = bind_with_mode(path).map_err(|e| failed(e.into()))?;
         Ok(Self { listener, path: path.into() })
@@ -107,6 +120,15 @@ fn bind_with_mode(path: &Path) -> rustix::io::Result<UnixListener> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_that_cannot_be_an_address_is_told_so() {
+        let longest = format!("/{}", "x".repeat(PATH_MAX));
+        let said = BoundSocket::bind(Path::new(&longest)).unwrap_err().to_string();
+        assert!(said.contains("107 bytes at most"), "{said}");
+        let said = BoundSocket::bind(Path::new("/nowhere/a.sock")).unwrap_err().to_string();
+        assert!(said.contains("its directory must exist"), "{said}");
+    }
     use std::os::unix::fs::PermissionsExt;
 
     #[test]

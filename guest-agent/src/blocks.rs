@@ -60,10 +60,12 @@ impl Blocks {
     pub fn read(root: &Root, foreign: &BTreeSet<BlockId>) -> Result<Self, memtide_sysfs::Error> {
         let size = memory::block_size(root)?;
         let mut table = Self { size, entries: BTreeMap::new(), kept: BTreeSet::new() };
+        // Then the agent steals nothing, so whatever is offline is somebody else's.
+        let never_ours = memory::may_hold_own_structs(root);
         for block in memory::list(root)? {
             let hold = match block.state {
                 State::Online | State::GoingOffline => Hold::Online,
-                State::Offline if foreign.contains(&block.id) => Hold::Foreign,
+                State::Offline if never_ours || foreign.contains(&block.id) => Hold::Foreign,
                 // Not told yet: the hello tells.
                 State::Offline => Hold::Leaving,
             };
@@ -107,8 +109,14 @@ impl Blocks {
             Ok(now) => {
                 self.entries.insert(block, entry(&now, hold));
             }
-            // Unplugged in this moment: the next refresh finds out.
-            Err(error) => tracing::warn!("{block}: {error}"),
+            // Unplugged in this moment: the next refresh finds out. Whose doing it is counts all
+            // the same: a hello must not name a block that is on its way back.
+            Err(error) => {
+                tracing::warn!("{block}: {error}");
+                if let Some(entry) = self.entries.get_mut(&block) {
+                    entry.hold = hold;
+                }
+            }
         }
     }
 
@@ -186,6 +194,15 @@ impl Blocks {
     pub fn offline_by_us(&self) -> Vec<BlockId> {
         let ours = |entry: &Entry| matches!(entry.hold, Hold::Leaving | Hold::Stolen);
         self.entries.iter().filter(|(_, entry)| ours(entry)).map(|(id, _)| *id).collect()
+    }
+
+    /// Those of [`Self::offline_by_us`] that the kernel says are offline at this moment: somebody
+    /// else may have put one online since the last refresh, and the host would drop it in use.
+    pub fn offline_still(&self, root: &Root) -> Vec<BlockId> {
+        let is_offline = |block: &BlockId| {
+            memory::read(root, *block).is_ok_and(|block| block.state == State::Offline)
+        };
+        self.offline_by_us().into_iter().filter(is_offline).collect()
     }
 
     /// All memory that the guest has, online or not.
@@ -291,6 +308,15 @@ mod tests {
     }
 
     #[test]
+    fn a_block_that_may_hold_its_own_struct_pages_is_never_ours() {
+        let fake = guest();
+        offline(&fake, 3);
+        fake.put("sys/module/memory_hotplug/parameters/memmap_on_memory", "Y\n");
+        let blocks = Blocks::read(&fake.root(), &BTreeSet::new()).unwrap();
+        assert_eq!(blocks.with(Hold::Foreign), [BlockId(3)]);
+    }
+
+    #[test]
     fn what_others_do_to_blocks_is_noticed() {
         let fake = guest();
         let root = fake.root();
@@ -303,6 +329,16 @@ mod tests {
         assert_eq!(surprises, expected);
         assert_eq!(blocks.refresh(&root).unwrap(), []);
         assert_eq!(states(&blocks)[3..], [BlockState::Movable, BlockState::Foreign]);
+    }
+
+    #[test]
+    fn a_block_that_cannot_be_read_is_still_on_its_way() {
+        let fake = guest();
+        offline(&fake, 4);
+        let mut blocks = Blocks::read(&fake.root(), &BTreeSet::new()).unwrap();
+        fake.put("sys/devices/system/memory/memory4/state", "");
+        blocks.set(&fake.root(), BlockId(4), Hold::Returning);
+        assert_eq!(blocks.offline_by_us(), [], "a hello would have the host drop it in use");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! unaware of access, and says so.
 
 use std::os::unix::thread::JoinHandleExt;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -12,8 +13,8 @@ use std::time::Duration;
 use memtide_policy::guest::AccessRegion;
 use memtide_sysfs::Root;
 use memtide_sysfs::damon::{
-    self, Absence, DamonError, Intervals, IntervalsGoal, Module, Monitor, MonitorConfig, Region,
-    StatPause,
+    self, Absence, Capabilities, DamonError, Intervals, IntervalsGoal, Module, Monitor,
+    MonitorConfig, Region, StatPause,
 };
 use memtide_units::{GpaRange, Permille};
 
@@ -69,10 +70,13 @@ pub struct DamonWatch {
     thread: Option<JoinHandle<()>>,
     /// Switched on again after the thread has ended and its kdamond with it.
     stat: Option<StatPause>,
+    /// There while `damon_stat` is off for the agent's sake: it outlives an agent that is killed.
+    mark: PathBuf,
 }
 
 impl DamonWatch {
-    /// Starts watching `ranges`, which hold `blocks` memory blocks.
+    /// Starts watching `ranges`, which hold `blocks` memory blocks. The file `mark` remembers that
+    /// `damon_stat` has to be switched on again.
     ///
     /// # Errors
     /// Why there is nothing to see, in one sentence.
@@ -81,11 +85,15 @@ impl DamonWatch {
         how: DamonUse,
         ranges: Vec<GpaRange>,
         blocks: usize,
+        mark: &Path,
     ) -> Result<Self, String> {
         if how == DamonUse::Off {
             return Err("switched off by the configuration (damon = \"off\")".into());
         }
-        let (monitor, stat) = begin(root, how, ranges, blocks as u64).map_err(|e| e.to_string())?;
+        let (monitor, stat) = begin(root, how, mark, |found| {
+            monitor_config(ranges, blocks as u64, found.intervals_goal)
+        })
+        .map_err(|error| error.to_string())?;
         let (orders, todo) = channel();
         let (report, findings) = channel();
         let thread = std::thread::Builder::new()
@@ -93,7 +101,7 @@ impl DamonWatch {
             .stack_size(STACK)
             .spawn(move || watch(monitor, &todo, &report))
             .map_err(|error| format!("its thread could not be started: {error}"))?;
-        Ok(Self { orders, findings, thread: Some(thread), stat })
+        Ok(Self { orders, findings, thread: Some(thread), stat, mark: mark.into() })
     }
 
     /// What has been found since the last call.
@@ -121,10 +129,11 @@ impl Drop for DamonWatch {
         // its two seconds.
         let _ = nix::sys::pthread::pthread_kill(thread.as_pthread_t(), SIGNAL);
         let _ = thread.join();
-        if let Some(stat) = self.stat.take()
-            && let Err(error) = stat.restore()
-        {
+        let Some(stat) = self.stat.take() else { return };
+        if let Err(error) = stat.restore() {
             tracing::warn!("damon_stat stays off: {error}");
+        } else if let Err(error) = std::fs::remove_file(&self.mark) {
+            tracing::warn!("{} cannot be removed: {error}", self.mark.display());
         }
     }
 }
@@ -132,8 +141,8 @@ impl Drop for DamonWatch {
 fn begin(
     root: &Root,
     how: DamonUse,
-    ranges: Vec<GpaRange>,
-    blocks: u64,
+    mark: &Path,
+    config: impl FnOnce(Capabilities) -> MonitorConfig,
 ) -> Result<(Monitor, Option<StatPause>), DamonError> {
     if damon::stop_leftover(root)? {
         tracing::info!("stopped the DAMON monitor of an agent that was killed");
@@ -141,12 +150,18 @@ fn begin(
     let mut stat = None;
     let found = match damon::probe(root) {
         Err(Absence::UsedBy(Module::Stat)) if how == DamonUse::TakeOver => {
+            // The mark first: better a needless "Y" later than an "N" for ever.
+            if let Err(error) = std::fs::write(mark, "Y") {
+                tracing::warn!("{} cannot be written: {error}", mark.display());
+            }
             stat = damon::pause_damon_stat(root)?;
             damon::probe(root)?
         }
         other => other?,
     };
-    let monitor = Monitor::start(root, &monitor_config(ranges, blocks, found.intervals_goal))?;
+    // Switched off already, by an agent that was killed.
+    let stat = stat.or_else(|| mark.exists().then(|| damon::adopt_stat_pause(root)));
+    let monitor = Monitor::start(root, &config(found))?;
     Ok((monitor, stat))
 }
 
@@ -223,13 +238,41 @@ mod tests {
         fake.get("sys/module/damon_stat/parameters/enabled")
     }
 
+    fn start(
+        fake: &FakeRoot,
+        how: DamonUse,
+        dir: &tempfile::TempDir,
+    ) -> Result<DamonWatch, String> {
+        DamonWatch::start(&fake.root(), how, vec![range(0, 512)], 4, &dir.path().join("damon_stat"))
+    }
+
+    #[test]
+    fn damon_stat_comes_back_by_the_hand_of_a_later_agent() {
+        crate::alarm::install_handler().unwrap();
+        let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
+        fake.add_damon(FakeDamon::V7_3);
+        let killed = start(&fake, DamonUse::TakeOver, &dir).unwrap();
+        // As after kill -9: nothing was put back, and the kdamond runs.
+        std::mem::forget(killed);
+        assert_eq!(stat(&fake), "N\n");
+        let later = start(&fake, DamonUse::TakeOver, &dir).unwrap();
+        assert!(later.has_paused_stat());
+        drop(later);
+        assert_eq!(stat(&fake), "Y\n");
+        // Somebody has switched it on again meanwhile.
+        std::fs::write(dir.path().join("damon_stat"), "Y").unwrap();
+        drop(start(&fake, DamonUse::TakeOver, &dir).unwrap());
+        assert_eq!(stat(&fake), "Y\n");
+        assert!(!dir.path().join("damon_stat").exists());
+    }
+
     #[test]
     fn damon_stat_makes_room_and_comes_back() {
         crate::alarm::install_handler().unwrap();
         let fake = FakeRoot::new();
         fake.add_damon(FakeDamon::V7_3);
-        let watch = DamonWatch::start(&fake.root(), DamonUse::TakeOver, vec![range(0, 512)], 4);
-        let watch = watch.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let watch = start(&fake, DamonUse::TakeOver, &dir).unwrap();
         assert!(watch.has_paused_stat());
         assert_eq!(stat(&fake), "N\n");
         drop(watch);
@@ -239,7 +282,8 @@ mod tests {
     #[test]
     fn whoever_is_polite_or_has_no_damon_is_told_why_there_is_nothing_to_see() {
         let fake = FakeRoot::new();
-        let start = |how| DamonWatch::start(&fake.root(), how, vec![range(0, 512)], 4).unwrap_err();
+        let dir = tempfile::tempdir().unwrap();
+        let start = |how| start(&fake, how, &dir).unwrap_err();
         assert!(start(DamonUse::TakeOver).contains("no DAMON"));
         fake.add_damon(FakeDamon::V7_3);
         assert!(start(DamonUse::Polite).contains("damon_stat uses DAMON"));

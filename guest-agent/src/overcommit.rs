@@ -74,7 +74,10 @@ impl Overcommit {
         if !self.mark.exists() {
             return Ok(());
         }
-        self.root.write(FILE, "0")?;
+        // Anything else was chosen by somebody since.
+        if self.root.read(FILE)?.trim() == "1" {
+            self.root.write(FILE, "0")?;
+        }
         if let Err(error) = std::fs::remove_file(&self.mark) {
             tracing::warn!("{} cannot be removed: {error}", self.mark.display());
         }
@@ -104,6 +107,16 @@ mod tests {
         later.restore().unwrap();
         assert_eq!(fake.get(FILE), "0\n");
         later.restore().unwrap();
+    }
+
+    #[test]
+    fn what_somebody_chose_meanwhile_stays() {
+        let (fake, overcommit, dir) = guest("0\n");
+        overcommit.allow().unwrap();
+        fake.put(FILE, "2\n");
+        overcommit.restore().unwrap();
+        assert_eq!(fake.get(FILE), "2\n");
+        assert!(!dir.path().join("overcommit").exists());
     }
 
     #[test]

@@ -93,6 +93,10 @@ impl Returns {
             return Effect::Wait;
         };
         held.is_asked = false;
+        if held.ticket.answer == Answer::Granted {
+            // Too late: nobody answered, and the blocks are being put online.
+            return Effect::Wait;
+        }
         let retry =
             now + Duration::from_millis(response.retry_ms.into()).clamp(RETRY_LEAST, RETRY_MOST);
         match response.verdict {
@@ -221,6 +225,18 @@ mod tests {
         assert!(!returns.one_done(BlockId(9)));
         assert!(returns.one_done(BlockId(5)));
         assert_eq!(returns.ticket(), None);
+    }
+
+    #[test]
+    fn an_answer_that_comes_after_the_blocks_were_taken_changes_nothing() {
+        let late = [Verdict::Ok, Verdict::Held(HoldReason::HostBudget)];
+        for verdict in late {
+            let mut returns = asked();
+            returns.granted_by_need();
+            assert!(!returns.one_done(BlockId(4)));
+            assert_eq!(returns.answered(at(20_000), 7, &says(verdict)), Effect::Wait);
+            assert!(returns.one_done(BlockId(5)), "{verdict:?}");
+        }
     }
 
     #[test]

@@ -201,6 +201,12 @@ impl Hardware {
         Box::new(move || config.enable().and_then(|()| config.unmask_interrupt()))
     }
 
+    /// What to wait for, if the function has an interrupt. Without one the uio device answers every
+    /// poll(2) at once with an error (drivers/uio/uio.c, `uio_poll`), and waiting would be spinning.
+    fn awaited(&self) -> Option<PollFd<'_>> {
+        self.has_interrupt.then(|| PollFd::new(&self.uio, PollFlags::IN))
+    }
+
     /// Takes the interrupt, if there was one, and lets the next one through.
     fn take_interrupt(&mut self, link: &Link) -> bool {
         if !matches!(self.uio.take(), Ok(true)) {
@@ -244,7 +250,7 @@ fn assemble(
     let mut lacks = lacks(root, &blocks, config.conversion);
     lacks.extend(no_psi.map(|why| Lack::psi(&why)));
     lacks.extend((!hardware.has_interrupt).then(Lack::interrupt));
-    let damon = watch(config, root, &blocks, &mut lacks);
+    let damon = watch(config, root, &blocks, &mut lacks, &runtime.damon_stat());
     let overcommit = allow_overcommit(config, root, &runtime, &mut lacks);
     for lack in &lacks {
         tracing::warn!("this guest lacks {}: {}", lack.what, lack.effect);
@@ -301,7 +307,9 @@ fn lacks(root: &Root, blocks: &Blocks, conversion: Conversion) -> Vec<Lack> {
     if let Err(error) = PageFlags::open(root) {
         lacks.push(Lack::census(&error.to_string()));
     }
-    if conversion == Conversion::Convert && blocks.movable_count() == 0 {
+    if memtide_sysfs::memory::may_hold_own_structs(root) {
+        lacks.push(Lack::plain_blocks());
+    } else if conversion == Conversion::Convert && blocks.movable_count() == 0 {
         lacks.push(Lack::stealable());
     }
     lacks
@@ -312,9 +320,10 @@ fn watch(
     root: &Root,
     blocks: &Blocks,
     lacks: &mut Vec<Lack>,
+    mark: &std::path::Path,
 ) -> Option<DamonWatch> {
     let ranges = blocks.ranges(&blocks.with(Hold::Online));
-    match DamonWatch::start(root, config.damon, ranges, blocks.count()) {
+    match DamonWatch::start(root, config.damon, ranges, blocks.count(), mark) {
         Ok(watch) => {
             if watch.has_paused_stat() {
                 tracing::info!("damon_stat is off for as long as the agent watches");
@@ -371,7 +380,11 @@ fn serve(
     let stopped = agent.parts().link.stop();
     drop(agent);
     drop(hardware);
-    result.and(stopped.map_err(RunError::from)).map(|()| device)
+    match (result, stopped, device) {
+        // A device that is better left alone is so above all when it does not even stop.
+        (Ok(()), _, Device::IsGivenUp) => Ok(device),
+        (result, stopped, _) => result.and(stopped.map_err(RunError::from)).map(|()| device),
+    }
 }
 
 /// Waits until something happens, or as long as the turn said.
@@ -389,17 +402,15 @@ fn wait_for(
         (false, false) => BLIND_LOOK,
     };
     let timeout = Timespec::try_from(wait.min(longest)).unwrap_or_default();
-    let mut fds = vec![
-        PollFd::new(signals, PollFlags::IN),
-        PollFd::new(&parts.hands, PollFlags::IN),
-        PollFd::new(&hardware.uio, PollFlags::IN),
-    ];
+    let mut fds =
+        vec![PollFd::new(signals, PollFlags::IN), PollFd::new(&parts.hands, PollFlags::IN)];
     fds.extend(parts.senses.trigger().map(|trigger| PollFd::new(trigger, PollFlags::PRI)));
+    fds.extend(hardware.awaited());
     match poll(&mut fds, Some(&timeout)) {
         Ok(_) | Err(Errno::INTR) => {}
         Err(error) => return Err(own("waiting failed")(error.into())),
     }
-    let by_trigger = fds.get(3).is_some_and(|fd| fd.revents().contains(PollFlags::PRI));
+    let by_trigger = fds.get(2).is_some_and(|fd| fd.revents().contains(PollFlags::PRI));
     signals.drain();
     let by_device = hardware.take_interrupt(&parts.link);
     Ok(Woken { by_trigger, by_device })
@@ -430,5 +441,23 @@ pub fn signal_of(mode: Mode) -> nix::sys::signal::Signal {
     match mode {
         Mode::Tune => nix::sys::signal::Signal::SIGUSR1,
         Mode::Restore => nix::sys::signal::Signal::SIGUSR2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_an_interrupt_the_uio_device_is_not_waited_for() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut hardware = Hardware {
+            config: Rc::new(ConfigFile::open(file.path()).unwrap()),
+            uio: Uio::open(file.path()).unwrap(),
+            has_interrupt: false,
+        };
+        assert!(hardware.awaited().is_none());
+        hardware.has_interrupt = true;
+        assert!(hardware.awaited().is_some());
     }
 }

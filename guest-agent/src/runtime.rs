@@ -6,6 +6,7 @@
 //! dma            the device's memory
 //! converted      there once boot memory has been made movable
 //! overcommit     there while vm.overcommit_memory is changed
+//! damon_stat     there while damon_stat is switched off
 //! status.json    what the running agent says of itself
 //! ```
 //! It must not be removed while blocks are stolen: without the list of foreign blocks the next
@@ -103,6 +104,11 @@ impl RuntimeDir {
     /// The mark that the agent has changed vm.overcommit_memory.
     pub fn overcommit(&self) -> PathBuf {
         self.path.join("overcommit")
+    }
+
+    /// The mark that the agent has switched `damon_stat` off.
+    pub fn damon_stat(&self) -> PathBuf {
+        self.path.join("damon_stat")
     }
 
     /// The status file.

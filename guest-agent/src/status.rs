@@ -56,6 +56,16 @@ impl Lack {
         }
     }
 
+    /// Blocks whose first pages may be their own `struct page`s.
+    pub fn plain_blocks() -> Self {
+        Self {
+            what:
+                "blocks without struct pages of their own (memory_hotplug.memmap_on_memory is on)"
+                    .into(),
+            effect: "nothing is stolen; boot without that parameter".into(),
+        }
+    }
+
     /// No interrupt.
     pub fn interrupt() -> Self {
         Self {

@@ -17,7 +17,7 @@ use std::time::Duration;
 use memtide_policy::guest::{Census, Memory, SkipReason, StealFailure, precheck};
 use memtide_sysfs::kpageflags::{PageCensus, PageFlags};
 use memtide_sysfs::meminfo::Meminfo;
-use memtide_sysfs::memory::{MemmapOnMemory, State, StateRequest, WriteError, write_state};
+use memtide_sysfs::memory::{State, StateRequest, WriteError, write_state};
 use memtide_sysfs::{Error, Root, memory};
 use memtide_units::{BlockId, BlockSize, ByteSize, GpaRange};
 use rustix::event::EventfdFlags;
@@ -162,10 +162,12 @@ impl Worker {
 
     /// The job that has ended, if it has.
     pub fn take(&mut self) -> Option<Done> {
-        let done = self.done.try_recv().ok()?;
-        self.current = None;
+        // First, and even if nothing has ended: the thread wakes us after it has handed over a
+        // result, which may have been taken by then. What is left would wake us for ever.
         let mut count = [0; 8];
         let _ = rustix::io::read(&self.wake, &mut count);
+        let done = self.done.try_recv().ok()?;
+        self.current = None;
         Some(done)
     }
 
@@ -285,18 +287,17 @@ impl Hands {
     }
 
     /// Where nobody can count, everything in the block has to be moved. And where blocks may hold
-    /// their own `struct page`s, which count as unmovable, none can be stolen then: the host would
-    /// drop them, and the kernel needs them still.
+    /// their own `struct page`s none is stolen, whatever a count would say: the host would drop
+    /// them, and the kernel needs them still.
     fn census(&self, block: BlockId) -> Result<Census, Error> {
-        let own_structs = memory::memmap_on_memory(&self.root);
-        let may_hold_structs =
-            !matches!(own_structs, Ok(MemmapOnMemory::Off) | Err(Error::Missing { .. }));
-        let unmovable_pages = may_hold_structs.into();
-        let worst = Census { to_migrate: self.size.size(), unmovable_pages };
-        let (Ok(flags), Some(range)) = (&self.flags, self.size.range(block)) else {
-            return Ok(worst);
-        };
-        self.count(flags, range)
+        let to_migrate = self.size.size();
+        if memory::may_hold_own_structs(&self.root) {
+            return Ok(Census { to_migrate, unmovable_pages: 1 });
+        }
+        match (&self.flags, self.size.range(block)) {
+            (Ok(flags), Some(range)) => self.count(flags, range),
+            _ => Ok(Census { to_migrate, unmovable_pages: 0 }),
+        }
     }
 
     /// Counts in slices, and stops at the first page that does not move: under emulation a whole
@@ -399,6 +400,17 @@ mod tests {
     }
 
     #[test]
+    fn where_blocks_may_hold_their_own_struct_pages_none_is_stolen_or_converted() {
+        let (fake, mut worker) = guest(300);
+        // From 6.11 on those pages carry no flag: the census takes them for pages that move.
+        fake.put("sys/module/memory_hotplug/parameters/memmap_on_memory", "Y\n");
+        assert_eq!(run(&mut worker, 2, steal_task(0)), Err(StealFailure::Busy));
+        let convert = Task::Convert { keep: ByteSize::ZERO };
+        assert_eq!(run(&mut worker, 1, convert), Err(StealFailure::Busy));
+        assert_eq!(fake.writes(), []);
+    }
+
+    #[test]
     fn a_kernel_block_is_converted() {
         let (fake, mut worker) = guest(300);
         let convert = Task::Convert { keep: ByteSize::from_mib(100) };
@@ -426,6 +438,18 @@ mod tests {
         fake.refuse_block(BlockId(2), Errno::NOMEM);
         assert!(worker.give(Job { block: BlockId(2), task: Task::Return(StateRequest::Online) }));
         assert!(worker.wait().unwrap().result.unwrap_err().is_offline);
+    }
+
+    #[test]
+    fn a_job_that_was_waited_for_wakes_nobody_for_ever() {
+        use rustix::event::{PollFd, PollFlags, poll};
+        let (_fake, mut worker) = guest(300);
+        run(&mut worker, 2, steal_task(0)).unwrap();
+        // The thread says that it has ended a moment after it has handed over the result.
+        while poll(&mut [PollFd::new(&worker, PollFlags::IN)], None) != Ok(1) {}
+        assert!(worker.take().is_none());
+        let left = poll(&mut [PollFd::new(&worker, PollFlags::IN)], Some(&Default::default()));
+        assert_eq!(left, Ok(0));
     }
 
     #[test]

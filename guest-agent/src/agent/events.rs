@@ -108,8 +108,12 @@ impl Agent {
         }
     }
 
-    /// Puts an offline block online. From here on no hello names it.
+    /// Puts an offline block online. From here on no hello names it, and no report that a hello
+    /// has overtaken and that waits still.
     pub(super) fn bring_back(&mut self, block: BlockId) {
+        if let Some(range) = self.parts.blocks.size().range(block) {
+            self.parts.link.forget_report(range);
+        }
         self.parts.blocks.set(&self.parts.root, block, Hold::Returning);
         let task = Task::Return(self.parts.how_online);
         self.parts.hands.put_online(Job { block, task });

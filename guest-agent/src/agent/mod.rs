@@ -193,8 +193,9 @@ impl Agent {
     /// Reads answers and sends what waits, until neither is left.
     fn exchange(&mut self, now: Instant) {
         for _ in 0..ANSWERS_MAX {
-            let (blocks, limits) = (&self.parts.blocks, self.parts.controller.settings().limits);
-            let events = self.parts.link.service(now, &|epoch| introduce(blocks, &limits, epoch));
+            let limits = self.parts.controller.settings().limits;
+            let Parts { root, blocks, link, .. } = &mut self.parts;
+            let events = link.service(now, &|epoch| introduce(root, blocks, &limits, epoch));
             if events.is_empty() {
                 return;
             }
@@ -231,6 +232,7 @@ impl Agent {
                 Surprise::CameOnline(block) => {
                     tracing::warn!("{block} was stolen, and somebody has put it online");
                     let ranges = self.parts.blocks.ranges(&[block]);
+                    ranges.iter().for_each(|range| _ = self.parts.link.forget_report(*range));
                     self.parts.link.post(Request::Taken(ranges));
                 }
                 Surprise::WentOffline(block) => {
@@ -313,8 +315,8 @@ impl Agent {
 }
 
 /// The introduction: what is offline by the agent's doing, and stays so until a grant.
-fn introduce(blocks: &Blocks, limits: &Limits, epoch: u32) -> Hello {
-    let mut stolen = blocks.ranges(&blocks.offline_by_us());
+fn introduce(root: &Root, blocks: &Blocks, limits: &Limits, epoch: u32) -> Hello {
+    let mut stolen = blocks.ranges(&blocks.offline_still(root));
     if stolen.len() > RANGES_MAX {
         // The host then believes that the guest uses more than it does: safe.
         tracing::error!("{} stolen ranges, and the host hears of {RANGES_MAX}", stolen.len());

@@ -426,6 +426,43 @@ fn somebody_elses_hand_is_noticed_and_told() {
 }
 
 #[test]
+fn a_hello_never_names_what_somebody_else_has_put_online() {
+    let mut world = World::new();
+    world.run(20_000);
+    world.heard.clear();
+    // As `udevadm trigger` does under a rule that puts plugged memory online.
+    write_state(&world.fake.root(), BlockId(7), StateRequest::OnlineMovable).unwrap();
+    world.device.configure(|config| config.extension.hello_epoch.set(2));
+    world.run(200);
+    let hello = world.heard.iter().find_map(|request| match request {
+        Request::Hello(hello) => Some(blocks(&hello.stolen).collect::<BTreeSet<_>>()),
+        _ => None,
+    });
+    assert_eq!(hello, Some(BTreeSet::from([3, 4, 5, 6])));
+}
+
+#[test]
+fn a_report_that_waits_is_not_sent_after_its_block_was_taken_back() {
+    let mut world = World::new();
+    world.run(20_000);
+    world.answers = false;
+    world.grow_to(370);
+    world.run(8_500);
+    // A report that a hello has overtaken: the block counts as stolen, and still waits here.
+    world.agent.parts.link.report_stolen(vec![SIZE.range(BlockId(3)).unwrap()]);
+    world.run(5_000);
+    assert_eq!(world.state(3).0, State::Online);
+    world.heard.clear();
+    world.answers = true;
+    world.run(1_000);
+    let names_it = |request: &Request| match request {
+        Request::Steal(ranges) => blocks(ranges).any(|block| block == 3),
+        _ => false,
+    };
+    assert!(!world.heard.iter().any(names_it), "the host would drop it in use");
+}
+
+#[test]
 fn goodbye_is_said_after_everything_else() {
     let mut world = World::new();
     world.run(20_000);

@@ -208,6 +208,12 @@ impl Link {
         {
             return false;
         }
+        self.forget_report(range)
+    }
+
+    /// Forgets a report that waits: the range is not offline any more, whatever a hello said. True
+    /// where there was one.
+    pub fn forget_report(&mut self, range: GpaRange) -> bool {
         let waiting = self.outbox.iter_mut().find_map(|request| match request {
             Request::Steal(ranges) if ranges.contains(&range) => Some(ranges),
             _ => None,

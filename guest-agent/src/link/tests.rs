@@ -78,6 +78,19 @@ fn reports_wait_together_and_telemetry_waits_for_nobody() {
 }
 
 #[test]
+fn a_report_of_what_is_online_again_is_forgotten_while_a_hello_is_on_its_way() {
+    let (fake, mut link) = greeted();
+    link.greet_again();
+    pump(&mut link, at(2));
+    link.report_stolen(vec![block(7)]);
+    assert!(!link.unreport(block(7)), "the hello may have named it");
+    assert!(link.forget_report(block(7)));
+    fake.answer(granted).unwrap();
+    pump(&mut link, at(3));
+    assert!(link.is_idle(), "nothing else is sent");
+}
+
+#[test]
 fn a_report_can_be_taken_back_until_it_is_sent() {
     let (fake, mut link) = greeted();
     link.report_stolen(vec![block(7)]);

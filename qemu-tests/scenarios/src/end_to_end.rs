@@ -88,7 +88,7 @@ fn hand_over(run: &mut Run) -> Result<(), ScenarioError> {
     })
 }
 
-/// How often the agent is killed while it steals: each time it has blocks left to steal.
+/// How often the agent is killed while it steals.
 const KILLS: usize = 3;
 
 /// Kills our processes between the demo's phases.
@@ -108,8 +108,8 @@ impl Interlude for Killer {
     fn while_stealing(&mut self, run: &mut Run) -> Result<(), ScenarioError> {
         for _ in 0..KILLS {
             let killed = run.guest.agent_pid()?;
-            run.say(&format!("kill -9 of the agent, process {killed}"));
-            run.guest.kill_agent()?;
+            let when = run.guest.kill_stealing_agent()?;
+            run.say(&format!("kill -9 of the agent, process {killed}, {when}"));
             let back = run.watch("the agent is back", RECOVERY, |run| {
                 run.guest.agent_pid().is_ok_and(|pid| pid != killed && pid != 0)
                     && run.vm().driver == Driver::Agent

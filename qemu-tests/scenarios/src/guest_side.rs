@@ -216,15 +216,38 @@ impl GuestSide {
         Ok(text.trim().parse().unwrap_or(0))
     }
 
-    /// `kill -9` of the agent's main process.
+    /// `kill -9` of the agent's main process, in the moment in which it takes a block offline; after
+    /// some seconds without such a moment at any other. Says which it was.
     ///
     /// # Errors
     /// Where the guest does not answer.
-    pub fn kill_agent(&self) -> Result<(), ScenarioError> {
+    pub fn kill_stealing_agent(&self) -> Result<String, ScenarioError> {
         let pid = self.agent_pid()?.to_string();
-        self.run(&["kill", "-9", &pid]).map(drop)
+        let said = self.run(&["sh", "-c", KILL_WHILE_GOING_OFFLINE, "sh", &pid])?;
+        Ok(said.trim().to_owned())
     }
 }
+
+/// Without a process of its own per look, one look at all blocks takes a few milliseconds, and
+/// offlining a block ten at least.
+const KILL_WHILE_GOING_OFFLINE: &str = r#"
+end=$(( $(cut -d. -f1 /proc/uptime) + 8 ))
+while :; do
+  for file in /sys/devices/system/memory/memory*/state; do
+    read -r state < "$file"
+    if [ "$state" = going-offline ]; then
+      kill -9 "$1"
+      file=${file%/state}
+      echo "while ${file##*/} was going offline"
+      exit
+    fi
+  done
+  read -r now rest < /proc/uptime
+  [ "${now%.*}" -ge "$end" ] && break
+done
+kill -9 "$1"
+echo "between two steals"
+"#;
 
 impl Drop for GuestSide {
     /// The guest's journal and kernel log join the other logs, for whoever looks at a failed run.

@@ -15,7 +15,7 @@ pub use monitor::{Intervals, Monitor, stop_leftover};
 pub use probe::{Absence, Capabilities, Module, probe};
 pub use regions::Region;
 pub use setup::{ConfigError, IntervalsGoal, MonitorConfig};
-pub use stat::{StatPause, pause_damon_stat};
+pub use stat::{StatPause, adopt_stat_pause, pause_damon_stat};
 
 use crate::Error;
 

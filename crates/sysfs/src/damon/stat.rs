@@ -44,6 +44,12 @@ pub fn pause_damon_stat(root: &Root) -> Result<Option<StatPause>> {
     Ok(Some(StatPause { root: root.clone(), is_restored: false }))
 }
 
+/// The pause of an earlier process of ours that did not live to end it. Only the caller knows that
+/// there was one.
+pub fn adopt_stat_pause(root: &Root) -> StatPause {
+    StatPause { root: root.clone(), is_restored: false }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,9 @@ mod settings;
 mod write;
 
 pub use block::{Block, State, Zone};
-pub use settings::{AutoOnline, MemmapOnMemory, auto_online, memmap_on_memory};
+pub use settings::{
+    AutoOnline, MemmapOnMemory, auto_online, may_hold_own_structs, memmap_on_memory,
+};
 pub use write::{StateRequest, WriteError, write_state};
 
 use memtide_units::{BlockId, BlockSize, ByteSize};

@@ -58,6 +58,14 @@ pub fn memmap_on_memory(root: &Root) -> Result<MemmapOnMemory> {
     })
 }
 
+/// True unless no block of this kernel holds its own `struct page`s: then none may be discarded
+/// while it is offline. From 6.11 on those pages carry no flag in `/proc/kpageflags` by which to
+/// tell them (mm/memory_hotplug.c, `mhp_init_memmap_on_memory`), so a census cannot answer this.
+pub fn may_hold_own_structs(root: &Root) -> bool {
+    let setting = crate::error::optional(memmap_on_memory(root));
+    !matches!(setting, Ok(None | Some(MemmapOnMemory::Off)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,6 +81,7 @@ mod tests {
         fake.put("sys/module/memory_hotplug/parameters/memmap_on_memory", "force\n");
         assert_eq!(auto_online(&fake.root()).unwrap(), AutoOnline::OnlineMovable);
         assert_eq!(memmap_on_memory(&fake.root()).unwrap(), MemmapOnMemory::Forced);
+        assert!(may_hold_own_structs(&fake.root()));
         fake.put("sys/devices/system/memory/auto_online_blocks", "maybe\n");
         assert!(matches!(auto_online(&fake.root()), Err(Error::Garbage { .. })));
     }

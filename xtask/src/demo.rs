@@ -75,6 +75,7 @@ pub(crate) fn run(args: &Demo) -> Result<()> {
         pace,
         artifacts: artifacts.clone(),
     };
+    memtide_scenarios::interrupt::listen();
     let (report, run) = demo::play(&lab, &programs, &options, &mut Undisturbed)?;
     let picture = args.picture.clone().unwrap_or_else(|| artifacts.join("demo.svg"));
     write(&picture, &demo::picture(&run, &report))?;

@@ -62,6 +62,7 @@ fn guests(only: Option<Kernel>) -> Result<Tally> {
         Kernel::ALL.into_iter().filter(|kernel| only.is_none_or(|only| only == *kernel)).collect();
     let lab = lab::set_up(&kernels)?;
     let programs = programs::build()?;
+    memtide_scenarios::interrupt::listen();
     let mut tally = Tally::default();
     let mut count = |name: String, scenario: &dyn Fn(PathBuf) -> Checks| {
         let start = Instant::now();

@@ -26,6 +26,9 @@ pub enum ScenarioError {
         /// What it said.
         said: String,
     },
+    /// Somebody pressed Ctrl-C.
+    #[error("interrupted")]
+    Interrupted,
     /// Something did not happen in time.
     #[error("waited {waited:?} in vain until {what}; last seen: {seen}")]
     Deadline {

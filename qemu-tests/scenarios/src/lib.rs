@@ -10,6 +10,7 @@ pub mod end_to_end;
 pub mod error;
 pub mod guest_side;
 pub mod host_side;
+pub mod interrupt;
 pub mod player;
 pub mod report;
 pub mod run;

@@ -126,6 +126,7 @@ impl Run {
     /// # Errors
     /// Where the guest has died, or memtided does not answer.
     pub fn look(&mut self) -> Result<(), ScenarioError> {
+        crate::interrupt::check()?;
         for line in self.guest.workload_lines()? {
             self.player.read(&line);
         }

@@ -26,6 +26,7 @@ pub fn until<T>(
 ) -> Result<T, ScenarioError> {
     let start = Instant::now();
     loop {
+        crate::interrupt::check()?;
         match look()? {
             Look::Found(found) => return Ok(found),
             Look::NotYet(seen) if start.elapsed() > deadline => {

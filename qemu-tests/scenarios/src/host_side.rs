@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use memtide_api::http::{HostStatus, VmState, VmStatus};
+use memtide_api::http::{VmState, VmStatus};
 use memtide_lab::cargo::Built;
 use memtide_units::ByteSize;
 use rustix::process::{Pid, Signal, kill_process};
@@ -78,14 +78,6 @@ impl HostSide {
     /// Process ids of memtided and of the device.
     pub fn pids(&self) -> (u32, Option<u32>) {
         (self.memtided.id(), self.device_pid.map(|pid| pid.as_raw_nonzero().get().cast_unsigned()))
-    }
-
-    /// The host as `memtide status --json` tells.
-    ///
-    /// # Errors
-    /// As [`HostSide::memtide`].
-    pub fn status(&self) -> Result<HostStatus, ScenarioError> {
-        self.json(&["status", "--json"])
     }
 
     /// The VM as `memtide vm NAME --json` tells.

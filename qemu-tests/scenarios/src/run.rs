@@ -7,6 +7,7 @@ use memtide_api::device::Driver;
 use memtide_api::http::VmStatus;
 use memtide_lab::Lab;
 use memtide_lab::cargo::Built;
+use memtide_lab::machine::rss_kib;
 use memtide_lab::rundir::RunDir;
 use memtide_units::ByteSize;
 
@@ -87,11 +88,6 @@ impl Run {
             logs: logs.to_owned(),
             _sockets: sockets,
         }
-    }
-
-    /// Where the logs of this run are.
-    pub fn logs(&self) -> &Path {
-        &self.logs
     }
 
     /// Milliseconds since the run began.
@@ -269,10 +265,7 @@ impl Run {
     }
 }
 
-/// `VmRSS` of a process of this host.
+/// What a process of this host has in memory, unless it has just ended.
 fn rss_of(pid: u32) -> Option<ByteSize> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(ByteSize::from_kib(kib))
+    rss_kib(pid).ok().map(ByteSize::from_kib)
 }

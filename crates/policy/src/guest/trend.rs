@@ -16,11 +16,11 @@ const SPAN: Duration = Duration::from_millis(100);
 /// How long the largest burst is remembered, at least; twice as long at most.
 const MEMORY: Duration = Duration::from_secs(60);
 
-/// What the last looks say about the next half second.
+/// What the last looks say about the time that a return takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Growth {
-    /// How much more will be in use when a return that is asked for now has come, if the guest grows on as it does. Of
-    /// the last two spans the slower counts: one step up is no climb.
+    /// How much more will be in use when a return that is asked for now has come, if the guest
+    /// grows on as it does. Of the last two spans the slower counts: one step up is no climb.
     pub(super) ahead: ByteSize,
     /// The largest step up of the last minute or two, within one span: it may come again, and
     /// nothing foretells it.

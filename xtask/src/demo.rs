@@ -14,7 +14,7 @@ use crate::programs;
 /// Options of the demo.
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
-    /// The guest's kernel: 6.12 (Debian's stable) or 7.3 (its backports).
+    /// The guest's kernel: 6.1 (Debian 12), 6.12 (Debian 13) or 7.3 (its backports).
     #[arg(long, value_name = "VERSION", default_value = "7.3")]
     kernel: Kernel,
     /// The guest's memory, from 1GiB to 16GiB.

@@ -28,6 +28,8 @@ pub(crate) struct Setup {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Kernels {
+    #[value(name = "6.1")]
+    V6_1,
     #[value(name = "6.12")]
     V6_12,
     #[value(name = "7.3")]
@@ -38,6 +40,7 @@ enum Kernels {
 impl Kernels {
     fn list(self) -> Vec<Kernel> {
         match self {
+            Self::V6_1 => vec![Kernel::V6_1],
             Self::V6_12 => vec![Kernel::V6_12],
             Self::V7_3 => vec![Kernel::V7_3],
             Self::All => Kernel::ALL.to_vec(),

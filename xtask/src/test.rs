@@ -19,7 +19,7 @@ pub(crate) struct Test {
     /// Only this part.
     #[arg(value_enum, value_name = "PART")]
     only: Option<Part>,
-    /// End-to-end tests on this kernel alone: 6.12 or 7.3.
+    /// End-to-end tests on this kernel alone: 6.1, 6.12 or 7.3.
     #[arg(long, value_name = "VERSION")]
     kernel: Option<Kernel>,
 }

@@ -1,5 +1,5 @@
 //! Boots a guest of each kernel that is set up and says how long everything took: a check of the
-//! lab itself. `cargo run -p memtide-lab --example boot [6.12|7.3]...`
+//! lab itself. `cargo run -p memtide-lab --example boot [6.1|6.12|7.3]...`
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -22,7 +22,7 @@ const SESSION: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Arguments of `lab shell`.
 #[derive(Debug, Args)]
 pub(crate) struct Shell {
-    /// The guest's kernel: 6.12 or 7.3.
+    /// The guest's kernel: 6.1, 6.12 or 7.3.
     #[arg(long, value_name = "VERSION", default_value = "7.3")]
     kernel: Kernel,
     /// The guest's memory, such as 2GiB.

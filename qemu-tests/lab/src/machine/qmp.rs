@@ -134,7 +134,10 @@ impl Connection {
 
 fn failure(doing: &str, error: &io::Error) -> Error {
     let reason = match error.kind() {
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => "QEMU hung up".to_owned(),
+        // The last one where it ended without having read what was sent.
+        io::ErrorKind::UnexpectedEof
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::ConnectionReset => "QEMU hung up".to_owned(),
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => "no answer in time".to_owned(),
         _ => error.to_string(),
     };

@@ -1,6 +1,6 @@
 //! A private apt: its own lists, cache and (empty) package database in our cache directory.
 //!
-//! It resolves and downloads packages of Debian 13 and its backports on any Debian host, checks
+//! It resolves and downloads packages of Debian 12, 13 and its backports on any Debian host, checks
 //! signatures and hashes as apt does, touches nothing of the host's and needs no root. An empty
 //! package database makes apt resolve a package down to libc, which is just what a QEMU that runs
 //! in a root of its own needs. `apt-get -c` reads our settings after the host's, so proxies and
@@ -15,6 +15,9 @@ use crate::command::{Log, Tool};
 use crate::error::{Error, IoContext, Result};
 use crate::setup::apt_sources;
 
+/// The release before, for its long-term kernel. Named by its code name, as the others: that stays
+/// when the next release makes it older still.
+pub(crate) const OLD_RELEASE: &str = "bookworm";
 /// The release that the guests run, and QEMU's root.
 pub(crate) const RELEASE: &str = "trixie";
 /// Where newer kernels and QEMU for it are.
@@ -71,13 +74,14 @@ impl Apt {
         self.dir.join("lists-of")
     }
 
-    /// Whether the package lists are there, recent, and from the archive that the host uses now.
+    /// Whether the package lists are there, recent, and of the suites and the archive that are wanted
+    /// now.
     pub(crate) fn is_fresh(&self) -> bool {
         let age = || -> Option<Duration> {
             let written = fs::metadata(self.stamp()).ok()?.modified().ok()?;
             SystemTime::now().duration_since(written).ok()
         };
-        let same = fs::read_to_string(self.stamp()).is_ok_and(|of| of == self.archive);
+        let same = fs::read_to_string(self.stamp()).is_ok_and(|of| of == sources(&self.archive));
         same && age().is_some_and(|age| age < LISTS_LIVE)
     }
 
@@ -85,7 +89,7 @@ impl Apt {
     pub(crate) fn update(&self) -> Result<()> {
         self.get(UPDATE_ADVICE).arg("update").run(&self.log)?;
         self.clean()?;
-        fs::write(self.stamp(), &self.archive).on("write", self.stamp())
+        fs::write(self.stamp(), sources(&self.archive)).on("write", self.stamp())
     }
 
     /// Throws downloaded packages away.
@@ -169,7 +173,7 @@ fn sources(archive: &str) -> String {
     // Without the updates and security suites: a lab wants the release that everybody has, and
     // not every mirror carries them.
     format!(
-        "Types: deb\nURIs: {archive}\nSuites: {RELEASE} {BACKPORTS}\nComponents: main\n\
+        "Types: deb\nURIs: {archive}\nSuites: {OLD_RELEASE} {RELEASE} {BACKPORTS}\nComponents: main\n\
          Signed-By: {KEYRING}\n"
     )
 }
@@ -219,6 +223,6 @@ mod tests {
     fn the_sources_are_the_hosts_archive_with_our_suites() {
         let text = sources("http://mirror.example/debian");
         assert!(text.contains("URIs: http://mirror.example/debian\n"), "{text}");
-        assert!(text.contains("Suites: trixie trixie-backports\n"), "{text}");
+        assert!(text.contains("Suites: bookworm trixie trixie-backports\n"), "{text}");
     }
 }

@@ -1,4 +1,4 @@
-//! The initramfs of a lab guest: busybox, the disk driver, `files/init.sh` and the lab's units.
+//! The initramfs of a lab guest: busybox, the drivers of its disks, `files/init.sh` and the lab's units.
 //!
 //! It is what joins the three disks of a guest (Debian's root, the kernel's modules, the caller's
 //! tools) into one system, so none of the images has to know the others. What the lab wants of
@@ -38,15 +38,15 @@ fn directory(cache: &Cache, kernel: Kernel) -> PathBuf {
     cache.join(format!("initramfs-{}", kernel.name().replace('.', "-")))
 }
 
-/// The recipe holds all our files, and the release because the disk driver is bound to it.
-fn recipe(release: &str) -> String {
+/// The recipe holds all our files, and which kernel and release the drivers are of.
+fn recipe(kernel: Kernel, release: &str) -> String {
     let units: Vec<&str> = UNITS.iter().map(|(_, text)| *text).collect();
-    [release, INIT, MASKED, &units.concat()].join("\n")
+    [&kernel.recipe(), release, INIT, MASKED, &units.concat()].join("\n")
 }
 
 /// Whether the initramfs for this release is there and is the one that we would make.
 pub(crate) fn is_current(cache: &Cache, kernel: Kernel, release: &str) -> bool {
-    Stamp::of(&directory(cache, kernel), &recipe(release)).is_some()
+    Stamp::of(&directory(cache, kernel), &recipe(kernel, release)).is_some()
 }
 
 /// Makes it from what the kernel step left.
@@ -57,7 +57,7 @@ pub(crate) fn build(cache: &Cache, kernel: Kernel, release: &str) -> Result<()> 
     let archive = archive(&busybox, &boot_modules(&kernel_dir.join(BOOT_MODULES))?);
     let path = partial.path().join(IMAGE);
     fs::write(&path, archive).on("write", &path)?;
-    partial.finish(&recipe(release), BTreeMap::new(), &[(IMAGE, 500_000)])?;
+    partial.finish(&recipe(kernel, release), BTreeMap::new(), &[(IMAGE, 500_000)])?;
     Ok(())
 }
 
@@ -107,8 +107,9 @@ mod tests {
 
     #[test]
     fn a_changed_release_or_script_makes_a_new_initramfs() {
-        assert_ne!(recipe("6.12.1"), recipe("6.12.2"));
-        assert!(recipe("x").contains(INIT));
+        let kernel = Kernel::V6_12;
+        assert_ne!(recipe(kernel, "6.12.1"), recipe(kernel, "6.12.2"));
+        assert!(recipe(kernel, "x").contains(INIT));
     }
 
     #[test]

@@ -9,15 +9,12 @@ use crate::cache::Cache;
 use crate::command::{Log, Tool};
 use crate::error::{Error, IoContext, Result};
 use crate::image::read_only_ext4;
-use crate::setup::apt::{Apt, BACKPORTS, Package, RELEASE};
+use crate::setup::apt::{Apt, BACKPORTS, OLD_RELEASE, Package, RELEASE};
 use crate::setup::module_order::load_order;
 use crate::setup::stamp::{Partial, Stamp, remove};
 
 /// The package that depends on the newest kernel of a suite.
 const PACKAGE: &str = "linux-image-cloud-amd64";
-/// What the initramfs must load before it sees a disk; virtio itself and ext4 are built in.
-const DISK_DRIVER: &str = "virtio_blk";
-
 const VMLINUZ: &str = "vmlinuz";
 const MODULES: &str = "modules.ext4";
 /// Modules for the initramfs, unpacked, named in loading order.
@@ -30,6 +27,9 @@ const ADVICE: &str = "look at setup.log in the cache";
 /// A kernel that guests can run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kernel {
+    /// Linux 6.1, the long-term kernel of Debian 12: no DAMON, and memory that is added stays offline
+    /// until somebody puts it online.
+    V6_1,
     /// Linux 6.12, the long-term kernel of Debian 13: DAMON without its newer goals.
     V6_12,
     /// Linux 7.3 (or whatever newer one Debian's backports have): all of DAMON.
@@ -38,11 +38,12 @@ pub enum Kernel {
 
 impl Kernel {
     /// Every kernel of the lab.
-    pub const ALL: [Self; 2] = [Self::V6_12, Self::V7_3];
+    pub const ALL: [Self; 3] = [Self::V6_1, Self::V6_12, Self::V7_3];
 
     /// Its name on command lines and in the cache.
     pub fn name(self) -> &'static str {
         match self {
+            Self::V6_1 => "6.1",
             Self::V6_12 => "6.12",
             Self::V7_3 => "7.3",
         }
@@ -50,6 +51,7 @@ impl Kernel {
 
     fn suite(self) -> &'static str {
         match self {
+            Self::V6_1 => OLD_RELEASE,
             Self::V6_12 => RELEASE,
             Self::V7_3 => BACKPORTS,
         }
@@ -61,8 +63,18 @@ impl Kernel {
         cache.join(format!("kernel-{}", self.name().replace('.', "-")))
     }
 
-    fn recipe(self) -> String {
-        format!("{PACKAGE} of {}, {DISK_DRIVER}, busybox-static, 1", self.suite())
+    /// What the initramfs must load before it sees a disk and the runner its port; ext4, and in
+    /// newer kernels virtio itself, are built in.
+    fn boot_drivers(self) -> &'static [&'static str] {
+        match self {
+            Self::V6_1 => &["virtio_pci", "virtio_blk", "virtio_console"],
+            Self::V6_12 | Self::V7_3 => &["virtio_blk"],
+        }
+    }
+
+    pub(crate) fn recipe(self) -> String {
+        let drivers = self.boot_drivers().join(" ");
+        format!("{PACKAGE} of {}, {drivers}, busybox-static, 1", self.suite())
     }
 }
 
@@ -77,7 +89,7 @@ impl std::str::FromStr for Kernel {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|kernel| kernel.name() == text);
-        found.ok_or_else(|| format!("the lab has the kernels 6.12 and 7.3, not {text}"))
+        found.ok_or_else(|| format!("the lab has the kernels 6.1, 6.12 and 7.3, not {text}"))
     }
 }
 
@@ -113,6 +125,7 @@ pub(crate) fn install(cache: &Cache, apt: &Apt, kernel: Kernel) -> Result<Kernel
     let root = partial.path().join("root");
     let packages = packages(apt, kernel)?;
     apt.unpack(&packages, &root)?;
+    merge_usr(&root)?;
 
     let modules = root.join("usr/lib/modules");
     let release = release_of(&modules)?;
@@ -120,7 +133,9 @@ pub(crate) fn install(cache: &Cache, apt: &Apt, kernel: Kernel) -> Result<Kernel
     move_file(&image, &partial.path().join(VMLINUZ))?;
     move_file(&root.join("usr/bin/busybox"), &partial.path().join(BUSYBOX))?;
     depmod(&root, &release, &log)?;
-    unpack_boot_modules(&modules.join(&release), &partial.path().join(BOOT_MODULES), &log)?;
+    let order = boot_order(&modules.join(&release), kernel)?;
+    let target = partial.path().join(BOOT_MODULES);
+    unpack_boot_modules(&modules.join(&release), &order, &target, &log)?;
     modules_image(&modules, &release, &partial.path().join(MODULES), &log)?;
     remove(&root)?;
 
@@ -166,6 +181,18 @@ fn vmlinuz(root: &Path, release: &str) -> Result<PathBuf> {
     })
 }
 
+/// Packages of Debian 12 and older have their modules in /lib, which is usr/lib on every machine.
+fn merge_usr(root: &Path) -> Result<()> {
+    let (old, new) = (root.join("lib/modules"), root.join("usr/lib/modules"));
+    if !old.is_dir() || new.exists() {
+        return Ok(());
+    }
+    let parent = root.join("usr/lib");
+    fs::create_dir_all(&parent).on("create", &parent)?;
+    move_file(&old, &new)?;
+    remove(&root.join("lib"))
+}
+
 fn move_file(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).on("move", from)
 }
@@ -179,13 +206,25 @@ fn depmod(root: &Path, release: &str, log: &Log) -> Result<()> {
     Tool::new("depmod", ADVICE).arg("-b").arg(root).arg(release).run(log)
 }
 
-/// Unpacks the disk driver and what it needs as `00-first.ko`, `01-second.ko`, ...
-fn unpack_boot_modules(modules: &Path, target: &Path, log: &Log) -> Result<()> {
-    fs::create_dir_all(target).on("create", target)?;
+/// The drivers of a boot and what they need, in the order in which they must be loaded.
+fn boot_order(modules: &Path, kernel: Kernel) -> Result<Vec<String>> {
     let index = modules.join("modules.dep");
     let dependencies = fs::read_to_string(&index).on("read", &index)?;
-    // A driver that is built in is not listed and needs no loading.
-    let order = load_order(&dependencies, DISK_DRIVER).unwrap_or_default();
+    let mut order = Vec::new();
+    for driver in kernel.boot_drivers() {
+        // One that is built in is not listed and needs no loading.
+        for path in load_order(&dependencies, driver).unwrap_or_default() {
+            if !order.contains(&path) {
+                order.push(path);
+            }
+        }
+    }
+    Ok(order)
+}
+
+/// Unpacks modules as `00-first.ko`, `01-second.ko`, ...
+fn unpack_boot_modules(modules: &Path, order: &[String], target: &Path, log: &Log) -> Result<()> {
+    fs::create_dir_all(target).on("create", target)?;
     for (number, path) in order.iter().enumerate() {
         let file = path.rsplit('/').next().unwrap_or(path);
         let name = file.trim_end_matches(".xz");
@@ -219,19 +258,38 @@ mod tests {
     fn kernels_are_named_as_on_the_command_line() {
         assert_eq!("6.12".parse(), Ok(Kernel::V6_12));
         assert_eq!("7.3".parse::<Kernel>().unwrap().to_string(), "7.3");
-        assert!("6.1".parse::<Kernel>().unwrap_err().contains("6.12 and 7.3"));
+        assert_eq!("6.1".parse(), Ok(Kernel::V6_1));
+        assert!("6".parse::<Kernel>().unwrap_err().contains("6.1, 6.12 and 7.3"));
     }
 
     #[test]
-    fn the_image_is_found_in_both_places_where_packages_put_it() {
-        for image in ["boot/vmlinuz-1.2", "usr/lib/modules/1.2/vmlinuz"] {
+    fn image_and_modules_are_found_wherever_packages_put_them() {
+        let places = [
+            ("boot/vmlinuz-1.2", "lib/modules/1.2"),
+            ("boot/vmlinuz-1.2", "usr/lib/modules/1.2"),
+            ("usr/lib/modules/1.2/vmlinuz", "usr/lib/modules/1.2"),
+        ];
+        for (image, modules) in places {
             let root = tempfile::tempdir().unwrap();
             let root = root.path();
-            fs::create_dir_all(root.join("usr/lib/modules/1.2")).unwrap();
+            fs::create_dir_all(root.join(modules)).unwrap();
             fs::create_dir_all(root.join("boot")).unwrap();
             fs::write(root.join(image), "").unwrap();
+            merge_usr(root).unwrap();
             let release = release_of(&root.join("usr/lib/modules")).unwrap();
             assert_eq!(vmlinuz(root, &release).unwrap(), root.join(image));
         }
+    }
+
+    #[test]
+    fn drivers_of_a_boot_share_what_they_need() {
+        let root = tempfile::tempdir().unwrap();
+        let dep =
+            "k/virtio_pci.ko: k/ring.ko k/virtio.ko\nk/virtio_blk.ko: k/ring.ko k/virtio.ko\n";
+        fs::write(root.path().join("modules.dep"), dep).unwrap();
+        let order = boot_order(root.path(), Kernel::V6_1).unwrap();
+        assert_eq!(order, ["k/virtio.ko", "k/ring.ko", "k/virtio_pci.ko", "k/virtio_blk.ko"]);
+        let order = boot_order(root.path(), Kernel::V7_3).unwrap();
+        assert_eq!(order, ["k/virtio.ko", "k/ring.ko", "k/virtio_blk.ko"]);
     }
 }

@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use memtide_policy::guest::Mode;
 use memtide_sysfs::Root;
 
-use crate::config::{Config, ConfigError, DamonUse, Wishes};
+use crate::config::{Config, ConfigError, DamonUse, ScaleWish, Wishes};
 use crate::overcommit::OvercommitUse;
 use crate::run::{RunError, hand_back, run, signal_of};
 use crate::runtime::status_path;
@@ -95,6 +95,9 @@ struct RunArgs {
     /// Acceptable share of time in which some task stalls for memory [default: 0.1%].
     #[arg(long, value_name = "PERCENT")]
     psi_goal: Option<String>,
+    /// Scale by what is used, or by the host's target alone [default: use].
+    #[arg(long)]
+    scale_by: Option<ScaleWish>,
     /// Which PCI function is the balloon [default: the only one there is].
     #[arg(long, value_name = "ADDRESS")]
     pci: Option<String>,
@@ -122,6 +125,7 @@ impl RunArgs {
             min: self.min,
             max: self.max,
             psi_goal: self.psi_goal,
+            scale_by: self.scale_by,
             pci: self.pci,
             gate_deadline: self.gate_deadline,
             damon: self.damon,

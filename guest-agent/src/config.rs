@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use memtide_policy::guest::{Limits, LimitsError, LimitsWish, PSI_GOAL_MAX, PSI_GOAL_MIN};
+use memtide_policy::guest::{Limits, LimitsError, LimitsWish, PSI_GOAL_MAX, PSI_GOAL_MIN, ScaleBy};
 use memtide_sysfs::pci::Address;
 use memtide_units::{ByteSize, PpMillion};
 use serde::{Deserialize, Deserializer, de};
@@ -46,6 +46,25 @@ pub enum Conversion {
     Leave,
 }
 
+/// What the guest's size follows, as it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScaleWish {
+    /// What is used, and the host's target besides.
+    Use,
+    /// The host's target alone, down and up, as a stock balloon driver does.
+    Target,
+}
+
+impl From<ScaleWish> for ScaleBy {
+    fn from(wish: ScaleWish) -> Self {
+        match wish {
+            ScaleWish::Use => Self::Use,
+            ScaleWish::Target => Self::Target,
+        }
+    }
+}
+
 /// Settings as they are written: in the file, or (some of them) on the command line.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -59,6 +78,8 @@ pub struct Wishes {
     /// Acceptable pressure, such as `"0.1%"`.
     #[serde(deserialize_with = "quoted")]
     pub psi_goal: Option<String>,
+    /// What the guest's size follows.
+    pub scale_by: Option<ScaleWish>,
     /// Which function is the balloon, such as `"0000:00:03.0"`.
     #[serde(deserialize_with = "quoted")]
     pub pci: Option<String>,
@@ -80,6 +101,8 @@ pub struct Wishes {
 pub struct Config {
     /// Limits as they were wished for; [`Config::limits`] checks them against the machine.
     pub wish: LimitsWish,
+    /// What the guest's size follows.
+    pub scale_by: ScaleBy,
     /// Which function is the balloon, where that is not plain.
     pub pci: Option<Address>,
     /// `None`: never take a block back unasked.
@@ -159,6 +182,7 @@ impl Wishes {
             min: self.min.or(others.min),
             max: self.max.or(others.max),
             psi_goal: self.psi_goal.or(others.psi_goal),
+            scale_by: self.scale_by.or(others.scale_by),
             pci: self.pci.or(others.pci),
             gate_deadline: self.gate_deadline.or(others.gate_deadline),
             damon: self.damon.or(others.damon),
@@ -183,6 +207,7 @@ impl Wishes {
         let gate_deadline = self.gate_deadline.as_deref().map(deadline).transpose()?;
         Ok(Config {
             wish,
+            scale_by: self.scale_by.map(ScaleBy::from).unwrap_or_default(),
             pci: parsed("pci", self.pci.as_deref())?,
             gate_deadline: gate_deadline.unwrap_or(Some(GATE_DEADLINE)),
             damon: self.damon.unwrap_or_default(),
@@ -325,6 +350,7 @@ mod tests {
             min = "512MiB"
             max = "3 GiB"
             psi_goal = "0.25%"
+            scale_by = "target"
             pci = "0000:00:03.0"
             gate_deadline = "never"
             damon = "polite"
@@ -337,6 +363,7 @@ mod tests {
         assert_eq!(config.wish.min, Some(ByteSize::from_mib(512)));
         assert_eq!(config.wish.max, Some(ByteSize::from_gib(3)));
         assert_eq!(config.wish.psi_goal, Some(PpMillion(2_500)));
+        assert_eq!(config.scale_by, ScaleBy::Target);
         assert_eq!(config.pci.unwrap().to_string(), "0000:00:03.0");
         assert_eq!((config.gate_deadline, config.damon), (None, DamonUse::Polite));
         assert_eq!(config.conversion, Conversion::Leave);
@@ -358,6 +385,7 @@ mod tests {
             ("psi_goal = \"0.1\"", "psi_goal: \"0.1\" is no share from 0.01% to 10%"),
             ("psi_goal = \"0.005%\"", "\"0.005%\" is no share from 0.01% to 10%"),
             ("psi_goal = \"11%\"", "\"11%\" is no share from 0.01% to 10%"),
+            ("scale_by = \"load\"", "unknown variant `load`, expected `use` or `target`"),
             ("pci = \"3.0\"", "pci: \"3.0\" is no PCI address"),
             ("gate_deadline = \"10\"", "is no time: write for example 1500ms, 10s"),
             ("gate_deadline = \"200ms\"", "use 1s or more"),

@@ -64,7 +64,7 @@ fn convert_one(
     worker: &mut Worker,
     job: Job,
 ) -> Result<(), String> {
-    let done = worker.give(job).then(|| worker.wait()).flatten();
+    let done = worker.give([job]).then(|| worker.wait()).flatten();
     let result = done.ok_or("the thread that changes blocks has ended")?.result;
     // One that got stuck half-way counts as stolen, and comes back when it is needed.
     let is_offline = result.as_ref().is_err_and(|failure| failure.is_offline);

@@ -1,23 +1,23 @@
-//! What is to be done to blocks, in order: returns before steals, one at a time.
+//! What is to be done to blocks, in order: returns before steals.
 
-use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::worker::{Done, Job, Task, Worker};
 
-/// The worker and its list.
+/// The worker, and what it will be given next. It is given either all returns that wait or all
+/// steals, so that it need not wait for anybody between two blocks.
 #[derive(Debug)]
 pub struct Hands {
     worker: Worker,
-    returns: VecDeque<Job>,
-    steals: VecDeque<Job>,
+    returns: Vec<Job>,
+    steals: Vec<Job>,
     is_aborting: bool,
 }
 
 impl Hands {
     /// With nothing to do yet.
     pub fn new(worker: Worker) -> Self {
-        Self { worker, returns: VecDeque::new(), steals: VecDeque::new(), is_aborting: false }
+        Self { worker, returns: Vec::new(), steals: Vec::new(), is_aborting: false }
     }
 
     /// Puts jobs on the list of steals, in this order.
@@ -29,12 +29,12 @@ impl Hands {
 
     /// Puts a block on the list of those to put online; a steal at work makes way for it.
     pub fn put_online(&mut self, job: Job) {
-        self.returns.push_back(job);
+        self.returns.push(job);
         self.abort();
         self.proceed();
     }
 
-    /// Empties the list of steals and ends the one at work.
+    /// Empties the list of steals and ends those that the worker has.
     pub fn abort(&mut self) {
         self.steals.clear();
         self.is_aborting = self.is_stealing();
@@ -55,7 +55,7 @@ impl Hands {
         self.worker.current().is_some() || !self.returns.is_empty() || !self.steals.is_empty()
     }
 
-    /// The job that has ended, if one has; the next one is under way then.
+    /// The job that has ended, if one has; the next ones are under way then.
     pub fn take(&mut self) -> Option<Done> {
         let done = self.worker.take();
         self.proceed();
@@ -70,11 +70,9 @@ impl Hands {
         if self.worker.current().is_some() {
             return;
         }
-        let next = self.returns.pop_front().or_else(|| self.steals.pop_front());
-        if let Some(job) = next
-            && !self.worker.give(job)
-        {
-            tracing::error!("{}: the thread that changes blocks has ended", job.block);
+        let list = if self.returns.is_empty() { &mut self.steals } else { &mut self.returns };
+        if !list.is_empty() && !self.worker.give(list.drain(..)) {
+            tracing::error!("the thread that changes blocks has ended");
         }
     }
 }
@@ -89,7 +87,8 @@ impl AsFd for Hands {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::worker::MOVABLE_DEADLINE;
+    use crate::worker::{Look, MOVABLE_DEADLINE};
+    use memtide_policy::guest::StealFailure;
     use memtide_sysfs::fake::{FakeBlock, FakeRoot};
     use memtide_sysfs::meminfo::Meminfo;
     use memtide_sysfs::memory::StateRequest;
@@ -115,18 +114,22 @@ mod tests {
         let available = ByteSize::from_gib(1);
         fake.set_meminfo(Meminfo { total: available, available, ..Meminfo::default() });
         let mut hands = Hands::new(Worker::start(&fake.root(), BlockSize::X86_SMALL).unwrap());
-        let steal = Task::Steal { keep: ByteSize::ZERO, deadline: MOVABLE_DEADLINE };
-        hands.steal([4, 3, 2].map(|n| Job { block: BlockId(n), task: steal }));
+        let (keep, deadline) = (ByteSize::ZERO, MOVABLE_DEADLINE);
+        let steal = Task::Steal { keep, deadline, look: Look::AtRoom };
+        // So many that the worker is still at them when the return comes.
+        let list = std::iter::once(4).chain(std::iter::repeat_n(3, 10_000)).chain([2]);
+        hands.steal(list.map(|n| Job { block: BlockId(n), task: steal }));
         let task = Task::Return(StateRequest::OnlineMovable);
         assert_eq!(next(&mut hands).job.block, BlockId(4));
         hands.put_online(Job { block: BlockId(4), task });
-        let (mut done, mut blocks) = (vec![], vec![]);
+        let mut ends = vec![];
         while hands.is_busy() {
-            let end = next(&mut hands);
-            blocks.push(end.job.block);
-            done.push(end.job.task);
+            ends.push(next(&mut hands));
         }
-        assert_eq!(done.last(), Some(&task));
-        assert!(!blocks.contains(&BlockId(2)), "it was only on the list");
+        let [.., cut_off, returned] = &ends[..] else { panic!("{ends:?}") };
+        assert_eq!((returned.job.task, &returned.result), (task, &Ok(())));
+        assert_eq!(cut_off.job.block, BlockId(2));
+        let why = cut_off.result.as_ref().unwrap_err().kind;
+        assert_eq!(why, StealFailure::Aborted, "it was only on the list");
     }
 }

@@ -262,6 +262,7 @@ fn assemble(
     let controller = Controller::new(Settings {
         block: blocks.size(),
         limits,
+        scale_by: config.scale_by,
         kernel_zone,
         gate_deadline: config.gate_deadline,
         first_ticket: std::process::id(),

@@ -6,7 +6,7 @@ use memtide_wire::block::{self, Request, ReturnRequest};
 
 use super::Agent;
 use crate::blocks::Hold;
-use crate::worker::{Job, KERNEL_DEADLINE, MOVABLE_DEADLINE, Task};
+use crate::worker::{Job, KERNEL_DEADLINE, Look, MOVABLE_DEADLINE, Task};
 
 impl Agent {
     pub(super) fn carry_out(&mut self, now: Instant, actions: Vec<Action>) {
@@ -30,9 +30,12 @@ impl Agent {
     fn steal(&mut self, blocks: &[BlockId], keep: ByteSize) {
         let table = &self.parts.blocks;
         let job = |block: &BlockId| {
-            let deadline =
-                if table.is_movable(*block) { MOVABLE_DEADLINE } else { KERNEL_DEADLINE };
-            Job { block: *block, task: Task::Steal { keep, deadline } }
+            let (deadline, look) = if table.is_movable(*block) {
+                (MOVABLE_DEADLINE, Look::AtRoom)
+            } else {
+                (KERNEL_DEADLINE, Look::AtPages)
+            };
+            Job { block: *block, task: Task::Steal { keep, deadline, look } }
         };
         self.parts.hands.steal(blocks.iter().map(job));
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use memtide_policy::guest::{Controller, KernelZone, Limits, LimitsWish, Mode, Settings};
+use memtide_policy::guest::{Controller, KernelZone, Limits, LimitsWish, Mode, ScaleBy, Settings};
 use memtide_sysfs::Error;
 use memtide_sysfs::fake::{FakeBlock, FakeRoot};
 use memtide_sysfs::meminfo::Meminfo;
@@ -198,6 +198,7 @@ fn agent(fake: &FakeRoot, device: &FakeDevice, runtime: &TempDir, now: u64) -> A
     let controller = Controller::new(Settings {
         block: SIZE,
         limits: Limits::new(blocks.present(), wish).unwrap(),
+        scale_by: ScaleBy::Use,
         kernel_zone: KernelZone::Leave,
         gate_deadline: Some(Duration::from_secs(10)),
         first_ticket: 1,

@@ -78,6 +78,40 @@ fn reports_wait_together_and_telemetry_waits_for_nobody() {
 }
 
 #[test]
+fn a_report_is_no_longer_than_what_the_host_drops_in_a_moment() {
+    let (fake, mut link) = greeted();
+    link.post(Request::Cancel { ticket: 1 });
+    pump(&mut link, at(2));
+    let range = |first, blocks| {
+        GpaRange::new(block(first).start(), BlockSize::X86_SMALL.size().times(blocks)).unwrap()
+    };
+    let waiting = [range(40, 4), block(7), block(6), block(5)];
+    waiting.iter().for_each(|range| link.report_stolen(vec![*range]));
+    let told = [&waiting[..1], &waiting[1..3], &waiting[3..]];
+    for (n, told) in (3..).zip(told) {
+        fake.answer(granted).unwrap();
+        pump(&mut link, at(n));
+        assert_eq!(fake.waiting(), Some(Request::Steal(told.to_vec())));
+        let last = *told.last().unwrap();
+        assert!(!link.unreport(last), "it is in flight");
+    }
+    fake.answer(granted).unwrap();
+    pump(&mut link, at(9));
+    assert!(link.is_idle());
+}
+
+#[test]
+fn where_nothing_has_moved_one_read_says_so() {
+    let (fake, mut link) = greeted();
+    let before = fake.config_reads();
+    link.look();
+    assert_eq!(fake.config_reads(), before + 1);
+    fake.configure(|config| config.balloon.num_pages.set(512));
+    link.look();
+    assert_eq!(link.config().balloon, ByteSize::from_mib(2));
+}
+
+#[test]
 fn a_report_of_what_is_online_again_is_forgotten_while_a_hello_is_on_its_way() {
     let (fake, mut link) = greeted();
     link.greet_again();

@@ -40,6 +40,17 @@ pub enum KernelZone {
     Steal,
 }
 
+/// What the guest's size follows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ScaleBy {
+    /// What is used: plenty is given up without being asked, and the host's target counts besides.
+    #[default]
+    Use,
+    /// The host's target alone, down and up, as a stock balloon driver follows it. Memory that
+    /// runs short is asked back all the same.
+    Target,
+}
+
 /// What does not change while a controller lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -47,6 +58,8 @@ pub struct Settings {
     pub block: BlockSize,
     /// What the user grants and forbids.
     pub limits: Limits,
+    /// What the guest's size follows.
+    pub scale_by: ScaleBy,
     /// What may be stolen.
     pub kernel_zone: KernelZone,
     /// After this long without a decision blocks are taken back unasked; `None` for never.
@@ -72,6 +85,8 @@ pub struct Controller {
     is_unheard: bool,
     /// The blocks that are being put online were not granted.
     is_helping_itself: bool,
+    /// The steal at work is larger than the pace allows: the first pressure ends it.
+    is_rushing: bool,
     next_ticket: u32,
 }
 
@@ -100,6 +115,7 @@ impl Controller {
             granted: None,
             is_unheard: false,
             is_helping_itself: false,
+            is_rushing: false,
             next_ticket: settings.first_ticket,
         }
     }
@@ -196,6 +212,7 @@ impl Controller {
             online: figures.online,
             ceiling: figures.ceiling,
             block: self.settings.block.size(),
+            scale_by: self.settings.scale_by,
         }
     }
 
@@ -203,6 +220,10 @@ impl Controller {
     fn tune(&mut self, now: Instant, seen: &Observation, figures: &Figures) -> Next {
         if let Some(wanted) = self.need(seen, figures).wanted() {
             return self.ask(now, seen, figures, wanted);
+        }
+        let due = self.due_back(seen, figures);
+        if !due.is_empty() && now >= self.denied_until {
+            return self.open_ticket(due, Urgency::Comfort, seen, figures);
         }
         match self.steal(now, seen, figures) {
             Ok(next) => next,
@@ -232,17 +253,25 @@ impl Controller {
             return Err(reason);
         }
         if seen.steal == StealState::Running {
-            return Ok((Vec::new(), Decision::Stealing));
+            return match room.unhurrying(pressure).filter(|_| self.is_rushing) {
+                Some(reason) => Err(reason),
+                None => Ok((Vec::new(), Decision::Stealing)),
+            };
+        }
+        if let Some(reason) = room.at_target() {
+            return Err(reason);
         }
         if let Some(left) = self.quiet.left(now).filter(|_| !room.is_over_ceiling()) {
             return Err(WaitReason::AfterReturn { left });
         }
         let allowed = room.allowed()?;
-        if self.pace.is_proving(now) {
+        let easy = room.easy(pressure);
+        if easy == 0 && self.pace.is_proving(now) {
             return Err(WaitReason::Measuring);
         }
         let found = candidates(now, &seen.blocks, &self.cooldowns, self.settings.kernel_zone);
-        let blocks = chosen(found, self.pace.allowance(), allowed.count);
+        let blocks = chosen(found, self.pace.allowance().max(easy), allowed.count);
+        self.is_rushing = blocks.len() > self.pace.allowance();
         if blocks.is_empty() {
             return Err(WaitReason::NoCandidate { cooling: self.cooldowns.count(now) });
         }
@@ -300,6 +329,17 @@ impl Controller {
         nearest(seen.stolen(), wanted.count, room)
     }
 
+    /// Blocks that the host's target lets come back, where the guest follows the target alone.
+    fn due_back(&self, seen: &Observation, figures: &Figures) -> Vec<BlockId> {
+        match self.settings.scale_by {
+            ScaleBy::Use => Vec::new(),
+            ScaleBy::Target => {
+                let room = self.settings.block.count_in(figures.ceiling - figures.online);
+                nearest(seen.stolen(), u64::MAX, room)
+            }
+        }
+    }
+
     fn restore(&mut self, seen: &Observation, figures: &Figures) -> Next {
         let room = self.settings.block.count_in(self.settings.limits.max() - figures.online);
         let blocks = nearest(seen.stolen(), u64::MAX, room);
@@ -332,7 +372,8 @@ impl Controller {
             }
             Answer::Silence { retry, .. } => retry,
         };
-        if seen.mode == Mode::Tune && need.is_satisfied() {
+        let is_due = !self.due_back(seen, figures).is_empty();
+        if seen.mode == Mode::Tune && need.is_satisfied() && !is_due {
             let report = Decision::Cancel { ticket, available: seen.memory.available };
             return (Vec::from([Action::CancelReturn { ticket }]), report);
         }

@@ -42,7 +42,7 @@ mod properties;
 #[cfg(test)]
 mod transcript;
 
-pub use controller::{Controller, KernelZone, Settings};
+pub use controller::{Controller, KernelZone, ScaleBy, Settings};
 pub use convert::{Conversions, MOVABLE_PER_KERNEL_MAX, conversions};
 pub use headroom::Headroom;
 pub use heat::{AccessRegion, Heat, HeatMap};

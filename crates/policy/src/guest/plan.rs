@@ -164,6 +164,11 @@ pub enum WaitReason {
         /// What would have to be available for one more block.
         needed: ByteSize,
     },
+    /// The host's target alone counts, and no whole block is over it.
+    AtTarget {
+        /// What may be online.
+        ceiling: ByteSize,
+    },
     /// `MemFree` is so low that the kernel reclaims already.
     NoFree {
         /// `MemFree`.
@@ -204,6 +209,9 @@ impl fmt::Display for WaitReason {
             }
             Self::Steady { available, needed } => {
                 write!(f, "{available} available, one more block needs {needed}")
+            }
+            Self::AtTarget { ceiling } => {
+                write!(f, "the host's target leaves {ceiling} online, and that is followed")
             }
             Self::NoFree { free } => {
                 write!(f, "only {free} free: the kernel is reclaiming already")

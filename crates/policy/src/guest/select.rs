@@ -63,7 +63,7 @@ impl fmt::Display for SkipReason {
             Self::NoRoom { to_migrate, room } => {
                 write!(
                     f,
-                    "{to_migrate} would have to move, there is room for {room}, and with the block too little would be left"
+                    "up to {to_migrate} would have to move, there is room for {room}, and with the block too little would be left"
                 )
             }
         }

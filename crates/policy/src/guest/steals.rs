@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 
 use memtide_units::{BlockId, ByteSize, PpMillion};
 
+use super::controller::ScaleBy;
 use super::headroom::Headroom;
 use super::limits::Limits;
 use super::observation::Memory;
@@ -18,6 +19,11 @@ const FREE_FLOOR: ByteSize = ByteSize::from_mib(8);
 /// stealing stops: 1 % with the default. The host is short, and the guest still survives it.
 const EAGER_GOALS: u32 = 10;
 
+/// Most blocks that the host's target takes at once from a guest with plenty of free memory: 8 GiB
+/// of 128 MiB blocks, two seconds of the host's dropping them. The next batch is planned on what is
+/// seen after it.
+const RUSH_MAX: u64 = 64;
+
 /// What decides how many blocks may go.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Room<'a> {
@@ -28,6 +34,7 @@ pub(super) struct Room<'a> {
     /// What may be online, by the host's target and the user's maximum.
     pub(super) ceiling: ByteSize,
     pub(super) block: ByteSize,
+    pub(super) scale_by: ScaleBy,
 }
 
 /// How many blocks may go, and what must be left over.
@@ -45,6 +52,12 @@ impl Room<'_> {
         self.online > self.ceiling
     }
 
+    /// Where the host's target alone counts and nothing is over it, nothing goes.
+    pub(super) fn at_target(&self) -> Option<WaitReason> {
+        let is_met = self.scale_by == ScaleBy::Target && !self.is_over_ceiling();
+        is_met.then_some(WaitReason::AtTarget { ceiling: self.ceiling })
+    }
+
     /// How much pressure forbids stealing.
     pub(super) fn goal(&self) -> PpMillion {
         let factor = if self.is_over_ceiling() { EAGER_GOALS } else { 1 };
@@ -55,6 +68,25 @@ impl Room<'_> {
     pub(super) fn forbidding(&self, pressure: Pressure) -> Option<WaitReason> {
         let (some, goal) = (pressure.some, self.goal());
         (some > goal).then_some(WaitReason::Pressure { some, goal })
+    }
+
+    /// The pressure that ends a steal which is faster than the pace: what the user accepts, even
+    /// where the host's target is allowed more.
+    pub(super) fn unhurrying(&self, pressure: Pressure) -> Option<WaitReason> {
+        let (some, goal) = (pressure.some, self.limits.psi_goal());
+        (some > goal).then_some(WaitReason::Pressure { some, goal })
+    }
+
+    /// Blocks over the ceiling that may go at once, whatever the pace is. The pace is there to find
+    /// out how much a guest can spare; where the host says how much shall go, and so much is *free*
+    /// with plenty left over, there is nothing to find out: nothing has to be pushed out to make
+    /// room, and the guest does not stall.
+    pub(super) fn easy(&self, pressure: Pressure) -> usize {
+        if !self.is_over_ceiling() || self.unhurrying(pressure).is_some() {
+            return 0;
+        }
+        let free = self.blocks_in(self.memory.free - self.headroom.steal);
+        usize::try_from(free.min(self.blocks_over()).min(RUSH_MAX)).unwrap_or(0)
     }
 
     /// How many blocks may go now, at least one.
@@ -79,19 +111,27 @@ impl Room<'_> {
         Ok(Allowed { count: best.count.min(by_minimum), ..best })
     }
 
-    /// What the guest has to spare.
+    /// What the guest has to spare, where that is given up unasked.
     fn by_plenty(&self) -> Allowed {
         let keep = self.headroom.steal;
-        Allowed { count: self.blocks_in(self.memory.available - keep), keep, ceiling: None }
+        let count = match self.scale_by {
+            ScaleBy::Use => self.blocks_in(self.memory.available - keep),
+            ScaleBy::Target => 0,
+        };
+        Allowed { count, keep, ceiling: None }
     }
 
     /// What the host's target asks for: the margin against stealing and returning in turns is not
     /// needed here, because the same target forbids the return.
     fn by_ceiling(&self) -> Allowed {
         let keep = self.headroom.low;
-        let over = (self.online - self.ceiling).bytes().div_ceil(self.block.bytes().max(1));
         let spare = self.blocks_in(self.memory.available - keep);
-        Allowed { count: over.min(spare), keep, ceiling: Some(self.ceiling) }
+        Allowed { count: self.blocks_over().min(spare), keep, ceiling: Some(self.ceiling) }
+    }
+
+    /// Blocks that have to go until no more is online than may be.
+    fn blocks_over(&self) -> u64 {
+        (self.online - self.ceiling).bytes().div_ceil(self.block.bytes().max(1))
     }
 
     fn blocks_in(&self, size: ByteSize) -> u64 {
@@ -127,6 +167,7 @@ mod tests {
             online: mib(online),
             ceiling: mib(ceiling),
             block: mib(128),
+            scale_by: ScaleBy::Use,
         };
         room.allowed().map(|allowed| (allowed.count, allowed.ceiling.is_some()))
     }

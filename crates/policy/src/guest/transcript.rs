@@ -13,6 +13,8 @@ use super::*;
 struct Story {
     now: u64,
     used: u64,
+    /// Page cache, in MiB: available but not free.
+    cached: u64,
     controller: Controller,
     seen: Observation,
     stealing: Vec<BlockId>,
@@ -34,11 +36,16 @@ const STEP_MS: u64 = 100;
 impl Story {
     /// `blocks` blocks, of which the lowest `kernel` are not movable.
     fn of(blocks: u64, kernel: u64) -> Self {
+        Self::scaled_by(ScaleBy::Use, blocks, kernel)
+    }
+
+    fn scaled_by(scale_by: ScaleBy, blocks: u64, kernel: u64) -> Self {
         let present = BlockSize::X86_SMALL.size().times(blocks);
         let limits = Limits::new(present, LimitsWish::default()).unwrap();
         let settings = Settings {
             block: BlockSize::X86_SMALL,
             limits,
+            scale_by,
             kernel_zone: KernelZone::Leave,
             gate_deadline: Some(Duration::from_secs(10)),
             first_ticket: 1,
@@ -60,7 +67,17 @@ impl Story {
         };
         let controller = Controller::new(settings);
         let (last, text) = (String::new(), String::new());
-        Self { now: 0, used: 0, controller, seen, stealing: vec![], gate: Gate::Grants, last, text }
+        Self {
+            now: 0,
+            used: 0,
+            cached: 0,
+            controller,
+            seen,
+            stealing: vec![],
+            gate: Gate::Grants,
+            last,
+            text,
+        }
     }
 
     fn online(&self) -> u64 {
@@ -78,7 +95,8 @@ impl Story {
     fn step(&mut self, stall_us: u64) {
         let online = self.online();
         let available = ByteSize::from_mib(online.saturating_sub(self.used));
-        self.seen.memory = Memory { total: ByteSize::from_mib(online), free: available, available };
+        let free = available - ByteSize::from_mib(self.cached);
+        self.seen.memory = Memory { total: ByteSize::from_mib(online), free, available };
         if let Some(psi) = &mut self.seen.psi {
             psi.some_us += stall_us;
         }
@@ -321,6 +339,86 @@ fn the_hosts_target_takes_what_comfort_would_have_kept() {
          14.2  1152 MiB  steal memory8: 252 MiB available, 115.1 MiB are kept, the host's target leaves 1 GiB online
          14.3  1152 MiB  stealing goes on
          14.4  1024 MiB  rest: 124 MiB available is little, and there is no block to ask back
+        ",
+    );
+}
+
+#[test]
+fn a_guest_that_follows_the_target_is_as_large_as_the_host_says_and_no_smaller() {
+    let mut story = Story::scaled_by(ScaleBy::Target, 16, 4);
+    story.used = 200;
+    story.run(5, 0);
+    story.seen.balloon = ByteSize::from_mib(1200);
+    story.run(5, 0);
+    story.seen.balloon = ByteSize::from_mib(500);
+    story.gate = Gate::Holds;
+    story.run(5, 0);
+    story.gate = Gate::Grants;
+    story.run(5, 0);
+    assert_story(
+        &story,
+        "
+          0.0  2048 MiB  rest: pressure is being measured
+          2.0  2048 MiB  rest: the host's target leaves 2 GiB online, and that is followed
+          5.0  2048 MiB  steal memory15, memory14, memory13, memory12 and 6 more: 1.8 GiB available, 204.7 MiB are kept, the host's target leaves 848 MiB online
+          5.1  2048 MiB  stealing goes on
+          6.1   768 MiB  rest: the host's target leaves 848 MiB online, and that is followed
+         10.0   768 MiB  ask 6 back (ticket 1, comfort): 568 MiB available of 76.7 MiB, pressure 0.00 %
+         10.1   768 MiB  wait for the gate (ticket 1, comfort)
+         15.2   768 MiB  put ticket 1 online
+         15.3  1536 MiB  rest: the host's target leaves 1.5 GiB online, and that is followed
+        ",
+    );
+}
+
+#[test]
+fn what_the_host_wants_goes_at_once_where_it_is_free_and_at_the_usual_pace_after_a_stall() {
+    let mut story = Story::scaled_by(ScaleBy::Target, 32, 8);
+    story.used = 300;
+    story.run(3, 0);
+    story.seen.balloon = ByteSize::from_mib(2048);
+    story.run(1, 0).run(1, 1_000).run(10, 0);
+    assert_story(
+        &story,
+        "
+          0.0  4096 MiB  rest: pressure is being measured
+          2.0  4096 MiB  rest: the host's target leaves 4 GiB online, and that is followed
+          3.0  4096 MiB  steal memory31, memory30, memory29, memory28 and 12 more: 3.7 GiB available, 409.5 MiB are kept, the host's target leaves 2 GiB online
+          3.1  4096 MiB  stealing goes on
+          4.2  2688 MiB  stop stealing: pressure 0.15 % is over the goal 0.10 %
+          4.4  2560 MiB  rest: pressure is being measured
+          6.3  2560 MiB  steal memory19: 2.2 GiB available, 256 MiB are kept, the host's target leaves 2 GiB online
+          6.4  2560 MiB  stealing goes on
+          6.5  2432 MiB  rest: pressure is being measured
+          6.8  2432 MiB  steal memory18, memory17, memory16: 2 GiB available, 243.1 MiB are kept, the host's target leaves 2 GiB online
+          6.9  2432 MiB  stealing goes on
+          7.2  2048 MiB  rest: the host's target leaves 2 GiB online, and that is followed
+        ",
+    );
+}
+
+#[test]
+fn what_is_not_free_but_only_available_goes_at_the_usual_pace() {
+    let mut story = Story::scaled_by(ScaleBy::Target, 32, 8);
+    story.used = 300;
+    story.cached = 3300;
+    story.run(3, 0);
+    story.seen.balloon = ByteSize::from_mib(1024);
+    story.run(8, 0);
+    assert_story(
+        &story,
+        "
+          0.0  4096 MiB  rest: pressure is being measured
+          2.0  4096 MiB  rest: the host's target leaves 4 GiB online, and that is followed
+          3.0  4096 MiB  steal memory31: 3.7 GiB available, 409.5 MiB are kept, the host's target leaves 3 GiB online
+          3.1  4096 MiB  stealing goes on
+          3.2  3968 MiB  rest: pressure is being measured
+          5.2  3968 MiB  steal memory30, memory29: 3.5 GiB available, 396.7 MiB are kept, the host's target leaves 3 GiB online
+          5.3  3968 MiB  stealing goes on
+          5.5  3712 MiB  rest: pressure is being measured
+          7.5  3712 MiB  steal memory28, memory27, memory26, memory25: 3.3 GiB available, 371.1 MiB are kept, the host's target leaves 3 GiB online
+          7.6  3712 MiB  stealing goes on
+          8.0  3200 MiB  rest: only 0 B free: the kernel is reclaiming already
         ",
     );
 }

@@ -126,6 +126,7 @@ impl Balloon {
             | features::RING_INDIRECT_DESC
             | features::MUST_TELL_HOST
             | features::STATS_VQ
+            | features::PAGE_POISON
             | features::REPORTING;
         match self.settings.oom_deflate {
             OomDeflate::Offered => always | features::DEFLATE_ON_OOM,
@@ -133,9 +134,13 @@ impl Balloon {
         }
     }
 
-    /// Takes what the driver acked.
+    /// Takes what the driver acked. Without `PAGE_POISON` there is no poison value: what stands
+    /// there is another driver's.
     pub fn set_features(&mut self, acked: u64) {
         self.acked = acked;
+        if acked & features::PAGE_POISON == 0 {
+            self.config.balloon.poison_val = U32::new(0);
+        }
     }
 
     /// Feature bits that the driver acked.
@@ -157,11 +162,24 @@ impl Balloon {
         self.config.read(offset, out);
     }
 
-    /// Takes a driver's write to configuration space.
+    /// Takes a driver's write to configuration space. `poison_val` counts where `PAGE_POISON` was
+    /// acked. It is written before `DRIVER_OK` (virtio 1.3, 5.5.6.6.1), when the VMM has not told
+    /// yet what was acked, so a device at rest takes it and [`Balloon::set_features`] judges it.
     pub fn write_config(&mut self, offset: usize, data: &[u8]) {
+        let poison = self.config.balloon.poison_val;
         if let Some(pages) = self.config.write(offset, data).actual {
             self.events.push(Event::Balloon { actual: of_pages(pages) });
         }
+        if self.rings != Rings::Stopped && self.acked & features::PAGE_POISON == 0 {
+            self.config.balloon.poison_val = poison;
+        }
+    }
+
+    /// What the guest fills its free pages with and wants to find in them again; 0 where it does
+    /// not, or fills them with zeros. Stays while the rings stop: a VM that is paused goes on with
+    /// the same driver, which will not say it again, and to keep pages is always right.
+    pub fn poison(&self) -> u32 {
+        self.config.balloon.poison_val.get()
     }
 
     /// Takes which rings run now. When all have stopped, the driver is gone: its question and its

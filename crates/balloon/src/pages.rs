@@ -18,7 +18,9 @@ use crate::ring::Moment;
 const PFNS_AT_ONCE: usize = 32_768;
 
 impl Balloon {
-    /// Drops the pages that an inflate request names.
+    /// Drops the pages that an inflate request names, whatever the guest poisons its free pages
+    /// with: a driver that acked `PAGE_POISON` fills a page itself when it takes it back (virtio
+    /// 1.3, 5.5.6.6.1).
     pub(crate) fn inflate<M: GuestMemory, R: Reclaim>(
         &mut self,
         chain: &Chain,
@@ -49,12 +51,23 @@ impl Balloon {
 
     /// Drops the free pages of a report. Its writable buffers *are* the pages: reading one would
     /// bring in what is to go.
+    ///
+    /// A guest that fills its free pages with a value wants to find it there again (virtio 1.3,
+    /// 5.5.6.7.2: the device must not change a reported page to another value). A hole reads as
+    /// zeros. So with any value but 0 the pages stay, and the report is answered all the same.
     pub(crate) fn report<R: Reclaim>(
         &mut self,
         chain: &Chain,
         moment: &mut Moment<'_, R>,
     ) -> ByteSize {
         let mut done = ByteSize::ZERO;
+        let poison = self.poison();
+        if poison != 0 {
+            self.refuse("page-poison", moment.now, || {
+                format!("reported pages stay: the guest wants to find {poison:#010x} in them")
+            });
+            return done;
+        }
         for range in chain.writable_ranges() {
             done += self.drop_pages(range, moment);
         }

@@ -1,58 +1,15 @@
 //! The standard queues, driven ring by ring.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use memtide_balloon::fake::{Buffer, FakeDriver, FakeHost};
-use memtide_balloon::{Balloon, Interrupt, Left, Moment, Pass, Ring, Rings, Settings};
-use memtide_units::{ByteSize, Gpa, GpaRange, Instant};
+mod common;
+
+use common::{Guest, MEMORY, PAGES, range};
+use memtide_balloon::fake::Buffer;
+use memtide_balloon::{Interrupt, Left, Pass, Ring};
+use memtide_units::{Gpa, Instant};
 use memtide_wire::features::QueueRole;
-use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-
-const MEMORY: u64 = 64 << 20;
-const PAGES: u64 = 1 << 20;
-
-struct Guest {
-    memory: GuestMemoryMmap,
-    driver: FakeDriver,
-    queue: Queue,
-    balloon: Balloon,
-    host: FakeHost,
-    now: Instant,
-}
-
-impl Guest {
-    fn new() -> Self {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap();
-        let driver = FakeDriver::new(0x10_0000, 16);
-        let queue = driver.queue();
-        let now = Instant::from_millis(0);
-        let mut balloon = Balloon::new(Settings::default(), now);
-        balloon.set_memory([range(0, MEMORY)], ByteSize::from_kib(4));
-        balloon.set_rings(Rings::Standard);
-        Self { memory, driver, queue, balloon, host: FakeHost::default(), now }
-    }
-
-    fn process(&mut self, role: QueueRole) -> Pass {
-        let mut ring = Ring { queue: &mut self.queue, memory: &self.memory };
-        let mut moment = Moment { now: self.now, host: &mut self.host };
-        self.balloon.process(role, &mut ring, &mut moment).unwrap()
-    }
-
-    fn add(&mut self, buffers: &[Buffer]) -> u16 {
-        self.driver.add(&self.memory, buffers)
-    }
-
-    /// Writes PFNs to guest memory and makes one buffer of them.
-    fn pfns(&self, at: u64, pfns: impl IntoIterator<Item = u32>) -> Buffer {
-        let bytes: Vec<u8> = pfns.into_iter().flat_map(u32::to_le_bytes).collect();
-        self.memory.write_slice(&bytes, GuestAddress(at)).unwrap();
-        Buffer::Readable(at, bytes.len() as u32)
-    }
-}
-
-fn range(start: u64, len: u64) -> GpaRange {
-    GpaRange::new(Gpa(start), ByteSize::from_bytes(len)).unwrap()
-}
+use virtio_queue::QueueT;
+use vm_memory::{Bytes, GuestAddress};
 
 #[test]
 fn linux_pages_become_few_ranges() {
@@ -63,7 +20,7 @@ fn linux_pages_become_few_ranges() {
     let pass = guest.process(QueueRole::Inflate);
     assert_eq!(pass, Pass { answered: 1, interrupt: Interrupt::Wanted, left: Left::Nothing });
     assert_eq!(guest.host.dropped, [range(0x70_0000, 0x3000), range(0x90_0000, 0x80_000)]);
-    assert_eq!(guest.driver.take_used(&guest.memory), [(head, 0)]);
+    assert_eq!(guest.take_used(), [(head, 0)]);
 }
 
 #[test]
@@ -125,7 +82,7 @@ fn indices_wrap_at_sixteen_bits() {
         answered += guest.process(QueueRole::Inflate).answered;
     }
     assert_eq!(answered, 70_000);
-    assert_eq!(guest.driver.take_used(&guest.memory).len(), 70_000 % 65_536);
+    assert_eq!(guest.take_used().len(), 70_000 % 65_536);
     assert_eq!(guest.queue.next_avail(), (70_000_u32 % 65_536) as u16);
 }
 
@@ -141,11 +98,11 @@ fn one_statistics_buffer_is_kept_and_given_back_when_it_is_time() {
     // A driver that hands in a second one gets the first back.
     let second = guest.add(&[Buffer::Readable(2 * PAGES, 10)]);
     guest.process(QueueRole::Stats);
-    assert_eq!(guest.driver.take_used(&guest.memory), [(first, 0)]);
+    assert_eq!(guest.take_used(), [(first, 0)]);
     guest.balloon.want_stats(guest.now);
     let mut ring = Ring { queue: &mut guest.queue, memory: &guest.memory };
     assert_eq!(guest.balloon.ask_stats(&mut ring, guest.now).unwrap(), Interrupt::Wanted);
-    assert_eq!(guest.driver.take_used(&guest.memory), [(second, 0)]);
+    assert_eq!(guest.take_used(), [(second, 0)]);
     // The next one is asked for a second later, unless nobody has read for long.
     guest.add(&[Buffer::Readable(2 * PAGES, 10)]);
     guest.process(QueueRole::Stats);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use memtide_units::ByteSize;
 
-use crate::reclaim::Reclaimed;
+use crate::reclaim::{FailKind, Reclaimed};
 
 /// Counts; they only grow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,6 +39,11 @@ pub struct Counters {
 impl Counters {
     pub(crate) fn count_reclaim(&mut self, reclaimed: Reclaimed) {
         self.punches += reclaimed.punches;
+    }
+
+    pub(crate) fn count_failure(&mut self, kind: FailKind) {
+        self.punch_errors += 1;
+        self.count_refusal(kind.name());
     }
 
     pub(crate) fn count_refusal(&mut self, reason: &'static str) {

@@ -7,7 +7,7 @@ use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
-use crate::reclaim::{Reclaim, ReclaimFailed, Reclaimed};
+use crate::reclaim::{FailKind, Reclaim, ReclaimFailed, Reclaimed};
 
 /// A host that writes down what it was asked to drop.
 #[derive(Debug, Default)]
@@ -16,12 +16,26 @@ pub struct FakeHost {
     pub dropped: Vec<GpaRange>,
     /// Ranges from here on fail, where set.
     pub fails_from: Option<memtide_units::Gpa>,
+    /// Whatever touches one of these fails in its way.
+    pub failing: Vec<(GpaRange, FailKind)>,
+    /// How often it failed.
+    pub failures: u64,
+}
+
+impl FakeHost {
+    fn fault(&self, range: GpaRange) -> Option<FailKind> {
+        let beyond = self.fails_from.is_some_and(|from| range.end() > from);
+        let named = self.failing.iter().find(|(bad, _)| bad.intersection(range).is_some());
+        named.map(|(_, kind)| *kind).or(beyond.then_some(FailKind::Other))
+    }
 }
 
 impl Reclaim for FakeHost {
     fn reclaim(&mut self, range: GpaRange) -> Result<Reclaimed, ReclaimFailed> {
-        if self.fails_from.is_some_and(|from| range.end() > from) {
-            return Err(ReclaimFailed(format!("the fake host does not drop {range}")));
+        if let Some(kind) = self.fault(range) {
+            self.failures += 1;
+            let text = format!("the fake host does not drop {range}: {}", kind.name());
+            return Err(ReclaimFailed { kind, text });
         }
         self.dropped.push(range);
         Ok(Reclaimed { bytes: range.len(), punches: 1 })

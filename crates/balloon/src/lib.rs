@@ -34,5 +34,5 @@ pub use gate::{Decision, LocalRule, NoSuchTicket};
 pub use limiter::LogLimiter;
 pub use notifier::ConfigNotifier;
 pub use range_set::RangeSet;
-pub use reclaim::{Reclaim, ReclaimFailed, Reclaimed};
+pub use reclaim::{FailKind, Reclaim, ReclaimFailed, Reclaimed};
 pub use ring::{Interrupt, Left, Moment, Pass, Ring, RingError};

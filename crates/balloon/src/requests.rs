@@ -118,21 +118,25 @@ impl Balloon {
 
     /// Drops the blocks, then writes them down, then answers. A block that is stolen already is
     /// dropped again: an agent that lost an answer may ask twice.
+    ///
+    /// Neighbours go as one range, so that blocks which are smaller than the host's pages go where
+    /// one request names a whole page. What was stolen before is not added to that: a guest may
+    /// have taken it unasked while this request waited in the ring.
     fn on_steal<R: Reclaim>(
         &mut self,
         ranges: &[GpaRange],
         block: BlockSize,
         moment: &mut Moment<'_, R>,
     ) -> Result<Answer, Refusal> {
-        self.checked_blocks(ranges, block)?;
+        let named = self.checked_blocks(ranges, block)?;
         self.check_inside_memory(ranges)?;
         let mut after = self.stolen.clone();
         ranges.iter().for_each(|range| after.insert(*range));
         check_count(&after)?;
         let mut reclaimed = ByteSize::ZERO;
-        for range in ranges {
-            reclaimed += self.reclaim_blocks(*range, moment).or_else(|error| {
-                self.counters.punch_errors += 1;
+        for range in named.iter() {
+            reclaimed += self.reclaim_blocks(range, moment).or_else(|error| {
+                self.counters.count_failure(error.kind);
                 refused(RefuseReason::ReclaimFailed, error.to_string())
             })?;
         }
@@ -273,7 +277,7 @@ impl Balloon {
     /// Counts a failure that has nobody to be told to, and logs it.
     pub(crate) fn reclaim_failed(&mut self, error: &ReclaimFailed, now: Instant) {
         self.counters.punch_errors += 1;
-        self.refuse(RefuseReason::ReclaimFailed.name(), now, || error.to_string());
+        self.refuse(error.kind.name(), now, || error.to_string());
     }
 }
 

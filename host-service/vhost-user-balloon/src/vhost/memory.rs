@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use memtide_balloon::{Reclaim, ReclaimFailed, Reclaimed};
-use memtide_hostmem::{RegionError, RegionSpec, Regions};
+use memtide_balloon::{FailKind, Reclaim, ReclaimFailed, Reclaimed};
+use memtide_hostmem::{PunchError, RegionError, RegionSpec, Regions};
 use memtide_units::{ByteSize, Gpa, GpaRange, RangeError};
 use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
 
@@ -151,7 +151,13 @@ pub(crate) struct HostMemory<'a>(pub(crate) &'a Regions);
 
 impl Reclaim for HostMemory<'_> {
     fn reclaim(&mut self, range: GpaRange) -> Result<Reclaimed, ReclaimFailed> {
-        let report = self.0.punch(range).map_err(|error| ReclaimFailed(error.to_string()))?;
+        let report = self.0.punch(range).map_err(|error| {
+            let kind = match &error {
+                PunchError::Outside(_) => FailKind::Outside,
+                PunchError::Failed { source, .. } => FailKind::from(source),
+            };
+            ReclaimFailed { kind, text: error.to_string() }
+        })?;
         Ok(Reclaimed { bytes: report.bytes, punches: report.punches })
     }
 }

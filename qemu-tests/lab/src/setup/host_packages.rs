@@ -16,9 +16,14 @@ const NEEDED: [(&str, &str); 6] = [
 const ADVICE: &str = "install the named packages yourself (as root: `apt-get install ...`), or run \
      set-up as a user who may use sudo";
 
-/// The packages whose programs are missing here.
+/// The packages whose programs the lab needs and that are missing here.
 pub(crate) fn missing() -> Vec<&'static str> {
-    let absent = NEEDED.iter().filter(|(program, _)| find_program(program).is_none());
+    missing_of(&NEEDED)
+}
+
+/// The packages of `needed`, programs with the packages that bring them, that are missing here.
+pub(crate) fn missing_of<'a>(needed: &[(&'a str, &'a str)]) -> Vec<&'a str> {
+    let absent = needed.iter().filter(|(program, _)| find_program(program).is_none());
     absent.map(|(_, package)| *package).collect()
 }
 

@@ -48,6 +48,24 @@ pub fn run(cache: Cache, kernels: &[Kernel], progress: &mut dyn Progress) -> Res
     Ok(Lab::new(cache, qemu))
 }
 
+/// Sees to it that the host has these programs, which the lab itself does not need: each with the
+/// Debian package that brings it.
+///
+/// # Errors
+/// If a package is missing and cannot be installed; the text says what to do.
+pub fn host_programs(
+    cache: &Cache,
+    needed: &[(&str, &str)],
+    progress: &mut dyn Progress,
+) -> Result<()> {
+    let missing = host_packages::missing_of(needed);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let _lock = cache.lock(|| progress.note("another set-up is at work; waiting for it"))?;
+    Setup { cache, progress, apt: None }.install_on_host(&missing)
+}
+
 /// A set-up at work.
 struct Setup<'a> {
     cache: &'a Cache,
@@ -111,10 +129,12 @@ impl Setup<'_> {
     fn host_packages(&mut self) -> Result<()> {
         let missing = host_packages::missing();
         let find = |_: &Cache| missing.is_empty().then_some(());
-        self.step("host packages", find, |setup| {
-            let name = format!("host packages: {}", missing.join(", "));
-            setup.make(&name, |cache| host_packages::install(&missing, &cache.log()))
-        })
+        self.step("host packages", find, |setup| setup.install_on_host(&missing))
+    }
+
+    fn install_on_host(&mut self, packages: &[&str]) -> Result<()> {
+        let name = format!("host packages: {}", packages.join(", "));
+        self.make(&name, |cache| host_packages::install(packages, &cache.log()))
     }
 
     fn kernel(&mut self, kernel: Kernel) -> Result<()> {

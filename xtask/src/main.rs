@@ -1,6 +1,7 @@
-//! cargo xtask: the demo, the tests, and the lab that both run in.
+//! cargo xtask: the demo, the tests, the lab that both run in, and fuzzing.
 
 mod demo;
+mod fuzz;
 mod lab;
 mod programs;
 mod run;
@@ -25,6 +26,8 @@ enum Task {
     Demo(demo::Demo),
     /// Run every test: format, lints, documentation, units, end to end in real guests.
     Test(test::Test),
+    /// Feed the fuzz targets for long: results and a summary line for each in artifacts/fuzz.
+    Fuzz(fuzz::Fuzz),
     /// Real machines to try things on: QEMU, Debian kernels, a systemd guest.
     #[command(subcommand)]
     Lab(lab::Task),
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Lab(task) => lab::run(&task),
     };
     match result {

@@ -1,0 +1,505 @@
+//! A guest without manners: raw descriptors, indirect tables, indices, ring memory that is written
+//! while the device works, rings laid anywhere.
+//!
+//! What must hold for the worst of guests: nothing is dropped outside guest memory; every chain is
+//! answered once and none twice; a ring that makes no sense is given up and not touched again; a
+//! pass ends; refusals are told at a limited rate; memory stays within a limit.
+
+use arbitrary::{Arbitrary, Unstructured};
+use memtide_balloon::fake::{Buffer, FakeDriver};
+use memtide_balloon::{
+    BLOCK_QUEUE, Balloon, Decision, Event, FailKind, Left, LocalRule, Moment, Pass, QUEUES,
+    Reclaim, ReclaimFailed, Reclaimed, Ring, Rings, Settings,
+};
+use memtide_units::{BlockSize, ByteSize, GpaRange, Instant};
+use memtide_wire::block::{Hello, HoldReason, Request, ReturnRequest, Telemetry, Urgency};
+use memtide_wire::features::QueueRole;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::memory::{self, BLOCK, Memory, block};
+use crate::meter;
+
+/// The largest request is looked at in pieces of 128 KiB, which name 32768 ranges at most; a vector
+/// of them that grows is there twice for a moment.
+const MEMORY_MAX: usize = 3 << 20;
+
+/// Steps of one input.
+const STEPS_MAX: usize = 96;
+/// Passes over all rings that may follow each other without a kick: PFN arrays of 1 MiB each.
+const PASSES_MAX: usize = 64;
+/// Where the rings are laid by a driver that lays them well.
+const RINGS: u64 = 0x1_0000;
+/// Where requests are put.
+const BUFFERS: u64 = 0x4_0000;
+/// Descriptors of such a ring.
+const SIZE: u16 = 16;
+
+/// An address near where something is, or anywhere.
+#[derive(Clone, Copy, Debug, Arbitrary)]
+enum Place {
+    /// In a ring that was laid well.
+    Ring(u8, u16),
+    /// Among the buffers.
+    Buffer(u16),
+    /// Around the start or the end of a region.
+    Edge(u8, bool, i8),
+    Any(u64),
+}
+
+impl Place {
+    fn address(self) -> u64 {
+        match self {
+            Self::Ring(ring, offset) => {
+                RINGS
+                    + (u64::from(ring) % QUEUES as u64) * FakeDriver::LEN
+                    + u64::from(offset) % FakeDriver::LEN
+            }
+            Self::Buffer(offset) => BUFFERS + u64::from(offset),
+            Self::Edge(region, end, by) => {
+                let region = memory::ranges()[usize::from(region) % 3];
+                let edge = if end { region.end() } else { region.start() };
+                edge.0.wrapping_add_signed(by.into())
+            }
+            Self::Any(address) => address,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Arbitrary)]
+enum Len {
+    Small(u8),
+    Page,
+    /// Of an indirect table with so many descriptors.
+    Table(u8),
+    Any(u32),
+}
+
+impl Len {
+    fn bytes(self) -> u32 {
+        match self {
+            Self::Small(len) => len.into(),
+            Self::Page => 4096,
+            Self::Table(count) => 16 * u32::from(count),
+            Self::Any(len) => len,
+        }
+    }
+}
+
+#[derive(Debug, Arbitrary)]
+enum Step<'a> {
+    /// A descriptor, in the table of a ring or in an indirect one.
+    Descriptor {
+        table: Place,
+        index: u8,
+        place: Place,
+        len: Len,
+        flags: u8,
+        next: u8,
+    },
+    /// Makes a head available.
+    Offer {
+        ring: u8,
+        head: u16,
+    },
+    /// Makes a chain of two buffers available, as a driver would.
+    Chain {
+        ring: u8,
+        read: (Place, Len),
+        write: (Place, Len),
+    },
+    /// A request of an agent, in so many pieces.
+    Ask {
+        request: Ask,
+        pieces: u8,
+        room: u8,
+    },
+    AvailableIndex {
+        ring: u8,
+        index: u16,
+    },
+    Write {
+        at: Place,
+        bytes: &'a [u8],
+    },
+    /// Page numbers, so many from the first on, each so far from the one before.
+    Pages {
+        at: Place,
+        first: u32,
+        apart: i8,
+        count: u8,
+    },
+    /// Lays a ring anywhere.
+    Lay {
+        ring: u8,
+        size: u16,
+        parts: [Place; 3],
+        positions: (u16, u16),
+    },
+    LayWell {
+        ring: u8,
+        event_index: bool,
+    },
+    Work {
+        ring: u8,
+    },
+    Stop,
+    Start {
+        with_block: bool,
+    },
+    Features(u64),
+    Memory(u8),
+    Config {
+        offset: u16,
+        bytes: &'a [u8],
+    },
+    AskStatistics,
+    Controller {
+        attached: bool,
+    },
+    Decide {
+        ticket: u8,
+        decision: u8,
+    },
+    Target(u32),
+    AskHello,
+    Wait(u16),
+    HostFails(bool),
+}
+
+#[derive(Debug, Arbitrary)]
+enum Ask {
+    Hello { shift: u8, blocks: Vec<u8> },
+    Steal(Vec<u8>),
+    Return { ticket: u8, urgency: u8, blocks: Vec<u8> },
+    Cancel(u8),
+    Taken(Vec<u8>),
+    Telemetry,
+    Goodbye,
+}
+
+impl Ask {
+    fn request(&self, epoch: u32) -> Request {
+        let ranges = |blocks: &[u8]| -> Vec<GpaRange> {
+            blocks.iter().map(|number| block(u64::from(*number))).collect()
+        };
+        match self {
+            Self::Hello { shift, blocks } => Request::Hello(Hello {
+                epoch,
+                block_size: BlockSize::new(BLOCK.times(1 << (shift % 4))).expect("it is one"),
+                present: ByteSize::from_mib(34),
+                online: ByteSize::from_mib(34),
+                min: ByteSize::ZERO,
+                max: ByteSize::MAX,
+                stolen: ranges(blocks),
+            }),
+            Self::Steal(blocks) => Request::Steal(ranges(blocks)),
+            Self::Return { ticket, urgency, blocks } => {
+                let all = [Urgency::Comfort, Urgency::Pressure, Urgency::Emergency];
+                let urgency = all[usize::from(*urgency) % 3];
+                let ticket = u32::from(ticket % 4);
+                Request::Return(ReturnRequest { ticket, urgency, ranges: ranges(blocks) })
+            }
+            Self::Cancel(ticket) => Request::Cancel { ticket: u32::from(ticket % 4) },
+            Self::Taken(blocks) => Request::Taken(ranges(blocks)),
+            Self::Telemetry => Request::Telemetry(Telemetry::default()),
+            Self::Goodbye => Request::Goodbye,
+        }
+    }
+}
+
+/// A host that looks at what it is to drop.
+struct Host {
+    memory: Vec<GpaRange>,
+    fails: bool,
+    drops: u64,
+}
+
+impl Reclaim for Host {
+    fn reclaim(&mut self, range: GpaRange) -> Result<Reclaimed, ReclaimFailed> {
+        let inside = self.memory.iter().any(|memory| memory.contains(range));
+        assert!(inside, "{range} is not all memory: {:?}", self.memory);
+        self.drops += 1;
+        if self.fails {
+            let text = "the host was told to fail".into();
+            return Err(ReclaimFailed { kind: FailKind::Io, text });
+        }
+        Ok(Reclaimed { bytes: range.len(), punches: 1 })
+    }
+}
+
+struct World<'m> {
+    memory: &'m Memory,
+    balloon: Balloon,
+    host: Host,
+    drivers: Vec<FakeDriver>,
+    queues: [Option<Queue>; QUEUES],
+    now: u64,
+    refusals: u64,
+}
+
+/// Carries out the steps in `data`.
+pub fn run(data: &[u8]) {
+    memory::with(|memory| {
+        meter::within(MEMORY_MAX, || {
+            let mut input = Unstructured::new(data);
+            let Ok(mut world) = World::new(memory, &mut input) else { return };
+            for _ in 0..STEPS_MAX {
+                let Ok(step) = Step::arbitrary(&mut input) else { break };
+                world.step(&step);
+                world.check();
+                if input.is_empty() {
+                    break;
+                }
+            }
+            world.drain();
+        });
+    });
+}
+
+impl<'m> World<'m> {
+    fn new(memory: &'m Memory, input: &mut Unstructured<'_>) -> arbitrary::Result<Self> {
+        let local_rule = if bool::arbitrary(input)? { LocalRule::Hold } else { LocalRule::Grant };
+        let settings = Settings { local_rule, ..Settings::default() };
+        let mut balloon = Balloon::new(settings, Instant::from_millis(0));
+        let ranges = memory::ranges().to_vec();
+        balloon.set_memory(ranges.iter().copied(), ByteSize::from_kib(4));
+        balloon.set_features(balloon.offered_features());
+        balloon.set_rings(Rings::WithBlock);
+        let drivers: Vec<FakeDriver> = (0..QUEUES as u64)
+            .map(|n| FakeDriver::new(RINGS + n * FakeDriver::LEN, SIZE))
+            .collect();
+        let queues = std::array::from_fn(|n| Some(drivers[n].queue()));
+        let host = Host { memory: ranges, fails: false, drops: 0 };
+        Ok(Self { memory, balloon, host, drivers, queues, now: 0, refusals: 0 })
+    }
+
+    fn now(&self) -> Instant {
+        Instant::from_millis(self.now)
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) {
+        // Outside memory there is nothing to write to; part of it may be.
+        _ = self.memory.write_slice(bytes, GuestAddress(at));
+    }
+
+    fn step(&mut self, step: &Step<'_>) {
+        match *step {
+            Step::Descriptor { table, index, place, len, flags, next } => {
+                let mut bytes = [0; 16];
+                bytes[..8].copy_from_slice(&place.address().to_le_bytes());
+                bytes[8..12].copy_from_slice(&len.bytes().to_le_bytes());
+                bytes[12] = flags & 7;
+                bytes[14] = next;
+                self.write(table.address().wrapping_add(16 * u64::from(index)), &bytes);
+            }
+            Step::Offer { ring, head } => {
+                let memory = self.memory;
+                self.driver(ring).offer(memory, head);
+            }
+            Step::Chain { ring, read, write } => {
+                let memory = self.memory;
+                let read = Buffer::Readable(read.0.address(), read.1.bytes());
+                let write = Buffer::Writable(write.0.address(), write.1.bytes());
+                self.driver(ring).add(memory, &[read, write]);
+            }
+            Step::Ask { ref request, pieces, room } => self.ask(request, pieces, room),
+            Step::AvailableIndex { ring, index } => {
+                let memory = self.memory;
+                self.driver(ring).set_available_index(memory, index);
+            }
+            Step::Write { at, bytes } => self.write(at.address(), bytes),
+            Step::Pages { at, first, apart, count } => {
+                let page = |n: u8| first.wrapping_add_signed(i32::from(n) * i32::from(apart));
+                let bytes: Vec<u8> = (0..count).flat_map(|n| page(n).to_le_bytes()).collect();
+                self.write(at.address(), &bytes);
+            }
+            Step::Lay { ring, size, parts, positions } => self.lay(ring, size, parts, positions),
+            Step::LayWell { ring, event_index } => {
+                let n = usize::from(ring) % QUEUES;
+                self.drivers[n] = FakeDriver::new(self.drivers[n].descriptors(), SIZE);
+                self.drivers[n].clear(self.memory);
+                self.unpark(n);
+                let mut queue = self.drivers[n].queue();
+                queue.set_event_idx(event_index);
+                self.queues[n] = Some(queue);
+            }
+            Step::Work { ring } => _ = self.work(usize::from(ring) % QUEUES),
+            _ => self.steer(step),
+        }
+    }
+
+    /// Steps of those above the guest, and of the guest in places other than its rings.
+    fn steer(&mut self, step: &Step<'_>) {
+        let now = self.now();
+        match *step {
+            Step::Stop => {
+                (0..QUEUES).for_each(|n| self.unpark(n));
+                self.balloon.set_rings(Rings::Stopped);
+                self.queues = Default::default();
+            }
+            Step::Start { with_block: true } => self.balloon.set_rings(Rings::WithBlock),
+            Step::Start { with_block: false } => self.balloon.set_rings(Rings::Standard),
+            Step::Features(acked) => {
+                (0..QUEUES).for_each(|n| self.unpark(n));
+                self.balloon.set_features(acked & self.balloon.offered_features());
+            }
+            Step::Memory(which) => {
+                let kept = |n: usize| which >> n & 1 == 0;
+                let ranges = memory::ranges().into_iter().enumerate();
+                self.host.memory = ranges.filter(|(n, _)| kept(*n)).map(|(_, r)| r).collect();
+                self.balloon.set_memory(self.host.memory.iter().copied(), ByteSize::from_kib(4));
+            }
+            Step::Config { offset, bytes } => {
+                self.balloon.write_config(offset.into(), bytes);
+                let mut out = [0xaa; 80];
+                self.balloon.read_config(offset.into(), &mut out);
+                assert!(usize::from(offset) < 64 || out == [0; 80]);
+            }
+            Step::AskStatistics => self.ask_statistics(),
+            Step::Controller { attached: true } => self.balloon.controller_attached(),
+            Step::Controller { attached: false } => self.balloon.controller_left(now),
+            Step::Decide { ticket, decision } => {
+                let decision = match decision % 3 {
+                    0 => Decision::Grant,
+                    1 => Decision::Hold(HoldReason::HostBudget),
+                    _ => Decision::Deny(HoldReason::VmLimit),
+                };
+                _ = self.balloon.decide(u32::from(ticket % 4), decision, now);
+            }
+            Step::Target(kib) => {
+                self.balloon.set_target(ByteSize::from_kib(kib.into()));
+                self.balloon.set_min(ByteSize::from_kib(kib.into()));
+            }
+            Step::AskHello => self.balloon.ask_hello(),
+            Step::Wait(ms) => self.now += u64::from(ms),
+            Step::HostFails(fails) => self.host.fails = fails,
+            _ => {}
+        }
+    }
+
+    fn driver(&mut self, ring: u8) -> &mut FakeDriver {
+        &mut self.drivers[usize::from(ring) % QUEUES]
+    }
+
+    fn ask(&mut self, request: &Ask, pieces: u8, room: u8) {
+        let bytes = request.request(self.balloon.hello_epoch()).encode(7);
+        self.write(BUFFERS, &bytes);
+        let piece = bytes.len().div_ceil(1 + usize::from(pieces % 4)).max(1);
+        let mut buffers: Vec<Buffer> = (0..bytes.len())
+            .step_by(piece)
+            .map(|at| {
+                let len = piece.min(bytes.len() - at);
+                Buffer::Readable(BUFFERS + at as u64, len as u32)
+            })
+            .collect();
+        buffers.push(Buffer::Writable(BUFFERS + 0x8000, u32::from(room % 64)));
+        self.drivers[BLOCK_QUEUE].add(self.memory, &buffers);
+    }
+
+    fn lay(&mut self, ring: u8, size: u16, parts: [Place; 3], positions: (u16, u16)) {
+        let n = usize::from(ring) % QUEUES;
+        self.unpark(n);
+        self.queues[n] = None;
+        let Ok(mut queue) = Queue::new(1 << (size % 16)) else { return };
+        let [table, available, used] = parts.map(|place| GuestAddress(place.address()));
+        let laid = queue.try_set_desc_table_address(table).is_ok()
+            && queue.try_set_avail_ring_address(available).is_ok()
+            && queue.try_set_used_ring_address(used).is_ok();
+        queue.set_next_avail(positions.0);
+        queue.set_next_used(positions.1);
+        queue.set_ready(true);
+        // The session does not let another one through.
+        if laid && queue.is_valid(self.memory) {
+            self.queues[n] = Some(queue);
+        }
+    }
+
+    fn role(&self, ring: usize) -> Option<QueueRole> {
+        QueueRole::of(ring, self.balloon.features(), BLOCK_QUEUE)
+    }
+
+    /// As the session does before it stops a ring or sets it up anew.
+    fn unpark(&mut self, ring: usize) {
+        if self.role(ring) == Some(QueueRole::Stats)
+            && let Some(queue) = &mut self.queues[ring]
+        {
+            self.balloon.stats_ring_stopped(queue);
+        }
+    }
+
+    fn work(&mut self, ring: usize) -> Option<Pass> {
+        let (role, now) = (self.role(ring)?, self.now());
+        let queue = self.queues[ring].as_mut()?;
+        let before = (queue.next_avail(), queue.next_used());
+        let mut moment = Moment { now, host: &mut self.host };
+        let done =
+            self.balloon.process(role, &mut Ring { queue, memory: self.memory }, &mut moment);
+        let taken = queue.next_avail().wrapping_sub(before.0);
+        let answered = queue.next_used().wrapping_sub(before.1);
+        // One statistics buffer may be kept; of a ring that is given up, the last chain may have
+        // been taken and not answered.
+        let kept = u16::from(role == QueueRole::Stats) + u16::from(done.is_err());
+        assert!(
+            (answered..=answered + kept).contains(&taken),
+            "{taken} taken, {answered} answered"
+        );
+        match done {
+            Ok(pass) => {
+                assert_eq!(pass.answered, u32::from(answered));
+                assert!(answered <= queue.size(), "{answered} in one pass");
+                if let Left::Until(when) = pass.left {
+                    assert!(when > now && when.as_millis() < self.now + 60_000, "{when:?}");
+                }
+                Some(pass)
+            }
+            Err(error) => {
+                self.unpark(ring);
+                self.queues[ring] = None;
+                self.balloon.note_bad_ring(now, || error.to_string());
+                None
+            }
+        }
+    }
+
+    fn ask_statistics(&mut self) {
+        let now = self.now();
+        self.balloon.want_stats(now);
+        let is_stats = |n: &usize| self.role(*n) == Some(QueueRole::Stats);
+        let Some(ring) = (0..QUEUES).find(is_stats) else { return };
+        let Some(queue) = &mut self.queues[ring] else { return };
+        let asked = self.balloon.ask_stats(&mut Ring { queue, memory: self.memory }, now);
+        if asked.is_err() {
+            self.unpark(ring);
+            self.queues[ring] = None;
+        }
+    }
+
+    fn check(&mut self) {
+        for event in self.balloon.take_events() {
+            self.refusals += u64::from(matches!(event, Event::Refused { .. }));
+        }
+        // A burst of ten, and one for each six seconds.
+        assert!(self.refusals <= 10 + self.now / 6000, "{} by {} ms", self.refusals, self.now);
+        let stolen = self.balloon.stolen();
+        assert_eq!(stolen.total(), stolen.iter().map(GpaRange::len).sum());
+        _ = self.balloon.take_look_again();
+    }
+
+    /// Whatever was kicked comes to an end, when time passes and nobody adds more.
+    fn drain(&mut self) {
+        for ring in 0..QUEUES {
+            let mut passes = 0;
+            while let Some(pass) = self.work(ring) {
+                self.check();
+                match pass.left {
+                    Left::Nothing => break,
+                    Left::More => {}
+                    Left::Until(when) => self.now = when.as_millis(),
+                }
+                passes += 1;
+                assert!(passes < PASSES_MAX, "ring {ring} of {:?} does not end", self.role(ring));
+            }
+        }
+    }
+}

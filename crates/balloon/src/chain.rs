@@ -92,7 +92,8 @@ impl Chain {
         self.of(Access::Read).map(|segment| u64::from(segment.len)).sum()
     }
 
-    fn writable(&self) -> u64 {
+    /// Bytes that the device may write.
+    pub(crate) fn writable(&self) -> u64 {
         self.of(Access::Write).map(|segment| u64::from(segment.len)).sum()
     }
 

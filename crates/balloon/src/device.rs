@@ -12,6 +12,8 @@ use zerocopy::little_endian::U32;
 use crate::counters::Counters;
 use crate::event::{Driver, Event, PendingReturn};
 use crate::gate::{Decision, Gate, LocalRule, NoSuchTicket};
+use crate::host_pages::HostPages;
+use crate::layout::{Layout, MemoryPart};
 use crate::limiter::LogLimiter;
 use crate::pace::Pace;
 use crate::range_set::RangeSet;
@@ -79,7 +81,8 @@ pub struct Balloon {
     acked: u64,
     rings: Rings,
     driver: Driver,
-    pub(crate) memory: RangeSet,
+    pub(crate) memory: Layout,
+    pub(crate) host_pages: HostPages,
     pub(crate) agent: Option<Hello>,
     pub(crate) stolen: RangeSet,
     pub(crate) gate: Gate,
@@ -103,7 +106,8 @@ impl Balloon {
             acked: 0,
             rings: Rings::Stopped,
             driver: Driver::None,
-            memory: RangeSet::default(),
+            memory: Layout::default(),
+            host_pages: HostPages::default(),
             agent: None,
             stolen: RangeSet::default(),
             gate: Gate::new(settings.local_rule, settings.controller_grace),
@@ -119,11 +123,17 @@ impl Balloon {
         }
     }
 
-    /// Feature bits that the device offers to a guest.
+    /// Feature bits that the device offers to a guest. Why not free page hinting, packed rings and
+    /// ring reset: docs/adr/0009-what-is-not-offered.md.
+    ///
+    /// `IN_ORDER` is true of every queue: chains are answered one after the other, and the one
+    /// statistics buffer that is kept is given back before the next is. It lets a VMM start a ring
+    /// again at the used index where the device's process was replaced.
     pub fn offered_features(&self) -> u64 {
         let always = features::VERSION_1
             | features::RING_EVENT_IDX
             | features::RING_INDIRECT_DESC
+            | features::IN_ORDER
             | features::MUST_TELL_HOST
             | features::STATS_VQ
             | features::PAGE_POISON
@@ -138,6 +148,7 @@ impl Balloon {
     /// there is another driver's.
     pub fn set_features(&mut self, acked: u64) {
         self.acked = acked;
+        self.host_pages.clear();
         if acked & features::PAGE_POISON == 0 {
             self.config.balloon.poison_val = U32::new(0);
         }
@@ -148,12 +159,20 @@ impl Balloon {
         self.acked
     }
 
-    /// Takes the guest's memory and the smallest unit that the host can reclaim of it. The stolen
-    /// map stays as it is: a VMM replaces regions one by one, and a block is no less stolen while
-    /// its region is away for a message or two.
+    /// Takes the guest's memory, all of it reclaimed in pieces of `unit`: as
+    /// [`Balloon::set_memory_parts`] for memory whose files begin at guest-physical address 0.
     pub fn set_memory(&mut self, ranges: impl IntoIterator<Item = GpaRange>, unit: ByteSize) {
-        self.memory = ranges.into_iter().collect();
-        let unit = u32::try_from(unit.bytes()).unwrap_or(u32::MAX);
+        self.set_memory_parts(ranges.into_iter().map(|range| MemoryPart::new(range, unit)));
+    }
+
+    /// Takes the guest's memory and in what pieces the host can reclaim each part of it. The stolen
+    /// map stays as it is: a VMM replaces regions one by one, and a block is no less stolen while
+    /// its region is away for a message or two. Of inflated pages that wait for the rest of their
+    /// host page those are forgotten whose host page is gone.
+    pub fn set_memory_parts(&mut self, parts: impl IntoIterator<Item = MemoryPart>) {
+        self.memory = Layout::new(parts);
+        self.host_pages.keep_within(&self.memory);
+        let unit = u32::try_from(self.memory.largest_unit().bytes()).unwrap_or(u32::MAX);
         self.config.extension.reclaim_unit = U32::new(unit);
     }
 
@@ -186,7 +205,13 @@ impl Balloon {
     /// hello go with it. The stolen map does not, since the guest's kernel still holds the blocks
     /// offline; the next hello replaces it. (A guest that reboots into a stock driver leaves a map
     /// that is no longer true. It does nothing by itself: nothing is punched without a request.)
+    ///
+    /// Inflated pages that wait for the rest of their host page are forgotten with any change: a
+    /// driver that starts anew has no balloon.
     pub fn set_rings(&mut self, rings: Rings) {
+        if rings != self.rings {
+            self.host_pages.clear();
+        }
         self.rings = rings;
         if rings == Rings::Stopped {
             self.forget_agent();
@@ -225,7 +250,8 @@ impl Balloon {
     pub fn vmm_left(&mut self) {
         self.set_rings(Rings::Stopped);
         self.acked = 0;
-        self.memory = RangeSet::default();
+        self.memory = Layout::default();
+        self.host_pages.clear();
         self.stolen = RangeSet::default();
         self.telemetry = None;
         // A new epoch: the next guest's agent must not answer for this one's.

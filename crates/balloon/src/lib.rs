@@ -17,6 +17,8 @@ mod event;
 #[cfg(feature = "fake")]
 pub mod fake;
 mod gate;
+mod host_pages;
+mod layout;
 mod limiter;
 mod notifier;
 mod pace;
@@ -31,6 +33,7 @@ pub use counters::Counters;
 pub use device::{BLOCK_QUEUE, Balloon, OomDeflate, QUEUES, Rings, Settings};
 pub use event::{Driver, Event, GrantedBy, PendingReturn};
 pub use gate::{Decision, LocalRule, NoSuchTicket};
+pub use layout::MemoryPart;
 pub use limiter::LogLimiter;
 pub use notifier::ConfigNotifier;
 pub use range_set::RangeSet;

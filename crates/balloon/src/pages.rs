@@ -4,12 +4,13 @@
 //! the answer before it uses a page, but it waits without end and where a guest is in need (Linux:
 //! `tell_host` under the OOM notifier, and under unbind), so a held answer would hang the guest.
 
-use memtide_units::{ByteSize, GpaRange, Pfn};
-use memtide_wire::pfn;
+use memtide_units::{ByteSize, GpaRange, Instant, Pfn};
+use memtide_wire::{features, pfn};
 use vm_memory::GuestMemory;
 
 use crate::chain::{Chain, ChainError};
 use crate::device::Balloon;
+use crate::layout::append;
 use crate::reclaim::Reclaim;
 use crate::ring::Moment;
 
@@ -20,33 +21,46 @@ const PFNS_AT_ONCE: usize = 32_768;
 impl Balloon {
     /// Drops the pages that an inflate request names, whatever the guest poisons its free pages
     /// with: a driver that acked `PAGE_POISON` fills a page itself when it takes it back (virtio
-    /// 1.3, 5.5.6.6.1).
+    /// 1.3, 5.5.6.6.1). Where the host's pages are larger, one goes when all of it is in.
     pub(crate) fn inflate<M: GuestMemory, R: Reclaim>(
         &mut self,
         chain: &Chain,
         memory: &M,
         moment: &mut Moment<'_, R>,
     ) -> Result<ByteSize, ChainError> {
-        let max = pfn::PFNS_MAX * pfn::PFN_LEN;
-        if chain.readable() > max as u64 {
-            return Err(ChainError::TooLong(chain.readable(), max));
-        }
         let mut done = ByteSize::ZERO;
-        chain.read_pieces(memory, PFNS_AT_ONCE * pfn::PFN_LEN, |bytes| {
-            for range in pfn::coalesce(pfn::frames(bytes)) {
-                done += self.drop_pages(range, moment);
-            }
+        self.read_pfns(chain, memory, moment.now, |balloon, range| {
+            done += balloon.note_outside(range, moment.now);
+            let complete = balloon.now_in_balloon(range);
+            balloon.drop_each(complete, moment);
         })?;
+        let forgotten = self.host_pages.take_forgotten();
+        if forgotten > 0 {
+            self.refuse("host-page-forgotten", moment.now, || {
+                "the guest's balloon is scattered over too many of the host's large pages: some of \
+                 them stay resident"
+                    .into()
+            });
+        }
         self.counters.inflated += done;
         Ok(done)
     }
 
     /// Counts the pages that a deflate request takes back. They need nothing of the host: the next
     /// touch brings them in.
-    pub(crate) fn deflate(&mut self, chain: &Chain) -> ByteSize {
-        let pages = chain.readable() / pfn::PFN_LEN as u64;
-        self.counters.deflated += Pfn::SIZE.times(pages.min(pfn::PFNS_MAX as u64));
-        ByteSize::ZERO
+    pub(crate) fn deflate<M: GuestMemory, R: Reclaim>(
+        &mut self,
+        chain: &Chain,
+        memory: &M,
+        moment: &mut Moment<'_, R>,
+    ) -> Result<ByteSize, ChainError> {
+        let mut pages = ByteSize::ZERO;
+        self.read_pfns(chain, memory, moment.now, |balloon, range| {
+            pages += range.len();
+            balloon.host_pages.remove(range, &balloon.memory);
+        })?;
+        self.counters.deflated += pages;
+        Ok(ByteSize::ZERO)
     }
 
     /// Drops the free pages of a report. Its writable buffers *are* the pages: reading one would
@@ -60,6 +74,7 @@ impl Balloon {
         chain: &Chain,
         moment: &mut Moment<'_, R>,
     ) -> ByteSize {
+        self.note_report_shape(chain, moment.now);
         let mut done = ByteSize::ZERO;
         let poison = self.poison();
         if poison != 0 {
@@ -69,30 +84,123 @@ impl Balloon {
             return done;
         }
         for range in chain.writable_ranges() {
-            done += self.drop_pages(range, moment);
+            done += self.note_outside(range, moment.now);
+            let complete = self.memory.droppable(range);
+            self.drop_each(complete, moment);
         }
         self.counters.reported += done;
         done
     }
 
-    /// Drops what of `range` is guest memory, and says how much that is. The rest is ignored and
-    /// counted, as is a failure: neither queue has an answer that could tell.
-    fn drop_pages<R: Reclaim>(&mut self, range: GpaRange, moment: &mut Moment<'_, R>) -> ByteSize {
-        let inside = self.memory.within(range);
-        let covered: ByteSize = inside.iter().map(|part| part.len()).sum();
+    /// Hands the pages of a request to `take`, neighbours as one range; a page that is named twice
+    /// is one page.
+    fn read_pfns<M: GuestMemory>(
+        &mut self,
+        chain: &Chain,
+        memory: &M,
+        now: Instant,
+        mut take: impl FnMut(&mut Self, GpaRange),
+    ) -> Result<(), ChainError> {
+        let max = pfn::PFNS_MAX * pfn::PFN_LEN;
+        if chain.readable() > max as u64 {
+            return Err(ChainError::TooLong(chain.readable(), max));
+        }
+        self.note_shape(chain, pfn::PFN_LEN, now);
+        let mut twice = 0;
+        chain.read_pieces(memory, PFNS_AT_ONCE * pfn::PFN_LEN, |bytes| {
+            let mut distinct = ByteSize::ZERO;
+            for range in pfn::coalesce(pfn::frames(bytes)) {
+                distinct += range.len();
+                take(self, range);
+            }
+            let named = (bytes.len() / pfn::PFN_LEN) as u64;
+            twice += named - distinct.bytes() / Pfn::SIZE.bytes();
+        })?;
+        if twice > 0 {
+            self.refuse("page-twice", now, || format!("a request names {twice} pages twice"));
+        }
+        Ok(())
+    }
+
+    /// The pages of `range` are in the balloon; which ranges can go for it?
+    fn now_in_balloon(&mut self, range: GpaRange) -> Vec<GpaRange> {
+        // A driver that does not tell before it uses a page again cannot be relied on to leave the
+        // earlier ones alone.
+        if self.features() & features::MUST_TELL_HOST == 0 {
+            return self.memory.droppable(range);
+        }
+        let mut complete = Vec::new();
+        for (piece, part) in self.memory.pieces(range) {
+            if part.is_fine() {
+                part.whole_pages(piece).into_iter().for_each(|next| append(&mut complete, next));
+            } else {
+                let pages = self.host_pages.insert(piece, part);
+                pages.into_iter().for_each(|next| append(&mut complete, next));
+            }
+        }
+        complete
+    }
+
+    /// Says how much of `range` is guest memory. The rest is ignored and counted: no standard queue
+    /// has an answer that could tell.
+    fn note_outside(&mut self, range: GpaRange, now: Instant) -> ByteSize {
+        let covered: ByteSize = self.memory.pieces(range).map(|(piece, _)| piece.len()).sum();
         if covered < range.len() {
-            self.refuse("outside-memory", moment.now, || {
+            self.refuse("outside-memory", now, || {
                 format!(
                     "the guest gave up {range}, which is not all its memory; that part is ignored"
                 )
             });
         }
-        for part in inside {
-            match moment.host.reclaim(part) {
+        covered
+    }
+
+    fn drop_each<R: Reclaim>(&mut self, ranges: Vec<GpaRange>, moment: &mut Moment<'_, R>) {
+        for range in ranges {
+            match moment.host.reclaim(range) {
                 Ok(reclaimed) => self.counters.count_reclaim(reclaimed),
                 Err(error) => self.reclaim_failed(&error, moment.now),
             }
         }
-        covered
+    }
+
+    /// Counts what is odd about a request for the device to read, of entries of `entry` bytes. What
+    /// makes sense of it is carried out.
+    pub(crate) fn note_shape(&mut self, chain: &Chain, entry: usize, now: Instant) {
+        let (readable, writable) = (chain.readable(), chain.writable());
+        if writable > 0 {
+            self.refuse("wrong-direction", now, || {
+                format!("{writable} bytes of a request are for writing; nothing is written")
+            });
+        } else if readable == 0 {
+            self.refuse("empty", now, || "a request has no bytes".into());
+        }
+        if !readable.is_multiple_of(entry as u64) {
+            self.refuse("odd-length", now, || {
+                format!("a request of {readable} bytes is not made of {entry} each")
+            });
+        }
+    }
+
+    /// The same for a report, whose buffers are for writing and are pages.
+    fn note_report_shape(&mut self, chain: &Chain, now: Instant) {
+        if chain.readable() > 0 {
+            self.refuse("wrong-direction", now, || {
+                "a report has bytes for reading; they are ignored".into()
+            });
+        } else if chain.writable() == 0 {
+            self.refuse("empty", now, || "a report names no pages".into());
+        }
+        let named: ByteSize = chain.writable_ranges().map(GpaRange::len).sum();
+        if named.bytes() < chain.writable() {
+            self.refuse("outside-memory", now, || {
+                "a report passes the end of the address space; that part is ignored".into()
+            });
+        }
+        if chain.writable_ranges().any(|range| !range.is_aligned_to(Pfn::SIZE)) {
+            self.refuse("misaligned", now, || {
+                "a report names parts of pages; whole ones of it are dropped".into()
+            });
+        }
     }
 }

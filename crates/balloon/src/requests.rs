@@ -110,6 +110,8 @@ impl Balloon {
         }
         self.forget_agent();
         self.stolen = map;
+        // Whatever waited for the rest of its host page was another driver's.
+        self.host_pages.clear();
         self.agent = Some(hello.clone());
         self.note_driver();
         self.events.push(Event::Hello(hello.clone()));
@@ -182,6 +184,7 @@ impl Balloon {
     fn grant(&mut self, wanted: &ReturnRequest, after: RangeSet, by: GrantedBy) -> Answer {
         let bytes = self.stolen.total() - after.total();
         self.stolen = after;
+        self.back_in_use(&wanted.ranges);
         self.counters.returned += bytes;
         self.counters.returns_granted += 1;
         self.events.push(Event::Returned {
@@ -191,6 +194,11 @@ impl Balloon {
             stolen: self.stolen.total(),
         });
         Answer::ok(bytes)
+    }
+
+    /// The guest uses these again: an agent that also inflated pages of them does not any more.
+    fn back_in_use(&mut self, ranges: &[GpaRange]) {
+        ranges.iter().for_each(|range| self.host_pages.remove(*range, &self.memory));
     }
 
     fn held(&self, reason: HoldReason) -> Answer {
@@ -216,6 +224,7 @@ impl Balloon {
         let taken: ByteSize = ranges.iter().map(|range| after.remove(*range)).sum();
         check_count(&after)?;
         self.stolen = after;
+        self.back_in_use(ranges);
         self.counters.taken += taken;
         let asked = self.gate.ranges().iter().all(|range| self.stolen.contains(*range));
         if let Some(ticket) = self.gate.ticket().filter(|_| !asked) {
@@ -264,14 +273,19 @@ impl Balloon {
         }
     }
 
+    /// Drops a range of blocks, as far as the host's pages lie wholly in it.
     fn reclaim_blocks<R: Reclaim>(
         &mut self,
         range: GpaRange,
         moment: &mut Moment<'_, R>,
     ) -> Result<ByteSize, ReclaimFailed> {
-        let reclaimed = moment.host.reclaim(range)?;
-        self.counters.count_reclaim(reclaimed);
-        Ok(reclaimed.bytes)
+        let mut bytes = ByteSize::ZERO;
+        for part in self.memory.droppable(range) {
+            let reclaimed = moment.host.reclaim(part)?;
+            self.counters.count_reclaim(reclaimed);
+            bytes += reclaimed.bytes;
+        }
+        Ok(bytes)
     }
 
     /// Counts a failure that has nobody to be told to, and logs it.

@@ -141,6 +141,10 @@ impl Balloon {
         }
         let done = chain.and_then(|chain| self.carry_out(role, &chain, ring.memory, moment));
         let done = done.unwrap_or_else(|error| {
+            if role == QueueRole::Deflate {
+                // Nobody knows which pages the guest uses again.
+                self.host_pages.clear();
+            }
             self.refuse(error.name(), moment.now, || format!("on the {role:?} queue: {error}"));
             Done::default()
         });
@@ -161,8 +165,8 @@ impl Balloon {
     ) -> Result<Done, ChainError> {
         let reclaimed = match role {
             QueueRole::Inflate => self.inflate(chain, memory, moment)?,
-            QueueRole::Deflate => self.deflate(chain),
-            QueueRole::Stats => self.read_stats(chain, memory)?,
+            QueueRole::Deflate => self.deflate(chain, memory, moment)?,
+            QueueRole::Stats => self.read_stats(chain, memory, moment.now)?,
             QueueRole::Reporting => self.report(chain, moment),
             // Never offered; a driver that uses it nevertheless gets its buffers back.
             QueueRole::Hinting => ByteSize::ZERO,

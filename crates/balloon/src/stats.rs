@@ -46,7 +46,9 @@ impl Balloon {
         &mut self,
         chain: &Chain,
         memory: &M,
+        now: Instant,
     ) -> Result<ByteSize, ChainError> {
+        self.note_shape(chain, STAT_LEN, now);
         let bytes = chain.read_up_to(memory, STATS_MAX * STAT_LEN)?;
         self.stats.latest = stats::decode(&bytes);
         Ok(ByteSize::ZERO)

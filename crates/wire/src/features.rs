@@ -27,6 +27,13 @@ pub const VERSION_1: u64 = 1 << 32;
 /// Ring addresses are translated by an IOMMU.
 pub const ACCESS_PLATFORM: u64 = 1 << 33;
 
+/// Packed virtqueues; never offered.
+pub const RING_PACKED: u64 = 1 << 34;
+/// Buffers are used in the order in which they were made available.
+pub const IN_ORDER: u64 = 1 << 35;
+/// A driver may reset one virtqueue alone; never offered.
+pub const RING_RESET: u64 = 1 << 40;
+
 /// What a virtqueue is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum QueueRole {

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use memtide_balloon::{Balloon, QUEUES};
+use memtide_balloon::{Balloon, MemoryPart, QUEUES};
 use memtide_units::Instant;
 use memtide_wire::features::PROTOCOL_FEATURES as PROTOCOL_FEATURES_BIT;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -103,8 +103,11 @@ impl Session {
     }
 
     fn memory_changed(&mut self, balloon: &mut Balloon, now: Instant) {
-        let regions = self.table.regions();
-        balloon.set_memory(regions.iter().map(|region| region.range()), regions.reclaim_unit());
+        balloon.set_memory_parts(self.table.regions().iter().map(|region| MemoryPart {
+            range: region.range(),
+            unit: region.backing().unit(),
+            file_offset: region.file_offset(),
+        }));
         for index in 0..QUEUES {
             self.rebind(index, balloon, now);
         }

@@ -198,13 +198,11 @@ impl Session {
     }
 
     fn work_on(&mut self, index: usize, balloon: &mut Balloon, now: Instant) {
+        // A queue of a feature that was not acked: its driver gets its buffers back unread, as it
+        // does from the queue of a feature that was never offered.
         let role = QueueRole::of(index, balloon.features(), BLOCK_QUEUE);
+        let role = role.unwrap_or(QueueRole::Hinting);
         let ring = &mut self.rings[index];
-        let Some(role) = role else {
-            // A queue that no feature has: whatever is kicked there stays there.
-            ring.work = Work::None;
-            return;
-        };
         let Some(queue) = ring.running() else { return };
         let mut host = HostMemory(self.table.regions());
         let mut moment = Moment { now, host: &mut host };

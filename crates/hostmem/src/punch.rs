@@ -1,4 +1,17 @@
 //! Punching holes: how backing goes back to the host.
+//!
+//! What the kernel can answer (mm/shmem.c, fs/hugetlbfs/inode.c, and the file systems that a file as
+//! backing may lie on): EPERM for a file that was sealed meanwhile, EINTR for a signal, ENOSPC and EIO
+//! where a file system has to split or write what it stores, EOPNOTSUPP where it has no holes. EINVAL
+//! does not come of a part of a huge page: hugetlbfs zeroes that instead, which drops nothing, so it
+//! is never asked to.
+//!
+//! Whoever holds a page goes on with the old one. A page that VFIO or io_uring has pinned leaves the
+//! file like any other, and the device writes to memory that the guest does not see any more: a VM
+//! with a passed-through device must have no balloon (QEMU inhibits its own; nobody tells this one).
+//! A range that is registered with userfaultfd is punched at once and without an event, since events
+//! come of `madvise` alone; the next touch is a fault for the monitor, which must answer it with
+//! zeros and not with what the page held.
 
 use std::io;
 
@@ -7,6 +20,9 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use crate::region::{OutsideMemory, Piece, Regions};
+
+/// How often a punch is tried that signals interrupt.
+const TRIES_MAX: u32 = 100;
 
 /// What a punch did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,19 +82,28 @@ fn whole_units(piece: &Piece<'_>) -> Option<(ByteSize, ByteSize)> {
 
 fn punch_file(piece: &Piece<'_>, offset: ByteSize, len: ByteSize) -> Result<(), Errno> {
     let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    loop {
-        match rustix::fs::fallocate(piece.backing.file(), mode, offset.bytes(), len.bytes()) {
-            Err(Errno::INTR) => {}
-            done => return done,
+    despite_signals(|| {
+        rustix::fs::fallocate(piece.backing.file(), mode, offset.bytes(), len.bytes())
+    })
+}
+
+/// Tries again after a signal, but not for ever: whoever is answered by this waits.
+fn despite_signals(mut call: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
+    let mut result = Err(Errno::INTR);
+    for _ in 0..TRIES_MAX {
+        result = call();
+        if result != Err(Errno::INTR) {
+            break;
         }
     }
+    result
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::region::RegionSpec;
-    use crate::testing::{contents, filled_memfd, huge_memfd, kib, range, spec};
+    use crate::testing::{HugeMemfd, contents, filled_memfd, kib, range, spec};
     use proptest::prelude::*;
 
     /// Bytes of the file that read as zero, as KiB numbers.
@@ -120,11 +145,44 @@ mod tests {
     }
 
     #[test]
+    fn signals_are_outlived_and_a_storm_of_them_is_an_error() {
+        let mut left = 3;
+        let mut calls = 0;
+        let result = despite_signals(|| {
+            calls += 1;
+            left -= 1;
+            if left == 0 { Ok(()) } else { Err(Errno::INTR) }
+        });
+        assert_eq!((result, calls), (Ok(()), 3));
+        assert_eq!(despite_signals(|| Err(Errno::INTR)), Err(Errno::INTR));
+        assert_eq!(despite_signals(|| Err(Errno::NOSPC)), Err(Errno::NOSPC));
+    }
+
+    #[test]
+    fn whoever_holds_a_page_keeps_the_old_one() {
+        let file = filled_memfd(kib(4));
+        let regions = Regions::new([spec(range(0, 4), &file, kib(0))]).unwrap();
+        // A pipe that holds the page, as a device that pinned it would.
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let mut from = 0;
+        let flags = rustix::pipe::SpliceFlags::empty();
+        let held = rustix::pipe::splice(&file, Some(&mut from), &writer, None, 4096, flags);
+        assert_eq!(held.unwrap(), 4096);
+        assert_eq!(regions.punch(range(0, 4)).unwrap().bytes, kib(4));
+        assert_eq!(regions.residency().unwrap(), ByteSize::ZERO, "the file has let go of it");
+        rustix::io::pwrite(&file, &[1], 0).unwrap();
+        let mut old = [0; 1];
+        rustix::io::read(&reader, &mut old).unwrap();
+        assert_eq!(old, [0xa5]);
+    }
+
+    #[test]
     fn huge_pages_go_whole_or_not_at_all() {
-        let Some((file, unit)) = huge_memfd(2) else {
+        let Some(huge) = HugeMemfd::of(2) else {
             eprintln!("skipped: this host has no huge pages to spare");
             return;
         };
+        let (file, unit) = (&huge.fd, huge.unit);
         let all = GpaRange::new(memtide_units::Gpa(0), unit.times(2)).unwrap();
         let fd = file.try_clone().unwrap();
         let regions =

@@ -38,14 +38,61 @@ pub(crate) fn contents(fd: &OwnedFd) -> Vec<u8> {
     bytes
 }
 
-/// A memfd of `pages` huge pages, all present, and their size; `None` where the host has none.
-pub(crate) fn huge_memfd(pages: u64) -> Option<(OwnedFd, ByteSize)> {
+/// A memfd of huge pages, all present. Where the host has none to spare and allows it, they are
+/// reserved for as long as this lives.
+pub(crate) struct HugeMemfd {
+    pub(crate) fd: OwnedFd,
+    pub(crate) unit: ByteSize,
+    /// Last, so that the pages are free before their number goes down.
+    _reserved: Option<Reserved>,
+}
+
+impl HugeMemfd {
+    /// So many pages; `None` where the host does not have them.
+    pub(crate) fn of(pages: u64) -> Option<Self> {
+        if let Some((fd, unit)) = huge_memfd(pages) {
+            return Some(Self { fd, unit, _reserved: None });
+        }
+        let reserved = Reserved::more(pages)?;
+        let (fd, unit) = huge_memfd(pages)?;
+        Some(Self { fd, unit, _reserved: Some(reserved) })
+    }
+}
+
+fn huge_memfd(pages: u64) -> Option<(OwnedFd, ByteSize)> {
     let fd = rustix::fs::memfd_create("hostmem-huge", MemfdFlags::HUGETLB).ok()?;
     let unit = ByteSize::from_bytes(rustix::fs::fstat(&fd).ok()?.st_blksize as u64);
     let len = unit.times(pages).bytes();
     rustix::fs::ftruncate(&fd, len).ok()?;
     rustix::fs::fallocate(&fd, rustix::fs::FallocateFlags::empty(), 0, len).ok()?;
     Some((fd, unit))
+}
+
+/// The number of huge pages that the host keeps (Documentation/admin-guide/mm/hugetlbpage.rst).
+const POOL: &str = "/proc/sys/vm/nr_hugepages";
+
+/// Huge pages that were added to the host's pool, and are taken out of it again.
+struct Reserved(u64);
+
+impl Reserved {
+    fn more(pages: u64) -> Option<Self> {
+        let before = pool()?;
+        std::fs::write(POOL, (before + pages).to_string()).ok()?;
+        Some(Self(pages))
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if let Some(now) = pool() {
+            // The host may have taken them back itself; that is as well.
+            _ = std::fs::write(POOL, now.saturating_sub(self.0).to_string());
+        }
+    }
+}
+
+fn pool() -> Option<u64> {
+    std::fs::read_to_string(POOL).ok()?.trim().parse().ok()
 }
 
 pub(crate) fn spec(range: GpaRange, fd: &OwnedFd, file_offset: ByteSize) -> RegionSpec {

@@ -6,6 +6,7 @@ mod lab;
 mod programs;
 mod run;
 mod test;
+mod torture;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -28,6 +29,8 @@ enum Task {
     Test(test::Test),
     /// Feed the fuzz targets for long: results and a summary line for each in artifacts/fuzz.
     Fuzz(fuzz::Fuzz),
+    /// Long runs that do harsh things over and over, for evidence.
+    Torture(torture::Arguments),
     /// Real machines to try things on: QEMU, Debian kernels, a systemd guest.
     #[command(subcommand)]
     Lab(lab::Task),
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
+        Task::Torture(arguments) => torture::run(&arguments),
         Task::Lab(task) => lab::run(&task),
     };
     match result {

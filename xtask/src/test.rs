@@ -8,10 +8,12 @@ use clap::{Args, ValueEnum};
 use memtide_lab::Kernel;
 use memtide_scenarios::checks::Checks;
 use memtide_scenarios::end_to_end;
+use memtide_scenarios::torture::Torture;
 
 use crate::lab::{self, Result};
 use crate::programs;
 use crate::run::{self, RunError};
+use crate::torture::What;
 
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, Args)]
@@ -77,7 +79,8 @@ fn guests(only: Option<Kernel>) -> Result<Tally> {
         );
         made
     };
-    for kernel in kernels {
+    for kernel in &kernels {
+        let kernel = *kernel;
         count(format!("stock-driver-{kernel}"), &|logs| {
             end_to_end::stock_driver(&lab, &programs, kernel, &logs)
         })?;
@@ -85,8 +88,26 @@ fn guests(only: Option<Kernel>) -> Result<Tally> {
             end_to_end::agent(&lab, &programs, kernel, &logs)
         })?;
     }
+    for (what, times) in SHORT_TORTURES.into_iter().filter(|_| kernels.contains(&NEWEST)) {
+        count(format!("torture-{}", what.name()), &|logs| {
+            let (lab, programs, kernel) = (&lab, &programs, NEWEST);
+            let torture = Torture { lab, programs, kernel, count: times, seed: SEED, logs: &logs };
+            what.play(&torture)
+        })?;
+    }
     Ok(tally)
 }
+
+/// The kernel of what is not done on each.
+const NEWEST: Kernel = Kernel::V7_3;
+
+/// What `cargo xtask torture` does at length, as often as a test has time for: a reset among the
+/// stops, each kind of cycle but the reboot among the rebinds.
+const SHORT_TORTURES: [(What, u32); 4] =
+    [(What::Hostile, 1000), (What::Rebinds, 10), (What::Kills, 4), (What::Stops, 20)];
+
+/// A test does the same each time; long runs draw anew.
+const SEED: u64 = 1;
 
 /// Passed and failed, over everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -110,10 +131,19 @@ impl Tally {
     }
 }
 
+/// The guest without the standard library is a workspace of its own.
+const HOSTILE_GUEST: &str = "--manifest-path=qemu-tests/hostile-guest/Cargo.toml";
+const TARGET: &str = "--target-dir=target/qemu-tests/hostile-guest";
+
 /// Format, lints and documentation: each counts as one test.
 fn checks() -> Tally {
-    let checks: [(&str, &[&str]); 3] = [
+    let checks: [(&str, &[&str]); 5] = [
         ("format", &["fmt", "--all", "--check"]),
+        ("format of the hostile guest", &["fmt", HOSTILE_GUEST, "--check"]),
+        (
+            "lints of the hostile guest",
+            &["clippy", "--quiet", HOSTILE_GUEST, TARGET, "--", "-Dwarnings"],
+        ),
         ("lints", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]),
         ("documentation", &["doc", "--quiet", "--workspace", "--no-deps"]),
     ];

@@ -3,7 +3,7 @@
 //! Guests run the same glibc as Debian 13 or a newer one than the host's, so what the host builds
 //! for itself runs in them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde::Deserialize;
@@ -56,21 +56,40 @@ impl Built {
 /// # Errors
 /// If cargo cannot be started or the build fails.
 pub fn build(packages: &[&str], profile: Profile) -> Result<Built> {
+    let packages: Vec<&str> = packages.iter().flat_map(|name| ["--package", name]).collect();
+    build_in(WORKSPACE, &packages, profile)
+}
+
+/// Builds the programs of a workspace of its own, in this directory below ours.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_apart(directory: &str, profile: Profile) -> Result<Built> {
+    // A target directory of its own as well, for cargo lets nobody else into one while it builds.
+    let target = match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(target) => PathBuf::from(target),
+        None => Path::new(WORKSPACE).join("target"),
+    };
+    let target = target.join(directory).to_string_lossy().into_owned();
+    let workspace = format!("{WORKSPACE}/{directory}");
+    build_in(&workspace, &["--target-dir", &target], profile)
+}
+
+/// Where we were built from: callers may stand in any directory.
+const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+
+fn build_in(workspace: &str, arguments: &[&str], profile: Profile) -> Result<Built> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(&cargo);
     command.args(["build", "--quiet", "--bins", "--message-format=json-render-diagnostics"]);
     if profile == Profile::Release {
         command.arg("--release");
     }
-    for package in packages {
-        command.args(["--package", package]);
-    }
-    // The manifest that we were built from: callers may stand in any directory.
-    command.arg("--manifest-path").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"));
+    command.args(arguments).arg("--manifest-path").arg(format!("{workspace}/Cargo.toml"));
     let output = command.stderr(Stdio::inherit()).output().on("start", &cargo)?;
     if !output.status.success() {
         return Err(Error::Unusable {
-            what: format!("cargo could not build {}", packages.join(", ")),
+            what: format!("cargo could not build {}", arguments.join(" ")),
             advice: "its messages are above",
         });
     }

@@ -11,7 +11,7 @@ use memtide_units::ByteSize;
 
 use crate::chart::{self, Caption};
 use crate::error::ScenarioError;
-use crate::guest_side::{GuestOptions, Unit};
+use crate::guest_side::{GuestOptions, Shape, Unit};
 use crate::host_side::HostLimits;
 use crate::report::{Blocks, Gate, Guest, Report, Resident};
 use crate::run::{Run, Stage};
@@ -20,7 +20,7 @@ use crate::screen::Screen;
 /// Steps of growth while the host's budget is too small, each well within what the guest has
 /// online, so that it lives on however long the gate holds. The agent leaves two and a half blocks
 /// over its threshold at most: so many steps pass it.
-const SMALL_STEPS: usize = 14;
+const SMALL_STEPS: usize = 16;
 /// After a step the agent has this long to ask: it looks ten times a second when memory is short.
 const ASKS_WITHIN: Duration = Duration::from_millis(1200);
 
@@ -181,6 +181,7 @@ fn start(lab: &Lab, programs: &Built, options: &DemoOptions) -> Result<Run, Scen
         artifacts: logs.clone(),
         agent: Unit::Enabled,
         console: Console::None,
+        shape: Shape::default(),
     };
     let stage = Stage::start(lab, programs, limits, &guest)?;
     let header = format!(

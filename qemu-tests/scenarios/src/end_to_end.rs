@@ -12,7 +12,7 @@ use memtide_units::ByteSize;
 use crate::checks::Checks;
 use crate::demo::{self, DemoOptions, Interlude, Pace};
 use crate::error::ScenarioError;
-use crate::guest_side::{GuestOptions, Unit};
+use crate::guest_side::{GuestOptions, Shape, Unit};
 use crate::host_side::HostLimits;
 use crate::run::{Run, Stage};
 use crate::screen::Screen;
@@ -155,6 +155,7 @@ fn start_stock(
         artifacts: logs.to_owned(),
         agent: Unit::Absent,
         console: Console::None,
+        shape: Shape::default(),
     };
     let stage = Stage::start(lab, programs, limits, &options)?;
     stage.guest.run(&["modprobe", "virtio_balloon"])?;

@@ -7,10 +7,11 @@ use memtide_api::http::VmStatus;
 use memtide_lab::cargo::Built;
 use memtide_lab::guest::protocol::Stream;
 use memtide_lab::guest::{Event, Process};
-use memtide_lab::machine::{Balloon, Console, Engine, Machine, MachineSpec};
+use memtide_lab::machine::{Backing, Balloon, Console, Engine, Machine, MachineSpec, OnReset};
 use memtide_lab::tools::{Start, Tools};
 use memtide_lab::{Kernel, Lab};
 use memtide_units::{BlockSize, ByteSize, GpaRange};
+use serde_json::Value;
 
 use crate::error::ScenarioError;
 
@@ -18,8 +19,17 @@ use crate::error::ScenarioError;
 const COMMAND: Duration = Duration::from_secs(30);
 /// From QEMU's start to the runner's hello.
 const BOOT: Duration = Duration::from_secs(180);
+/// As `systemctl reboot` does it, but without logind, which lab guests do without.
+const REBOOT: [&str; 5] =
+    ["systemctl", "start", "--no-block", "--job-mode=replace-irreversibly", "reboot.target"];
+/// For a guest that is going down to say that it has heard us, if it still can.
+const GOING: Duration = Duration::from_secs(5);
+/// From QEMU's hanging up to its end.
+const HUNG_UP: Duration = Duration::from_secs(2);
 /// SIGUSR1 on Linux: the workload's "go on".
 const SIGUSR1: i32 = 10;
+/// SIGTERM on Linux: the workload's "that is all".
+const SIGTERM: i32 = 15;
 /// How the workload is called in the guest.
 const WORKLOAD: &str = "workload";
 
@@ -28,6 +38,8 @@ const WORKLOAD: &str = "workload";
 pub enum Unit {
     /// Installed and started at boot.
     Enabled,
+    /// Installed, for whoever starts it.
+    Installed,
     /// Not there: the guest has its stock driver and nothing else.
     Absent,
 }
@@ -45,6 +57,32 @@ pub struct GuestOptions {
     pub agent: Unit,
     /// A prompt for people.
     pub console: Console,
+    /// What is out of the ordinary about it.
+    pub shape: Shape,
+}
+
+/// What may be out of the ordinary about a guest.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// What holds its memory.
+    pub backing: Backing,
+    /// Room for memory that is plugged in later.
+    pub memory_max: Option<ByteSize>,
+    /// Whether it may be reset.
+    pub on_reset: OnReset,
+    /// Words for the kernel's command line.
+    pub kernel_arguments: Vec<String>,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self {
+            backing: Backing::Memfd,
+            memory_max: None,
+            on_reset: OnReset::Ends,
+            kernel_arguments: Vec::new(),
+        }
+    }
 }
 
 /// A guest that runs.
@@ -66,10 +104,17 @@ impl GuestSide {
         options: &GuestOptions,
     ) -> Result<Self, ScenarioError> {
         let tools = tools(programs, options.agent)?;
-        let mut spec = MachineSpec::new("guest", options.kernel, tools.path(), &options.artifacts);
-        spec.memory_mib = options.memory.mib();
-        spec.balloon = Balloon::VhostUser { socket: vhost_socket.to_owned() };
-        spec.console = options.console;
+        let shape = options.shape.clone();
+        let spec = MachineSpec {
+            memory_mib: options.memory.mib(),
+            max_memory_mib: shape.memory_max.map(ByteSize::mib),
+            backing: shape.backing,
+            on_reset: shape.on_reset,
+            balloon: Balloon::VhostUser { socket: vhost_socket.to_owned() },
+            console: options.console,
+            kernel_arguments: shape.kernel_arguments,
+            ..MachineSpec::new("guest", options.kernel, tools.path(), &options.artifacts)
+        };
         let machine = Machine::start(lab, &spec)?;
         let hello = machine.wait_ready(BOOT)?;
         Ok(Self { machine, workload: None, kernel: hello.kernel })
@@ -81,6 +126,68 @@ impl GuestSide {
     /// Where QEMU fails, or the user is still there after `within`.
     pub fn wait_end(&self, within: Duration) -> Result<(), ScenarioError> {
         Ok(self.machine.wait_end(within)?)
+    }
+
+    /// The machine itself.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// Runs a shell script that must succeed (`sh -e -c`) within `within`, and returns what it
+    /// prints.
+    ///
+    /// # Errors
+    /// Where it fails, with what it said.
+    pub fn shell(&self, script: &str, within: Duration) -> Result<String, ScenarioError> {
+        Ok(self.machine.guest().shell(script, within).map_err(memtide_lab::Error::from)?)
+    }
+
+    /// Writes a file, and the directories that it lies in.
+    ///
+    /// # Errors
+    /// Where the guest does not.
+    pub fn write_file(&self, path: &str, text: &str) -> Result<(), ScenarioError> {
+        self.run(&["sh", "-c", "mkdir -p \"$(dirname \"$1\")\"", "sh", path])?;
+        let guest = self.machine.guest();
+        Ok(guest.write_file(path, text.as_bytes(), 0o644).map_err(memtide_lab::Error::from)?)
+    }
+
+    /// Has the guest boot anew by `reset`, and waits until commands can be run again.
+    ///
+    /// # Errors
+    /// Where `reset` fails, QEMU ends, or the guest does not come back.
+    pub fn reboot(
+        &mut self,
+        reset: impl FnOnce(&Self) -> Result<(), ScenarioError>,
+    ) -> Result<(), ScenarioError> {
+        let hellos = self.machine.guest().hellos();
+        reset(self)?;
+        self.workload = None;
+        self.machine.wait_ready_again(hellos, BOOT)?;
+        Ok(())
+    }
+
+    /// Has the guest reboot by itself, as its user would. Whether it heard us shows in whether it
+    /// does: it may go before it answers.
+    pub fn ask_to_reboot(&self) {
+        let _ = self.machine.guest().run(&REBOOT, GOING);
+    }
+
+    /// Executes a command of QEMU's monitor.
+    ///
+    /// # Errors
+    /// Where QEMU refuses it or has ended.
+    pub fn qmp(&self, command: &str, arguments: Value) -> Result<Value, ScenarioError> {
+        match self.machine.qmp().execute(command, arguments) {
+            Ok(answer) => Ok(answer),
+            Err(error) => {
+                if self.machine.wait_end(HUNG_UP).is_ok() {
+                    // How it ended says more than that it hung up.
+                    self.alive(command)?;
+                }
+                Err(error.into())
+            }
+        }
     }
 
     /// `kvm` or `tcg`, and why.
@@ -111,7 +218,20 @@ impl GuestSide {
     /// # Errors
     /// Where it does not start.
     pub fn start_workload(&mut self, script: &str) -> Result<(), ScenarioError> {
-        let argv = ["/opt/memtide/bin/memtide-workload", "play", script];
+        self.start_workload_with(&[], script)
+    }
+
+    /// The same, with these options.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub fn start_workload_with(
+        &mut self,
+        options: &[&str],
+        script: &str,
+    ) -> Result<(), ScenarioError> {
+        let program = ["/opt/memtide/bin/memtide-workload", "play"];
+        let argv: Vec<&str> = program.iter().chain(options).chain([&script]).copied().collect();
         let process =
             self.machine.guest().spawn(WORKLOAD, &argv).map_err(memtide_lab::Error::from)?;
         self.workload = Some(process);
@@ -123,10 +243,7 @@ impl GuestSide {
     /// # Errors
     /// Where the guest has died.
     pub fn workload_lines(&self) -> Result<Vec<String>, ScenarioError> {
-        if !self.machine.is_running() {
-            // This tells how it ended, with the console's last lines.
-            self.machine.wait_for("the workload", Duration::ZERO, || Ok(None::<()>))?;
-        }
+        self.alive("the workload")?;
         let events = self.workload.iter().flat_map(Process::new_events);
         Ok(events
             .map(|event| match event {
@@ -135,6 +252,35 @@ impl GuestSide {
                 Event::Exited(ending) => format!("the workload ended: {ending}"),
             })
             .collect())
+    }
+
+    /// Has the workload end with its summary.
+    ///
+    /// # Errors
+    /// Where it does not run.
+    pub fn end_workload(&self) -> Result<(), ScenarioError> {
+        let Some(workload) = &self.workload else { return Ok(()) };
+        Ok(workload.kill(SIGTERM).map_err(memtide_lab::Error::from)?)
+    }
+
+    /// Tasks that the OOM killer has ended since the guest booted.
+    ///
+    /// # Errors
+    /// Where the guest does not answer.
+    pub fn oom_kills(&self) -> Result<u64, ScenarioError> {
+        let text = self.run(&["awk", "/^oom_kill / { print $2 }", "/proc/vmstat"])?;
+        Ok(text.trim().parse().unwrap_or(u64::MAX))
+    }
+
+    /// Whether QEMU runs, asked by who waits for `what`.
+    ///
+    /// # Errors
+    /// Where it has ended: how, with the console's last lines.
+    pub fn alive(&self, what: &str) -> Result<(), ScenarioError> {
+        if !self.machine.is_running() {
+            self.machine.wait_for(what, Duration::ZERO, || Ok(None::<()>))?;
+        }
+        Ok(())
     }
 
     /// Tells the workload to go on from its `wait`.
@@ -180,22 +326,35 @@ impl GuestSide {
     /// # Errors
     /// Where the guest does not answer.
     pub fn offline_matches(&self, vm: &VmStatus) -> Result<bool, ScenarioError> {
-        let Some(device) = &vm.device else { return Ok(false) };
+        match &vm.device {
+            Some(device) => self.offline_are(&device.stolen),
+            None => Ok(false),
+        }
+    }
+
+    /// True where the blocks that the guest's kernel has offline are these.
+    ///
+    /// # Errors
+    /// Where the guest does not answer.
+    pub fn offline_are(&self, stolen: &[GpaRange]) -> Result<bool, ScenarioError> {
+        let (offline, _) = self.block_states()?;
+        Ok(offline == blocks_of(stolen))
+    }
+
+    /// The blocks that the guest's kernel has offline, in order, and how many it is taking offline.
+    ///
+    /// # Errors
+    /// Where the guest does not answer.
+    pub fn block_states(&self) -> Result<(Vec<GpaRange>, usize), ScenarioError> {
         let block = BlockSize::X86_SMALL;
         let text =
-            self.run(&["sh", "-c", "grep -l offline /sys/devices/system/memory/*/state; true"])?;
-        let mut offline: Vec<GpaRange> =
-            text.lines().filter_map(block_number).filter_map(|n| block.range(n)).collect();
+            self.run(&["sh", "-c", "grep -H offline /sys/devices/system/memory/*/state; true"])?;
+        let states = text.lines().filter_map(|line| line.split_once(':'));
+        let (offline, going): (Vec<_>, Vec<_>) = states.partition(|(_, state)| *state == "offline");
+        let numbers = offline.into_iter().filter_map(|(path, _)| block_number(path));
+        let mut offline: Vec<GpaRange> = numbers.filter_map(|number| block.range(number)).collect();
         offline.sort_unstable();
-        let mut held = Vec::new();
-        for range in &device.stolen {
-            let first = block.block_of(range.start()).0;
-            let count = block.count_in(range.len());
-            let ids = (first..first + count).map(memtide_units::BlockId);
-            held.extend(ids.filter_map(|id| block.range(id)));
-        }
-        held.sort_unstable();
-        Ok(offline == held)
+        Ok((offline, going.len()))
     }
 
     /// `MemTotal`.
@@ -260,6 +419,20 @@ impl Drop for GuestSide {
     }
 }
 
+/// These ranges block by block, in order.
+pub(crate) fn blocks_of(ranges: &[GpaRange]) -> Vec<GpaRange> {
+    let block = BlockSize::X86_SMALL;
+    let mut blocks = Vec::new();
+    for range in ranges {
+        let first = block.block_of(range.start()).0;
+        let count = block.count_in(range.len());
+        let ids = (first..first + count).map(memtide_units::BlockId);
+        blocks.extend(ids.filter_map(|id| block.range(id)));
+    }
+    blocks.sort_unstable();
+    blocks
+}
+
 /// `/sys/devices/system/memory/memory12/state` is block 12.
 fn block_number(path: &str) -> Option<memtide_units::BlockId> {
     let name = path.strip_suffix("/state")?.rsplit('/').next()?;
@@ -272,8 +445,9 @@ fn tools(programs: &Built, agent: Unit) -> Result<Tools, ScenarioError> {
     for name in ["memtide-agent", "memtide-workload"] {
         tools.program(name, programs.program(name)?)?;
     }
-    if agent == Unit::Enabled {
+    if agent != Unit::Absent {
         for (name, start) in AGENT_UNITS {
+            let start = if agent == Unit::Enabled { start } else { Start::OnDemand };
             let path = Path::new(AGENT_DIR).join(name);
             let unit = std::fs::read_to_string(&path)
                 .map_err(|source| ScenarioError::Read { path, source })?;

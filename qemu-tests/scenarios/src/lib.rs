@@ -16,6 +16,8 @@ pub mod report;
 pub mod run;
 pub mod sample;
 pub mod screen;
+pub mod solo;
+pub mod torture;
 pub mod wait;
 
 /// The packages whose programs scenarios run, for `memtide_lab::cargo::build`.

@@ -8,7 +8,7 @@ use memtide_lab::cargo::{Profile, build};
 use memtide_lab::machine::{Console, Machine, MachineSpec};
 use memtide_lab::tools::{RUNNER, Tools};
 use memtide_lab::{Balloon, Kernel, Lab};
-use memtide_scenarios::guest_side::{GuestOptions, Unit};
+use memtide_scenarios::guest_side::{GuestOptions, Shape, Unit};
 use memtide_scenarios::host_side::{HostLimits, VM};
 use memtide_scenarios::run::Stage;
 use memtide_units::ByteSize;
@@ -70,6 +70,7 @@ fn staged(lab: &Lab, arguments: &Shell, console: Console, agent: Unit) -> Result
         artifacts: artifacts.clone(),
         agent,
         console,
+        shape: Shape::default(),
     };
     let stage = Stage::start(lab, &programs, limits, &options)?;
     let memtide = programs.program("memtide")?;

@@ -50,6 +50,11 @@ impl Guest {
         self.connection.wait_hello(until)
     }
 
+    /// How often a runner has said hello: once for each boot, unless it was started anew.
+    pub fn hellos(&self) -> u64 {
+        self.connection.hellos()
+    }
+
     /// Runs a command to its end, whatever that end is.
     ///
     /// # Errors

@@ -42,6 +42,7 @@ pub(super) struct Connection {
 #[derive(Debug, Default)]
 struct State {
     hello: Option<Hello>,
+    hellos: u64,
     last_id: u64,
     waiting: HashMap<u64, Sender<Answer>>,
     streams: HashMap<String, Sender<Event>>,
@@ -74,6 +75,11 @@ impl Connection {
         let waited = self.hello_came.wait_timeout_while(self.state(), left, missing);
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         state.hello.clone()
+    }
+
+    /// How many hellos have come.
+    pub(super) fn hellos(&self) -> u64 {
+        self.state().hellos
     }
 
     /// Sends a request and waits for what comes of it.
@@ -159,6 +165,7 @@ impl Connection {
                 state.fail_all("its runner was started anew");
                 let uptime = Duration::from_millis(uptime_ms);
                 state.hello = Some(Hello { kernel, uptime });
+                state.hellos += 1;
                 self.hello_came.notify_all();
             }
             Message::Reply { id, outcome } => {

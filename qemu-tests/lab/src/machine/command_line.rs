@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use crate::guest::protocol::PORT_NAME;
 use crate::machine::accel::Engine;
-use crate::machine::spec::{Balloon, Console, MachineSpec};
+use crate::machine::bare::BareSpec;
+use crate::machine::spec::{Backing, Balloon, Console, MachineSpec, OnReset};
 use crate::setup::qemu::VHOST_USER_DEVICE;
 
 /// Virtqueues of the vhost-user balloon: inflate, deflate, statistics, free page hinting, free
@@ -70,12 +71,14 @@ pub(crate) fn qemu(
     let mut words = Words::default();
     words.option("-name", spec.name.as_str());
     words.option("-machine", "q35,memory-backend=mem");
-    let size = spec.memory_bytes();
-    words.option("-object", format!("memory-backend-memfd,id=mem,size={size},share=on"));
+    words.option("-object", backing(spec));
     words.option("-m", memory(spec));
     words.option("-smp", spec.vcpus.to_string());
     processor(&mut words, engine);
     quiet_hardware(&mut words);
+    if spec.on_reset == OnReset::Ends {
+        words.flag("-no-reboot");
+    }
     boot(&mut words, files);
     words.option("-append", kernel(spec));
     disks(&mut words, files);
@@ -92,9 +95,46 @@ pub(crate) fn probe(engine: Engine, files: &Files) -> Vec<OsString> {
     words.option("-m", "256M");
     processor(&mut words, engine);
     quiet_hardware(&mut words);
+    words.flag("-no-reboot");
     boot(&mut words, files);
     words.option("-append", "console=ttyS0 panic=-1 memtide.probe=1");
     words.0
+}
+
+/// QEMU's arguments for a machine that boots one file and has a balloon, a serial line and nothing
+/// else.
+pub(crate) fn bare(spec: &BareSpec, monitor: RawFd) -> Vec<OsString> {
+    let mut words = Words::default();
+    let size = spec.memory_mib << 20;
+    words.option("-name", spec.name.as_str());
+    words.option("-machine", "q35,memory-backend=mem");
+    words.option("-object", format!("memory-backend-memfd,id=mem,size={size},share=on"));
+    words.option("-m", format!("size={}M", spec.memory_mib));
+    processor(&mut words, Engine::Tcg);
+    quiet_hardware(&mut words);
+    words.flag("-no-reboot");
+    words.option("-kernel", &spec.image);
+    words.option("-append", spec.command_line.as_str());
+    words.option("-serial", prefixed("file:", &spec.artifacts_dir.join("serial.log")));
+    words.option("-chardev", format!("socket,id=qmp,fd={monitor}"));
+    words.option("-qmp", "chardev:qmp");
+    balloon(&mut words, &spec.balloon);
+    words.0
+}
+
+fn backing(spec: &MachineSpec) -> String {
+    let size = spec.memory_bytes();
+    match &spec.backing {
+        Backing::Memfd => format!("memory-backend-memfd,id=mem,size={size},share=on"),
+        Backing::HugeMemfd => {
+            let huge = "hugetlb=on,hugetlbsize=2M";
+            format!("memory-backend-memfd,id=mem,size={size},share=on,{huge}")
+        }
+        Backing::FileIn(directory) => {
+            let directory = comma_doubled(directory);
+            format!("memory-backend-file,id=mem,size={size},share=on,mem-path={directory}")
+        }
+    }
 }
 
 fn memory(spec: &MachineSpec) -> String {
@@ -115,11 +155,10 @@ fn processor(words: &mut Words, engine: Engine) {
     words.option("-cpu", "max");
 }
 
-/// No hardware that nobody asked for; and a guest that resets itself has failed.
+/// No hardware that nobody asked for.
 fn quiet_hardware(words: &mut Words) {
     words.flag("-nodefaults");
     words.flag("-no-user-config");
-    words.flag("-no-reboot");
     words.option("-display", "none");
     words.option("-vga", "none");
 }

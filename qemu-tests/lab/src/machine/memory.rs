@@ -14,6 +14,10 @@ use crate::error::{Error, IoContext, Result};
 /// `st_blocks` counts these, whatever the file system's block size is (stat(2)).
 const STAT_BLOCK_BYTES: u64 = 512;
 
+/// How QEMU calls the file that it makes in the directory of a memory-backend-file, and removes at
+/// once (`file_ram_open` in its system/physmem.c).
+const NAMELESS_FILE: &str = "/qemu_back_mem.";
+
 /// A guest's memory as a file, opened through QEMU's descriptor.
 #[derive(Debug)]
 pub struct GuestMemory {
@@ -22,7 +26,8 @@ pub struct GuestMemory {
 }
 
 impl GuestMemory {
-    /// Finds the memfd of this size (in bytes) among the files that a process has open.
+    /// Finds the memfd of this size (in bytes), or QEMU's nameless file of it, among the files that a
+    /// process has open.
     ///
     /// # Errors
     /// If the process has none, or belongs to somebody else.
@@ -36,14 +41,15 @@ impl GuestMemory {
         }
         Err(Error::Unusable {
             what: format!("process {pid} has no memfd of {size} bytes"),
-            advice: "guest memory must come from memory-backend-memfd",
+            advice: "guest memory must come from memory-backend-memfd or -file",
         })
     }
 
     /// Descriptors come and go while we look: one that cannot be read is not the one.
     fn at(link: &Path, size: u64) -> Option<Self> {
         let target = fs::read_link(link).ok()?;
-        if !target.as_os_str().to_string_lossy().starts_with("/memfd:") {
+        let name = target.as_os_str().to_string_lossy();
+        if !name.starts_with("/memfd:") && !name.contains(NAMELESS_FILE) {
             return None;
         }
         // Opening it anew gives a read position of our own.

@@ -1,6 +1,7 @@
 //! A virtual machine of the lab: started, waited for, looked into, and gone when dropped.
 
 mod accel;
+mod bare;
 mod command_line;
 mod memory;
 mod process;
@@ -8,9 +9,10 @@ mod qmp;
 mod spec;
 
 pub use accel::{Acceleration, Engine};
+pub use bare::{BareMachine, BareSpec};
 pub use memory::{GuestMemory, rss_kib};
 pub use qmp::{Qmp, QmpEvent};
-pub use spec::{Accel, Balloon, Console, MachineSpec};
+pub use spec::{Accel, Backing, Balloon, Console, MachineSpec, OnReset};
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -105,6 +107,19 @@ impl Machine {
     pub fn wait_ready(&self, within: Duration) -> Result<Hello> {
         let hello = || Ok(self.guest.wait_hello(Instant::now() + POLL));
         self.wait_for("the guest's runner", within, hello)
+    }
+
+    /// Waits until commands can be run again after a reset. `hellos` is what
+    /// [`Guest::hellos`](crate::guest::Guest::hellos) said before it.
+    ///
+    /// # Errors
+    /// As [`wait_ready`](Self::wait_ready).
+    pub fn wait_ready_again(&self, hellos: u64, within: Duration) -> Result<Hello> {
+        let hello = || {
+            let anew = self.guest.hellos() > hellos;
+            Ok(anew.then(|| self.guest.wait_hello(Instant::now() + POLL)).flatten())
+        };
+        self.wait_for("the runner of the guest that was reset", within, hello)
     }
 
     /// Waits until `look` finds something, looking every 20 ms.

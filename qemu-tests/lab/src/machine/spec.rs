@@ -15,6 +15,8 @@ pub struct MachineSpec {
     pub memory_mib: u64,
     /// Room for memory hot-plug (8 slots), in MiB; `None` for none.
     pub max_memory_mib: Option<u64>,
+    /// What holds the memory on the host.
+    pub backing: Backing,
     /// Virtual CPUs.
     pub vcpus: u32,
     /// KVM or emulation.
@@ -25,6 +27,8 @@ pub struct MachineSpec {
     pub tools_dir: PathBuf,
     /// Where its logs go; made if missing.
     pub artifacts_dir: PathBuf,
+    /// What a reset does, whether from inside or from the monitor.
+    pub on_reset: OnReset,
     /// The interactive console.
     pub console: Console,
     /// Modules that are loaded before systemd starts, as udev would on a machine that has it.
@@ -48,11 +52,13 @@ impl MachineSpec {
             kernel,
             memory_mib: 1024,
             max_memory_mib: None,
+            backing: Backing::Memfd,
             vcpus: 2,
             accelerator: Accel::Auto,
             balloon: Balloon::None,
             tools_dir: tools_dir.into(),
             artifacts_dir: artifacts_dir.into(),
+            on_reset: OnReset::Ends,
             console: Console::None,
             modules: Vec::new(),
             kernel_arguments: Vec::new(),
@@ -64,6 +70,26 @@ impl MachineSpec {
     pub fn memory_bytes(&self) -> u64 {
         self.memory_mib << 20
     }
+}
+
+/// What holds a guest's memory on the host. Always shared, as a vhost-user back end needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Backing {
+    /// A memfd of ordinary pages.
+    Memfd,
+    /// A memfd of 2 MiB pages out of the host's pool, which must hold enough free ones.
+    HugeMemfd,
+    /// A nameless file in this directory: on tmpfs, or on a disk.
+    FileIn(PathBuf),
+}
+
+/// What becomes of a machine that is reset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnReset {
+    /// It ends: a guest that resets itself unasked has failed.
+    Ends,
+    /// It boots anew in the same QEMU.
+    Boots,
 }
 
 /// What executes the guest's instructions.

@@ -25,8 +25,8 @@ fn line(spec: &MachineSpec) -> String {
 fn the_whole_line_of_a_plain_machine() {
     let expected = "-name guest -machine q35,memory-backend=mem \
         -object memory-backend-memfd,id=mem,size=1073741824,share=on -m size=1024M -smp 2 \
-        -accel tcg,thread=multi -cpu max -nodefaults -no-user-config -no-reboot -display none \
-        -vga none -kernel /c/vmlinuz -initrd /c/initramfs -serial file:/a/serial.log \
+        -accel tcg,thread=multi -cpu max -nodefaults -no-user-config -display none \
+        -vga none -no-reboot -kernel /c/vmlinuz -initrd /c/initramfs -serial file:/a/serial.log \
         -append 'console=ttyS0 panic=-1 quiet systemd.show_status=0 \
         systemd.unit=multi-user.target lsm=landlock,lockdown,yama,integrity,apparmor' \
         -drive if=none,id=memtide-root,format=raw,cache=unsafe,snapshot=on,file=/c/root \
@@ -50,6 +50,18 @@ fn a_vhost_user_balloon_is_the_generic_device_with_our_shape() {
                   vq_size=128,config_size=64";
     assert!(line.contains(device), "{line}");
     assert!(line.contains("memtide.modules=virtio_balloon"), "{line}");
+}
+
+#[test]
+fn memory_may_come_from_huge_pages_or_a_file_and_a_reset_may_boot_anew() {
+    let huge = line(&MachineSpec { backing: Backing::HugeMemfd, ..spec() });
+    let expected = "memory-backend-memfd,id=mem,size=1073741824,share=on,hugetlb=on,hugetlbsize=2M";
+    assert!(huge.contains(expected), "{huge}");
+    let file = Backing::FileIn("/dev/shm".into());
+    let file = line(&MachineSpec { backing: file, on_reset: OnReset::Boots, ..spec() });
+    let expected = "memory-backend-file,id=mem,size=1073741824,share=on,mem-path=/dev/shm ";
+    assert!(file.contains(expected), "{file}");
+    assert!(!file.contains("-no-reboot"), "{file}");
 }
 
 #[test]

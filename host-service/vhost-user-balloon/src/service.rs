@@ -169,7 +169,7 @@ impl Service {
         let session = self.session.as_ref()?;
         let now = self.clock.now();
         let stats = session.statistics_due(&self.balloon, now);
-        let due = [session.work_due(now), session.notice_due(), stats];
+        let due = [session.work_due(now), session.notice_due(now), stats];
         Some(due.into_iter().flatten().min()?.since(now))
     }
 
@@ -207,15 +207,16 @@ impl Service {
         self.balloon.vmm_left();
     }
 
-    /// Works on the rings and on what is due.
+    /// Works on the rings and on what is due. Notices come first: a VMM that has read half of one
+    /// waits for the rest.
     fn work(&mut self, now: Instant) {
         let Some(session) = &mut self.session else { return };
+        session.send_notice(now);
         session.work(&mut self.balloon, now);
         session.ask_statistics(&mut self.balloon, now);
         if self.balloon.take_look_again() {
             session.look_again();
         }
-        session.send_notice(now);
     }
 
     /// Tells the log and the clients what has happened.

@@ -4,6 +4,7 @@ mod eventfd;
 mod mapping;
 mod memory;
 mod message;
+mod notice;
 mod protocol;
 mod requests;
 mod session;

@@ -58,6 +58,9 @@ pub(crate) const PROTOCOL_FEATURES: u64 = feature::MQ
 /// Number of a request that the device sends to the VMM: the configuration has changed.
 pub(crate) const BACKEND_CONFIG_CHANGE: u32 = 2;
 
+/// Number of a request that no VMM knows, and that begins with the same byte: see `notice`.
+pub(crate) const BACKEND_NOTHING: u32 = 0x102;
+
 /// A request of the VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
@@ -112,6 +115,20 @@ impl Request {
             38 => Self::RemMemReg,
             _ => return None,
         })
+    }
+
+    /// False for what a VMM may say while its device runs and goes on running. Anything else may
+    /// belong to a stop or a start.
+    pub(crate) fn may_stop(self) -> bool {
+        let harmless = matches!(
+            self,
+            Self::GetConfig
+                | Self::SetConfig
+                | Self::SetMemTable
+                | Self::AddMemReg
+                | Self::RemMemReg
+        );
+        !harmless
     }
 
     /// Bytes of the reply that this request always has. A VMM that asked for one waits for it, so

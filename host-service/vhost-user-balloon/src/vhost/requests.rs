@@ -10,6 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::eventfd::EventFd;
 use super::memory::{MemoryError, MemoryTable};
 use super::message::{Defect, Message};
+use super::notice::NoticeChannel;
 use super::protocol::{
     CONFIG_MAX, ConfigHead, MEMORY_SLOTS_MAX, MemoryHead, MemoryRegion, PROTOCOL_FEATURES, Request,
     SingleRegion, VRING_INDEX_MASK, VRING_NO_FD, VringAddr, VringState,
@@ -63,7 +64,7 @@ impl Session {
                 Ok(None)
             }
             Request::SetBackendReqFd => {
-                self.backend_channel = Some(one_fd(message)?);
+                self.notices = Some(NoticeChannel::new(one_fd(message)?));
                 Ok(None)
             }
             Request::GetConfig => get_config(&message, balloon),

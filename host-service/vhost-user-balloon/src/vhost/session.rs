@@ -6,7 +6,7 @@
 //! that is killed relies on this: the VMM stops the rings before the guest goes on.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -16,12 +16,12 @@ use memtide_balloon::{
 use memtide_hostmem::Regions;
 use memtide_units::Instant;
 use memtide_wire::features::QueueRole;
-use rustix::net::SendFlags;
 use zerocopy::IntoBytes;
 
 use super::memory::{HostMemory, MemoryTable};
 use super::message::{Message, MessageReader, Received, StreamError, send_reply};
-use super::protocol::{BACKEND_CONFIG_CHANGE, Header, Request, VERSION, feature};
+use super::notice::{Begun, NoticeChannel};
+use super::protocol::{Request, feature};
 use super::requests::Rejected;
 use super::vring::{BrokenRing, Vring, Work};
 
@@ -47,7 +47,7 @@ pub(crate) struct Session {
     pub(super) table: MemoryTable,
     pub(super) rings: [Vring; QUEUES],
     /// Where the VMM hears of changes of the configuration.
-    pub(super) backend_channel: Option<OwnedFd>,
+    pub(super) notices: Option<NoticeChannel>,
     notifier: ConfigNotifier,
     limiter: LogLimiter,
 }
@@ -66,7 +66,7 @@ impl Session {
             protocol_features: 0,
             table: MemoryTable::default(),
             rings: Default::default(),
-            backend_channel: None,
+            notices: None,
             notifier: ConfigNotifier::default(),
             limiter: LogLimiter::new(now),
         })
@@ -118,6 +118,9 @@ impl Session {
         let number = message.request;
         let wants_ack = message.needs_reply() && self.protocol_features & feature::REPLY_ACK != 0;
         let known = Request::from_number(number);
+        if known.is_none_or(Request::may_stop) {
+            self.call_notice_off();
+        }
         let outcome = match known {
             Some(request) => self.handle(request, message, balloon, now),
             None => Err(Rejected::Unsupported(number)),
@@ -281,25 +284,49 @@ impl Session {
         }
     }
 
-    /// When the message to a stock driver is due. A stop that has begun is not crossed, however long
-    /// it takes.
-    pub(crate) fn notice_due(&self) -> Option<Instant> {
-        self.notifier.due().filter(|_| !self.is_stopping())
+    /// When the message to a stock driver is due, or is to be looked after. A stop that has begun
+    /// is not crossed, however long it takes.
+    pub(crate) fn notice_due(&self, now: Instant) -> Option<Instant> {
+        let look = self.notices.as_ref().and_then(|channel| channel.look_due(now));
+        look.or_else(|| self.notifier.due().filter(|_| !self.is_stopping()))
     }
 
-    /// Sends that message if it is due.
+    /// Sends that message if it is due, or its other half if the VMM has read the first.
     pub(crate) fn send_notice(&mut self, now: Instant) {
-        if self.is_stopping() || !self.notifier.take(now) {
-            return;
-        }
-        let Some(channel) = &self.backend_channel else {
-            tracing::warn!("the VMM has opened no channel to hear of a new balloon size on");
+        let is_stopping = self.is_stopping();
+        let Some(channel) = &mut self.notices else {
+            if self.notifier.take(now) {
+                tracing::warn!("the VMM has opened no channel to hear of a new balloon size on");
+            }
             return;
         };
-        let header = Header { request: BACKEND_CONFIG_CHANGE, flags: VERSION, size: 0 };
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        if let Err(error) = rustix::net::send(channel, header.as_bytes(), flags) {
+        let done = match channel.begun() {
+            Ok(Begun::Unread) => Ok(()),
+            Ok(Begun::Read) => channel.finish(),
+            Ok(Begun::No) if !is_stopping && self.notifier.take(now) => channel.begin(now),
+            Ok(Begun::No) => Ok(()),
+            Err(error) => Err(error),
+        };
+        self.keep_channel_if(done);
+    }
+
+    /// A message that may belong to a stop is about to be answered: a notice whose first half waits
+    /// in the socket would reach a device that is stopped. It is due again if the device runs on.
+    fn call_notice_off(&mut self) {
+        let Some(channel) = &mut self.notices else { return };
+        let done = channel.call_off().map(|was_begun| {
+            if was_begun {
+                self.notifier.changed();
+            }
+        });
+        self.keep_channel_if(done);
+    }
+
+    /// A channel with half a message in it is of no use to either side: it is closed.
+    fn keep_channel_if(&mut self, done: io::Result<()>) {
+        if let Err(error) = done {
             tracing::warn!("the VMM does not hear that the configuration changed: {error}");
+            self.notices = None;
         }
     }
 }

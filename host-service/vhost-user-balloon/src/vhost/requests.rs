@@ -31,6 +31,8 @@ pub(crate) enum Rejected {
     Fds(usize, usize),
     #[error("there is no queue {0}: the device has {QUEUES}")]
     NoSuchQueue(u64),
+    #[error("the queue {0} runs: its size and place are set while it is stopped")]
+    Running(usize),
     #[error("the memory is not accepted: {0}")]
     Memory(#[from] MemoryError),
     #[error("a descriptor is not usable: {0}")]
@@ -149,6 +151,9 @@ impl Session {
     ) -> Reply {
         let index = index(u64::from(state.index))?;
         match request {
+            Request::SetVringNum | Request::SetVringBase if self.rings[index].has_place() => {
+                return Err(Rejected::Running(index));
+            }
             Request::SetVringNum => self.rings[index].set_size(state.num),
             Request::SetVringBase => self.rings[index].set_base(state.num),
             Request::SetVringEnable if state.num == 0 => {

@@ -96,7 +96,8 @@ impl Vring {
         self.addresses = Some(addresses);
     }
 
-    /// Where a ring that is started next begins; 16 bits of it count in a split ring.
+    /// Where the VMM says that a ring that is started next begins; 16 bits of it count in a split
+    /// ring. What the used ring says counts more, see [`Vring::rebind`].
     pub(crate) fn set_base(&mut self, base: u32) {
         self.next_available = base as u16;
     }
@@ -123,9 +124,13 @@ impl Vring {
         self.rebind(table, features)
     }
 
-    /// Makes the queue anew, in the place where it was, if the ring is started.
+    /// Makes the queue anew if the ring is started: in the place where it was if it has one, else
+    /// where the used ring in guest memory ends. Chains are answered in order and none is kept over
+    /// a stop, so that place is right whatever became of the device that served the ring before. The
+    /// VMM's base may not be: Cloud Hypervisor's, after a reconnect, skips all that was never
+    /// answered.
     pub(crate) fn rebind(&mut self, table: &MemoryTable, features: u64) -> Result<(), BrokenRing> {
-        let used = match &self.state {
+        let place = match &self.state {
             State::Stopped => return Ok(()),
             State::Ready(queue) => {
                 self.next_available = queue.next_avail();
@@ -136,13 +141,16 @@ impl Vring {
         self.work = Work::Waiting;
         self.state = State::Broken;
         let mut queue = self.bind(table, features)?;
-        let used = match used {
+        let used = match place {
             Some(used) => used,
             None => {
                 let read = queue.used_idx(table.memory(), Ordering::Acquire);
-                read.map_err(|_| BrokenRing::OutsideMemory)?.0
+                let used = read.map_err(|_| BrokenRing::OutsideMemory)?.0;
+                self.next_available = used;
+                used
             }
         };
+        queue.set_next_avail(self.next_available);
         queue.set_next_used(used);
         self.state = State::Ready(queue);
         Ok(())
@@ -164,7 +172,6 @@ impl Vring {
             .map_err(BrokenRing::Misaligned)?;
         queue.try_set_used_ring_address(find(addresses.used)?).map_err(BrokenRing::Misaligned)?;
         queue.set_event_idx(features & RING_EVENT_IDX != 0);
-        queue.set_next_avail(self.next_available);
         queue.set_ready(true);
         if queue.is_valid(table.memory()) { Ok(queue) } else { Err(BrokenRing::OutsideMemory) }
     }
@@ -209,7 +216,12 @@ impl Vring {
     }
 
     pub(crate) fn is_running(&self) -> bool {
-        self.switch == Switch::On && matches!(self.state, State::Ready(_))
+        self.switch == Switch::On && self.has_place()
+    }
+
+    /// True while the device knows its place in the ring better than the VMM.
+    pub(crate) fn has_place(&self) -> bool {
+        matches!(self.state, State::Ready(_))
     }
 
     /// Started, but not enabled: a VMM that stops its device disables one ring after the other.

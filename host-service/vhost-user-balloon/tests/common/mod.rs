@@ -181,6 +181,17 @@ impl Vm {
     }
 
     pub fn negotiated(socket: UnixStream, features: u64) -> Self {
+        let memory = Memory::new();
+        let drivers = fresh_drivers(&memory);
+        Self::negotiated_over(socket, features, (memory, drivers))
+    }
+
+    /// A guest that another device has served before: its memory and its rings are as they are.
+    pub fn negotiated_over(
+        socket: UnixStream,
+        features: u64,
+        (memory, drivers): (Memory, Vec<FakeDriver>),
+    ) -> Self {
         let mut frontend = Frontend::from_stream(socket, QUEUES as u64);
         frontend.set_owner().unwrap();
         let offered = frontend.get_features().unwrap();
@@ -195,8 +206,6 @@ impl Vm {
         frontend.set_backend_request_fd(&theirs).unwrap();
         frontend.set_features(acked).unwrap();
         let event = || EventFd::new(libc_efd_nonblock()).unwrap();
-        let memory = Memory::new();
-        let drivers = fresh_drivers(&memory);
         Self {
             frontend,
             memory,
@@ -206,6 +215,14 @@ impl Vm {
             channel,
             sequence: 0,
         }
+    }
+
+    /// The VMM loses its device and connects to another one. The guest notices nothing.
+    pub fn reconnected(self, socket: UnixStream, features: u64) -> Self {
+        let Self { memory, drivers, .. } = self;
+        let vm = Self::negotiated_over(socket, features, (memory, drivers));
+        vm.frontend.set_mem_table(&vm.memory.regions()).unwrap();
+        vm
     }
 
     pub fn start_rings(&mut self, queues: &[usize]) {

@@ -1,12 +1,15 @@
-//! Maps a region of guest memory. The only unsafe code about memory in this program.
+//! Maps a region of guest memory. With `lost`, the only unsafe code about memory in this program.
 
 use std::ptr::NonNull;
+use std::sync::Arc;
 
-use memtide_hostmem::Region;
+use memtide_hostmem::{Backing, Region};
 use memtide_units::ByteSize;
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{GuestAddress, GuestRegionMmap};
+
+use super::lost::Watched;
 
 /// Why a region could not be mapped.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +18,8 @@ pub(crate) enum MapError {
     Mmap(ByteSize, rustix::io::Errno),
     #[error("guest memory at file offset {0} cannot be mapped: {1}")]
     Region(ByteSize, MmapRegionError),
+    #[error("guest memory cannot be watched for pages that are not there: {0}")]
+    Watch(std::io::Error),
     #[error("guest memory ends past the address space")]
     TooHigh,
 }
@@ -25,6 +30,9 @@ pub(crate) enum MapError {
 pub(crate) struct Mapping {
     start: NonNull<u8>,
     len: usize,
+    backing: Arc<Backing>,
+    offset: ByteSize,
+    watched: Watched,
 }
 
 impl Mapping {
@@ -38,7 +46,7 @@ impl Mapping {
         let unit = region.backing().unit();
         let start = region.file_offset().round_down_to(unit);
         let end = (region.file_offset() + region.range().len()).round_up_to(unit);
-        let mapping = Self::map(region, start, end - start)?;
+        let mapping = Self::map(region.backing(), start, end - start)?;
         let inset = (region.file_offset() - start).bytes() as usize;
         let offset = region.file_offset();
         let builder = MmapRegionBuilder::<()>::new(region.range().len().bytes() as usize);
@@ -51,27 +59,79 @@ impl Mapping {
         Ok((mapping, GuestRegionMmap::new(view, base).ok_or(MapError::TooHigh)?))
     }
 
-    fn map(region: &Region, offset: ByteSize, len: ByteSize) -> Result<Self, MapError> {
+    fn map(backing: &Arc<Backing>, offset: ByteSize, len: ByteSize) -> Result<Self, MapError> {
         let bytes = len.bytes() as usize;
-        let prot = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-        let file = region.backing().file();
         // SAFETY: the kernel chooses an address that nothing else uses (no hint, no MAP_FIXED), and
         // what lies there is only ever accessed through vm-memory's volatile reads and writes, as
         // a guest may write it at any time.
         let start = unsafe {
-            rustix::mm::mmap(std::ptr::null_mut(), bytes, prot, flags, file, offset.bytes())
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                PROT,
+                FLAGS,
+                backing.file(),
+                offset.bytes(),
+            )
         };
         let start = start.map_err(|e| MapError::Mmap(len, e))?;
-        let start = NonNull::new(start.cast()).ok_or(MapError::TooHigh)?;
-        Ok(Self { start, len: bytes })
+        let start = NonNull::new(start.cast::<u8>()).ok_or(MapError::TooHigh)?;
+        let unit = backing.unit().bytes() as usize;
+        let watched = Watched::new(start.as_ptr() as usize, bytes, unit).inspect_err(|_| {
+            // SAFETY: nobody has seen this mapping yet.
+            let _ = unsafe { rustix::mm::munmap(start.as_ptr().cast(), bytes) };
+        });
+        let watched = watched.map_err(MapError::Watch)?;
+        let backing = Arc::clone(backing);
+        let mapping = Self { start, len: bytes, backing, offset, watched };
+        mapping.advise();
+        Ok(mapping)
+    }
+
+    /// Touching a hole must bring in a page and not a huge one of what was just given back; and no
+    /// core dump of this program shall hold the guest's memory. Kernels that do not know either go
+    /// without.
+    fn advise(&self) {
+        for advice in [Advice::LinuxNoHugepage, Advice::LinuxDontDump] {
+            // SAFETY: both pieces of advice leave the content and its validity alone, and the range
+            // is this mapping.
+            let _ = unsafe { rustix::mm::madvise(self.start.as_ptr().cast(), self.len, advice) };
+        }
+    }
+
+    /// True where pages of it were not there when they were touched, until [`Mapping::restore`].
+    pub(crate) fn is_lost(&self) -> bool {
+        self.watched.lost().is_some()
+    }
+
+    /// Maps the file again where empty pages stand in for pages that were not there, and says where
+    /// in the file that was; they may have come back meanwhile. Where even that fails the empty
+    /// pages stay, and are lost for good.
+    pub(crate) fn restore(&self) -> Option<ByteSize> {
+        let lost = self.watched.lost()?;
+        let offset = self.offset + ByteSize::from_bytes(lost.start as u64);
+        let address = self.start.as_ptr().wrapping_add(lost.start).cast();
+        let (flags, file) = (FLAGS | MapFlags::FIXED, self.backing.file());
+        // SAFETY: the range lies in this mapping and consists of whole units, so what is replaced
+        // is the same bytes of the same file, or an empty page of ours. Views stay valid.
+        let mapped =
+            unsafe { rustix::mm::mmap(address, lost.len(), PROT, flags, file, offset.bytes()) };
+        if mapped.is_ok() {
+            self.watched.restored();
+            self.advise();
+        }
+        Some(offset)
     }
 }
+
+const PROT: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
+const FLAGS: MapFlags = MapFlags::SHARED.union(MapFlags::NORESERVE);
 
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: start and length are what mmap returned, this is the only owner, and the views
-        // on it are gone or never used again (see `of`).
+        // on it are gone or never used again (see `of`). The handler of `lost` knows the range
+        // until this has returned, but is only entered where somebody touches it.
         let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
         debug_assert!(unmapped.is_ok(), "munmap takes back what mmap gave");
     }

@@ -7,6 +7,7 @@ use memtide_hostmem::{PunchError, RegionError, RegionSpec, Regions};
 use memtide_units::{ByteSize, Gpa, GpaRange, RangeError};
 use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
 
+use super::lost;
 use super::mapping::{MapError, Mapping};
 use super::protocol::{MEMORY_SLOTS_MAX, MemoryRegion};
 
@@ -34,7 +35,7 @@ struct Slot {
     user_address: u64,
     view: Arc<GuestRegionMmap>,
     /// Keeps `view` valid.
-    _mapping: Mapping,
+    mapping: Mapping,
 }
 
 /// All regions of the session.
@@ -82,7 +83,7 @@ impl MemoryTable {
     fn map(&mut self, range: GpaRange, user_address: u64) -> Result<(), MemoryError> {
         let region = self.regions.iter().find(|region| region.range() == range);
         let (mapping, view) = Mapping::of(region.ok_or(MemoryError::Unknown(range))?)?;
-        let slot = Slot { range, user_address, view: Arc::new(view), _mapping: mapping };
+        let slot = Slot { range, user_address, view: Arc::new(view), mapping };
         let at = self.slots.partition_point(|old| old.range.start() < range.start());
         self.slots.insert(at, slot);
         match self.collect() {
@@ -133,6 +134,23 @@ impl MemoryTable {
         &self.regions
     }
 
+    /// True where memory was touched that is not there, until [`MemoryTable::restore_lost`].
+    fn is_lost(&self) -> bool {
+        self.slots.iter().any(|slot| slot.mapping.is_lost())
+    }
+
+    /// After memory was touched: an error where some of it was not there. What was read of it is
+    /// worth nothing then and what was written to it is gone. Later accesses try again.
+    pub(crate) fn restore_lost(&self) -> Result<(), LostMemory> {
+        let mut outcome = Ok(());
+        for slot in &self.slots {
+            if let Some(offset) = slot.mapping.restore() {
+                outcome = Err(LostMemory { region: slot.range, offset });
+            }
+        }
+        outcome
+    }
+
     /// The guest-physical address behind an address of the VMM.
     pub(crate) fn translate(&self, user_address: u64) -> Option<Gpa> {
         self.slots.iter().find_map(|slot| {
@@ -146,12 +164,38 @@ fn range_of(wire: MemoryRegion) -> Result<GpaRange, RangeError> {
     GpaRange::new(Gpa(wire.guest_address), ByteSize::from_bytes(wire.size))
 }
 
-/// The backing of the session's memory, as the device model wants it.
-pub(crate) struct HostMemory<'a>(pub(crate) &'a Regions);
+/// Guest memory was touched that its file does not have.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error(
+    "the memory region {region} has no page at {offset} of its file: the file was truncated, or its \
+     huge page was given back and the host's pool is empty (see /proc/sys/vm/nr_hugepages)"
+)]
+pub(crate) struct LostMemory {
+    region: GpaRange,
+    offset: ByteSize,
+}
+
+/// The backing of the session's memory, as the device model wants it while it serves a ring.
+pub(crate) struct HostMemory<'a> {
+    table: &'a MemoryTable,
+    losses: u64,
+}
+
+impl<'a> HostMemory<'a> {
+    pub(crate) fn new(table: &'a MemoryTable) -> Self {
+        Self { table, losses: lost::losses() }
+    }
+}
 
 impl Reclaim for HostMemory<'_> {
+    /// Nothing is dropped after the ring or a request was read from memory that is not there: what
+    /// was read is zeros, and zero is the number of a page.
     fn reclaim(&mut self, range: GpaRange) -> Result<Reclaimed, ReclaimFailed> {
-        let report = self.0.punch(range).map_err(|error| {
+        if lost::losses() != self.losses && self.table.is_lost() {
+            let text = format!("{range} is kept: it was asked for in memory that is not there");
+            return Err(ReclaimFailed { kind: FailKind::Io, text });
+        }
+        let report = self.table.regions.punch(range).map_err(|error| {
             let kind = match &error {
                 PunchError::Outside(_) => FailKind::Outside,
                 PunchError::Failed { source, .. } => FailKind::from(source),

@@ -1,6 +1,7 @@
 //! The vhost-user side: one VMM, its messages, its memory and its rings.
 
 mod eventfd;
+mod lost;
 mod mapping;
 mod memory;
 mod message;

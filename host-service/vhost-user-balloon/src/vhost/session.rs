@@ -207,10 +207,14 @@ impl Session {
         let role = role.unwrap_or(QueueRole::Hinting);
         let ring = &mut self.rings[index];
         let Some(queue) = ring.running() else { return };
-        let mut host = HostMemory(self.table.regions());
+        let mut host = HostMemory::new(&self.table);
         let mut moment = Moment { now, host: &mut host };
         let memory = self.table.memory();
-        match balloon.process(role, &mut Ring { queue, memory }, &mut moment) {
+        let done = balloon.process(role, &mut Ring { queue, memory }, &mut moment);
+        if let Err(lost) = self.table.restore_lost() {
+            return self.give_up(index, &lost, balloon, now);
+        }
+        match done {
             Ok(pass) => {
                 ring.work = match pass.left {
                     Left::Nothing => Work::None,
@@ -266,7 +270,11 @@ impl Session {
         let Some(index) = statistics_queue(balloon) else { return };
         let ring = &mut self.rings[index];
         let Some(queue) = ring.running() else { return };
-        match balloon.ask_stats(&mut Ring { queue, memory: self.table.memory() }, now) {
+        let done = balloon.ask_stats(&mut Ring { queue, memory: self.table.memory() }, now);
+        if let Err(lost) = self.table.restore_lost() {
+            return self.give_up(index, &lost, balloon, now);
+        }
+        match done {
             Ok(Interrupt::Wanted) => call(ring, index),
             Ok(Interrupt::NotWanted) => {}
             Err(error) => self.give_up(index, &error, balloon, now),

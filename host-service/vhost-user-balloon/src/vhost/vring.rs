@@ -12,7 +12,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
 use super::eventfd::EventFd;
-use super::memory::MemoryTable;
+use super::memory::{LostMemory, MemoryTable};
 use super::protocol::VringAddr;
 
 /// Largest split queue (virtio 1.3, 2.7: at most 32768 descriptors).
@@ -85,6 +85,8 @@ pub(crate) enum BrokenRing {
     Misaligned(virtio_queue::Error),
     #[error("it does not lie in guest memory as a whole")]
     OutsideMemory,
+    #[error(transparent)]
+    Lost(#[from] LostMemory),
 }
 
 impl Vring {
@@ -145,6 +147,7 @@ impl Vring {
             Some(used) => used,
             None => {
                 let read = queue.used_idx(table.memory(), Ordering::Acquire);
+                table.restore_lost()?;
                 let used = read.map_err(|_| BrokenRing::OutsideMemory)?.0;
                 self.next_available = used;
                 used

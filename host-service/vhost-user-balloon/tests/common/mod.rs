@@ -113,41 +113,55 @@ impl Drop for Device {
     }
 }
 
-/// Guest memory as a memfd, mapped here as the guest sees it.
+/// Guest memory as a file, mapped here as the guest sees it.
 pub struct Memory {
     pub fd: OwnedFd,
     pub map: GuestMemoryMmap,
+    layout: Vec<(u64, u64, u64)>,
 }
 
 impl Memory {
     /// All of it is touched, so that every hole shows.
     pub fn new() -> Self {
         let fd = rustix::fs::memfd_create("guest", MemfdFlags::ALLOW_SEALING).unwrap();
-        rustix::fs::ftruncate(&fd, MEMORY.bytes()).unwrap();
-        let file = |start| {
-            let file = std::fs::File::from(fd.try_clone().unwrap());
-            Some(FileOffset::new(file, start))
-        };
-        let low = (GuestAddress(0), LOW_END as usize, file(0));
-        let high_len = (MEMORY.bytes() - HIGH_START) as usize;
-        let high = (GuestAddress(HIGH_START), high_len, file(HIGH_START));
-        let map = GuestMemoryMmap::from_ranges_with_files([low, high]).unwrap();
-        let page = [0xa5; 4096];
-        for at in (0..LOW_END).chain(HIGH_START..MEMORY.bytes()).step_by(4096) {
-            map.write_slice(&page, GuestAddress(at)).unwrap();
-        }
-        Self { fd, map }
+        Self::filled(fd)
     }
 
-    pub fn regions(&self) -> [VhostUserMemoryRegionInfo; 2] {
-        let region = |start: u64, end: u64| VhostUserMemoryRegionInfo {
-            guest_phys_addr: start,
-            memory_size: end - start,
+    /// The same in a file of the caller's.
+    pub fn filled(fd: OwnedFd) -> Self {
+        rustix::fs::ftruncate(&fd, MEMORY.bytes()).unwrap();
+        let low = (0, LOW_END, 0);
+        let high = (HIGH_START, MEMORY.bytes() - HIGH_START, HIGH_START);
+        let memory = Self::laid_out(fd, vec![low, high]);
+        let page = [0xa5; 4096];
+        for at in (0..LOW_END).chain(HIGH_START..MEMORY.bytes()).step_by(4096) {
+            memory.map.write_slice(&page, GuestAddress(at)).unwrap();
+        }
+        memory
+    }
+
+    /// Regions by guest address, length and offset in the file, which is as it is.
+    pub fn laid_out(fd: OwnedFd, layout: Vec<(u64, u64, u64)>) -> Self {
+        let file = |offset| {
+            let file = std::fs::File::from(fd.try_clone().unwrap());
+            Some(FileOffset::new(file, offset))
+        };
+        let ranges = layout
+            .iter()
+            .map(|(start, len, offset)| (GuestAddress(*start), *len as usize, file(*offset)));
+        let map = GuestMemoryMmap::from_ranges_with_files(ranges).unwrap();
+        Self { fd, map, layout }
+    }
+
+    pub fn regions(&self) -> Vec<VhostUserMemoryRegionInfo> {
+        let region = |(start, len, offset): &(u64, u64, u64)| VhostUserMemoryRegionInfo {
+            guest_phys_addr: *start,
+            memory_size: *len,
             userspace_addr: USER_BASE + start,
-            mmap_offset: start,
+            mmap_offset: *offset,
             mmap_handle: self.fd.as_raw_fd(),
         };
-        [region(0, LOW_END), region(HIGH_START, MEMORY.bytes())]
+        self.layout.iter().map(region).collect()
     }
 
     pub fn resident(&self) -> ByteSize {
@@ -184,6 +198,15 @@ impl Vm {
         let memory = Memory::new();
         let drivers = fresh_drivers(&memory);
         Self::negotiated_over(socket, features, (memory, drivers))
+    }
+
+    /// Negotiates, hands `memory` over, and starts `queues` with `features`.
+    pub fn start_over(socket: UnixStream, memory: Memory, features: u64, queues: &[usize]) -> Self {
+        let drivers = fresh_drivers(&memory);
+        let mut vm = Self::negotiated_over(socket, features, (memory, drivers));
+        vm.frontend.set_mem_table(&vm.memory.regions()).unwrap();
+        vm.start_rings(queues);
+        vm
     }
 
     /// A guest that another device has served before: its memory and its rings are as they are.

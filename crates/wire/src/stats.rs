@@ -79,6 +79,18 @@ mod tests {
         assert_eq!(stats.len(), 3);
     }
 
+    #[test]
+    fn knows_every_tag_of_current_kernels() {
+        let name = |tag| Stat { tag, value: 0 }.name();
+        // `VIRTIO_BALLOON_S_NR` is 16 since Linux 6.12; QEMU's names differ in form only.
+        let known: Vec<_> = (0..=u16::MAX).filter_map(name).collect();
+        assert_eq!(known.len(), 16);
+        let ends = [name(0), name(9), name(10), name(15), name(16)];
+        let expected = ["swap_in", "hugetlb_failures", "oom_kill", "direct_reclaim"];
+        assert_eq!(ends[..4], expected.map(Some));
+        assert_eq!(ends[4], None);
+    }
+
     proptest! {
         #[test]
         fn any_buffer_is_bounded(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {

@@ -20,5 +20,7 @@ mod service;
 mod sockets;
 mod vhost;
 
+#[cfg(feature = "fuzzing")]
+pub use service::fuzzing;
 pub use service::{Options, Service, StartError, VmmSource};
 pub use sockets::ListenError;

@@ -1,5 +1,8 @@
 //! The process: one thread that waits for everybody and serves one after the other.
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -107,10 +110,13 @@ impl Service {
 
     fn turn(&mut self, stop: BorrowedFd<'_>) -> io::Result<Next> {
         let ready = self.wait(stop)?;
-        let now = self.clock.now();
+        Ok(self.serve(ready, self.clock.now()))
+    }
+
+    fn serve(&mut self, ready: Vec<Token>, now: Instant) -> Next {
         for token in ready {
             match token {
-                Token::Stop => return Ok(Next::End),
+                Token::Stop => return Next::End,
                 Token::VmmListener => self.accept_vmm(now),
                 Token::Vmm => self.receive(now),
                 Token::Kick(index) => {
@@ -129,7 +135,7 @@ impl Service {
         self.work(now);
         self.tell(now);
         let ends = self.session.is_none() && self.listener.is_none();
-        Ok(if ends { Next::End } else { Next::Go })
+        if ends { Next::End } else { Next::Go }
     }
 
     /// Waits until somebody is ready or something is due. The order is the order of service: a VMM

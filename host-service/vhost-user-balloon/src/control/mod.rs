@@ -7,6 +7,7 @@ mod translate;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 
 use memtide_api::device::{Event, FromDevice, Reply, Role};
 
@@ -49,18 +50,24 @@ impl Control {
     pub(crate) fn accept(&mut self) {
         let Some(listener) = &self.listener else { return };
         match listener.accept() {
-            Ok(Some(_)) if self.clients.len() >= CLIENTS_MAX => {
-                tracing::warn!("a client is turned away: {CLIENTS_MAX} are connected already");
-            }
-            Ok(Some(stream)) => match Client::new(stream) {
-                Ok(client) => {
-                    self.clients.insert(self.next, client);
-                    self.next += 1;
-                }
-                Err(error) => tracing::warn!("a client cannot be served: {error}"),
-            },
+            Ok(Some(stream)) => self.admit(stream),
             Ok(None) => {}
             Err(error) => tracing::warn!("a client could not be accepted: {error}"),
+        }
+    }
+
+    /// Takes a connection as a client, as long as there is room.
+    pub(crate) fn admit(&mut self, stream: UnixStream) {
+        if self.clients.len() >= CLIENTS_MAX {
+            tracing::warn!("a client is turned away: {CLIENTS_MAX} are connected already");
+            return;
+        }
+        match Client::new(stream) {
+            Ok(client) => {
+                self.clients.insert(self.next, client);
+                self.next += 1;
+            }
+            Err(error) => tracing::warn!("a client cannot be served: {error}"),
         }
     }
 

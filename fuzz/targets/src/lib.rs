@@ -13,6 +13,8 @@ pub mod driver;
 pub mod kernel;
 pub mod meter;
 pub mod mutate;
+pub mod policy;
+pub mod process;
 pub mod wire;
 
 /// One of them.
@@ -28,9 +30,12 @@ pub struct Target {
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
+    Target { name: "control", run: process::control::run, len_max: 512 },
     Target { name: "driver", run: driver::run, len_max: 512 },
     Target { name: "guest", run: device::guest::run, len_max: 512 },
     Target { name: "kernel", run: kernel::run, len_max: 512 },
+    Target { name: "policy", run: policy::run, len_max: 512 },
     Target { name: "rings", run: device::rings::run, len_max: 512 },
+    Target { name: "session", run: process::session::run, len_max: 512 },
     Target { name: "wire", run: wire::run, len_max: 512 },
 ];

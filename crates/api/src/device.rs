@@ -2,7 +2,8 @@
 //!
 //! The device listens. A client sends [`Call`]s and gets one [`Reply`] for each; a client that
 //! attached gets [`Event`]s between them. One client at a time may attach as controller: it decides
-//! returns. With nobody attached as controller the device decides by its local rule.
+//! returns. With nobody attached as controller the device decides by its local rule, and anybody may
+//! decide what that holds.
 //!
 //! ```text
 //! > {"id":1,"call":{"attach":{"version":1,"role":"controller"}}}
@@ -54,6 +55,12 @@ pub enum Request {
         /// In bytes of guest memory.
         min: ByteSize,
     },
+    /// What becomes of returns above the guarantee when no controller is attached; until the device
+    /// process ends.
+    SetLocalRule {
+        /// The rule.
+        rule: LocalRule,
+    },
     /// The answer to a return.
     Decide {
         /// The one that asked.
@@ -63,6 +70,32 @@ pub enum Request {
     },
     /// Make the agent say hello again, so that the books are rebuilt from the guest's own map.
     AskHello,
+}
+
+/// What the device does with returns when no controller is there to decide.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LocalRule {
+    /// Grants them all.
+    #[default]
+    Grant,
+    /// Grants them as long as the balloon stays as large as its target, and holds the rest.
+    Target,
+    /// Holds them until somebody decides.
+    Hold,
+}
+
+/// Who answers a return above the guaranteed minimum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Decider {
+    /// The controller that is attached.
+    Controller,
+    /// The one that has left and is waited for (`--controller-grace`).
+    AbsentController,
+    /// The local rule, or whoever decides by hand what that holds.
+    #[default]
+    LocalRule,
 }
 
 /// What an attached client does.
@@ -209,7 +242,7 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GrantedBy {
-    /// The controller's.
+    /// The controller's, or where there is none that of whoever decided by hand.
     Controller,
     /// It lay below the guaranteed minimum.
     Minimum,
@@ -287,6 +320,9 @@ pub struct DeviceStatus {
     pub driver: Driver,
     /// Feature bits that the driver acked.
     pub features: u64,
+    /// The same by name: `must-tell-host`, `event-idx`; `bit-N` for what has none.
+    #[serde(default)]
+    pub feature_names: Vec<String>,
     /// Guest memory.
     pub memory: Vec<MemoryRegion>,
     /// What of it is resident on the host now, from the backing files.
@@ -297,6 +333,12 @@ pub struct DeviceStatus {
     pub actual: ByteSize,
     /// The guaranteed minimum.
     pub min: ByteSize,
+    /// Who answers returns now.
+    #[serde(default)]
+    pub decider: Decider,
+    /// The rule for when no controller is attached.
+    #[serde(default)]
+    pub local_rule: LocalRule,
     /// Stolen blocks, joined, in address order.
     pub stolen: Vec<GpaRange>,
     /// The last hello.
@@ -305,8 +347,17 @@ pub struct DeviceStatus {
     pub pending: Option<PendingReturn>,
     /// The last telemetry.
     pub telemetry: Option<GuestTelemetry>,
+    /// How old that is, in milliseconds.
+    #[serde(default)]
+    pub telemetry_age_ms: Option<u64>,
     /// The stock driver's statistics by name (`tag-N` for unknown tags): bytes or counts.
     pub stats: BTreeMap<String, u64>,
+    /// How old they are, in milliseconds.
+    #[serde(default)]
+    pub stats_age_ms: Option<u64>,
+    /// How often they are asked for while somebody reads them, in milliseconds; zero for never.
+    #[serde(default)]
+    pub stats_interval_ms: u64,
     /// What the device has done since it started.
     pub counters: Counters,
 }

@@ -11,7 +11,7 @@ use zerocopy::little_endian::U32;
 
 use crate::counters::Counters;
 use crate::event::{Driver, Event, PendingReturn};
-use crate::gate::{Decision, Gate, LocalRule, NoSuchTicket};
+use crate::gate::{Decider, Decision, Gate, LocalRule, NoSuchTicket};
 use crate::host_pages::HostPages;
 use crate::layout::{Layout, MemoryPart};
 use crate::limiter::LogLimiter;
@@ -89,6 +89,7 @@ pub struct Balloon {
     min: ByteSize,
     pub(crate) stats: Stats,
     pub(crate) telemetry: Option<Telemetry>,
+    pub(crate) telemetry_heard: Option<Instant>,
     pub(crate) telemetry_told: Option<Instant>,
     pub(crate) counters: Counters,
     pub(crate) pace: Pace,
@@ -114,6 +115,7 @@ impl Balloon {
             min: ByteSize::ZERO,
             stats: Stats::default(),
             telemetry: None,
+            telemetry_heard: None,
             telemetry_told: None,
             counters: Counters::default(),
             pace: Pace::default(),
@@ -254,6 +256,7 @@ impl Balloon {
         self.host_pages.clear();
         self.stolen = RangeSet::default();
         self.telemetry = None;
+        self.telemetry_heard = None;
         // A new epoch: the next guest's agent must not answer for this one's.
         let epoch = self.config.extension.hello_epoch.get().wrapping_add(1);
         self.config = fresh_config(epoch);
@@ -274,6 +277,24 @@ impl Balloon {
         if self.gate.ticket().is_some() {
             self.ask_to_look_again();
         }
+    }
+
+    /// Sets what becomes of returns when no controller is there.
+    pub fn set_local_rule(&mut self, rule: LocalRule) {
+        self.gate.set_rule(rule);
+        if self.gate.ticket().is_some() {
+            self.ask_to_look_again();
+        }
+    }
+
+    /// What becomes of returns when no controller is there.
+    pub fn local_rule(&self) -> LocalRule {
+        self.gate.rule()
+    }
+
+    /// Who answers a return above the guaranteed minimum now.
+    pub fn decider(&self, now: Instant) -> Decider {
+        self.gate.decider(now)
     }
 
     /// Takes a controller's word on a return.
@@ -392,6 +413,11 @@ impl Balloon {
     /// The agent's last telemetry.
     pub fn telemetry(&self) -> Option<&Telemetry> {
         self.telemetry.as_ref()
+    }
+
+    /// How old that is; `None` where there is none.
+    pub fn telemetry_age(&self, now: Instant) -> Option<Duration> {
+        self.telemetry_heard.map(|heard| now.since(heard))
     }
 
     /// A stock driver's last statistics.

@@ -24,7 +24,10 @@ pub enum LocalRule {
     /// Grants them: a guest without a controller has its memory.
     #[default]
     Grant,
-    /// Holds them until a controller comes; for hosts where overcommitting is the larger evil.
+    /// Grants what leaves the balloon as large as it shall be (`num_pages`), and holds the rest: the
+    /// target is then a limit that the guest cannot pass, not a wish.
+    Target,
+    /// Holds them until somebody decides; for hosts where overcommitting is the larger evil.
     Hold,
 }
 
@@ -57,8 +60,21 @@ pub(crate) enum Say {
 pub(crate) enum Floor {
     /// At or below what it is guaranteed.
     WithinMinimum,
-    /// Above it.
+    /// Above that, and still without all that it shall do without.
+    WithinTarget,
+    /// With more than the balloon's target leaves it.
     Above,
+}
+
+/// Who answers a return above the guaranteed minimum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decider {
+    /// The controller that is attached.
+    Controller,
+    /// The one that has left, and is waited for.
+    AbsentController,
+    /// The local rule, or whoever decides by hand what that holds.
+    LocalRule,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,25 +173,41 @@ impl Gate {
             (Floor::WithinMinimum, _) => Say::Grant(GrantedBy::Minimum),
             (_, State::Granted) => Say::Grant(GrantedBy::Controller),
             (_, State::Denied(reason)) => Say::Deny(reason),
-            (_, State::Waiting(reason)) if self.somebody_decides(now) => Say::Wait(reason),
-            (_, State::Waiting(_)) => match self.rule {
-                LocalRule::Grant => Say::Grant(GrantedBy::LocalRule),
-                LocalRule::Hold => Say::Wait(HoldReason::Asking),
+            (_, State::Waiting(reason)) if self.decider(now) != Decider::LocalRule => {
+                Say::Wait(reason)
+            }
+            (_, State::Waiting(reason)) => match (self.rule, floor) {
+                (LocalRule::Grant, _) | (LocalRule::Target, Floor::WithinTarget) => {
+                    Say::Grant(GrantedBy::LocalRule)
+                }
+                (LocalRule::Target, _) => Say::Wait(HoldReason::VmLimit),
+                (LocalRule::Hold, _) => Say::Wait(reason),
             },
         }
     }
 
-    /// True while a controller is attached, or may come back: a service that is restarted must not
+    /// Who decides now. A controller that left may come back: a service that is restarted must not
     /// find that everything was given away in the second that it took.
-    fn somebody_decides(&self, now: Instant) -> bool {
+    pub(crate) fn decider(&self, now: Instant) -> Decider {
         match self.controller {
-            Controller::Never => false,
-            Controller::Attached => true,
-            Controller::Left(when) => now.since(when) < self.grace,
+            Controller::Attached => Decider::Controller,
+            Controller::Left(when) if now.since(when) < self.grace => Decider::AbsentController,
+            Controller::Never | Controller::Left(_) => Decider::LocalRule,
         }
     }
 
-    /// A controller's word.
+    /// The local rule.
+    pub(crate) fn rule(&self) -> LocalRule {
+        self.rule
+    }
+
+    /// Another local rule. It judges anew what waits when that is asked for again.
+    pub(crate) fn set_rule(&mut self, rule: LocalRule) {
+        self.rule = rule;
+        self.reopen();
+    }
+
+    /// A controller's word, or where there is none that of whoever steers by hand.
     pub(crate) fn decide(&mut self, ticket: u32, decision: Decision) -> Result<(), NoSuchTicket> {
         let pending = self.pending.as_mut().filter(|pending| pending.ticket == ticket);
         pending.ok_or(NoSuchTicket(ticket))?.state = match decision {
@@ -186,13 +218,19 @@ impl Gate {
         Ok(())
     }
 
+    /// What somebody else held before is open again.
     pub(crate) fn controller_attached(&mut self) {
         self.controller = Controller::Attached;
+        self.reopen();
     }
 
     /// What the controller held is open again; what it granted or denied stands.
     pub(crate) fn controller_left(&mut self, now: Instant) {
         self.controller = Controller::Left(now);
+        self.reopen();
+    }
+
+    fn reopen(&mut self) {
         if let Some(Pending { state: state @ State::Waiting(_), .. }) = &mut self.pending {
             *state = State::Waiting(HoldReason::Asking);
         }
@@ -307,6 +345,33 @@ mod tests {
         let mut holds = Gate::new(LocalRule::Hold, GRACE);
         assert_eq!(ask(&mut holds, &wanted(1, 1), at(0)), (ASKING, vec!["asked 1".into()]));
         assert_eq!(ask(&mut holds, &wanted(1, 1), at(1_000_000)), (ASKING, vec![]));
+    }
+
+    #[test]
+    fn the_target_is_a_limit_where_the_rule_says_so() {
+        let mut gate = Gate::new(LocalRule::Target, GRACE);
+        let mut events = Vec::new();
+        let mut ask = |gate: &mut Gate, floor| gate.ask(&wanted(1, 1), floor, at(0), &mut events);
+        assert_eq!(ask(&mut gate, Floor::WithinTarget), Say::Grant(GrantedBy::LocalRule));
+        assert_eq!(ask(&mut gate, Floor::Above), Say::Wait(HoldReason::VmLimit));
+        assert_eq!(ask(&mut gate, Floor::Above), Say::Wait(HoldReason::VmLimit));
+        gate.set_rule(LocalRule::Hold);
+        assert_eq!(ask(&mut gate, Floor::WithinTarget), ASKING, "the new rule's own reason");
+        gate.controller_attached();
+        assert_eq!(gate.decider(at(0)), Decider::Controller);
+        assert_eq!(ask(&mut gate, Floor::WithinTarget), ASKING, "a controller is asked");
+        assert_eq!(ask(&mut gate, Floor::WithinMinimum), Say::Grant(GrantedBy::Minimum));
+    }
+
+    #[test]
+    fn a_person_decides_what_the_rule_holds() {
+        let mut gate = Gate::new(LocalRule::Hold, GRACE);
+        ask(&mut gate, &wanted(1, 1), at(0));
+        gate.decide(1, Decision::Hold(HoldReason::HostPressure)).unwrap();
+        assert_eq!(ask(&mut gate, &wanted(1, 1), at(1)).0, Say::Wait(HoldReason::HostPressure));
+        gate.decide(1, Decision::Grant).unwrap();
+        assert_eq!(ask(&mut gate, &wanted(1, 1), at(2)).0, Say::Grant(GrantedBy::Controller));
+        assert_eq!(gate.decider(at(3)), Decider::LocalRule, "nobody is waited for after it");
     }
 
     #[test]

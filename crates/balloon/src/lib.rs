@@ -32,7 +32,7 @@ mod stats;
 pub use counters::Counters;
 pub use device::{BLOCK_QUEUE, Balloon, OomDeflate, QUEUES, Rings, Settings};
 pub use event::{Driver, Event, GrantedBy, PendingReturn};
-pub use gate::{Decision, LocalRule, NoSuchTicket};
+pub use gate::{Decider, Decision, LocalRule, NoSuchTicket};
 pub use layout::MemoryPart;
 pub use limiter::LogLimiter;
 pub use notifier::ConfigNotifier;

@@ -168,17 +168,23 @@ impl Balloon {
         if self.gate.ticket() != Some(wanted.ticket) {
             self.counters.returns_asked += 1;
         }
-        match self.gate.ask(wanted, self.floor_after(asked), now, &mut self.events) {
+        match self.gate.ask(wanted, self.floor_after(asked, &after), now, &mut self.events) {
             Say::Grant(by) => Ok(self.grant(wanted, after, by)),
             Say::Wait(reason) => Ok(self.held(reason)),
             Say::Deny(reason) => Ok(Answer::plain(Verdict::Denied(reason))),
         }
     }
 
-    /// Would the guest hold no more than its guarantee with `asked` more?
-    fn floor_after(&self, asked: ByteSize) -> Floor {
+    /// What would the guest hold with `asked` more, when `after` is stolen still?
+    fn floor_after(&self, asked: ByteSize, after: &RangeSet) -> Floor {
         let held = self.memory.total() - self.stolen.total();
-        if held + asked <= self.min() { Floor::WithinMinimum } else { Floor::Above }
+        if held + asked <= self.min() {
+            Floor::WithinMinimum
+        } else if after.total() >= self.target() {
+            Floor::WithinTarget
+        } else {
+            Floor::Above
+        }
     }
 
     fn grant(&mut self, wanted: &ReturnRequest, after: RangeSet, by: GrantedBy) -> Answer {
@@ -236,6 +242,7 @@ impl Balloon {
 
     fn on_telemetry(&mut self, telemetry: &Telemetry, now: Instant) -> Answer {
         self.telemetry = Some(telemetry.clone());
+        self.telemetry_heard = Some(now);
         if self.telemetry_told.is_none_or(|told| now.since(told) >= TELEMETRY_APART) {
             self.telemetry_told = Some(now);
             self.events.push(Event::Telemetry(telemetry.clone()));

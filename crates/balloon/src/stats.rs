@@ -29,6 +29,8 @@ pub(crate) struct Stats {
     /// When a buffer was last given back.
     asked: Option<Instant>,
     pub(crate) latest: Vec<Stat>,
+    /// When they came.
+    heard: Option<Instant>,
     pub(crate) wanted_until: Option<Instant>,
 }
 
@@ -51,6 +53,7 @@ impl Balloon {
         self.note_shape(chain, STAT_LEN, now);
         let bytes = chain.read_up_to(memory, STATS_MAX * STAT_LEN)?;
         self.stats.latest = stats::decode(&bytes);
+        self.stats.heard = Some(now);
         Ok(ByteSize::ZERO)
     }
 
@@ -65,6 +68,16 @@ impl Balloon {
             ring.queue.add_used(ring.memory, older, 0)?;
         }
         Ok(())
+    }
+
+    /// How old the statistics are; `None` where there are none.
+    pub fn statistics_age(&self, now: Instant) -> Option<Duration> {
+        self.stats.heard.map(|heard| now.since(heard))
+    }
+
+    /// How often they are asked for while somebody reads them; `None` never.
+    pub fn stats_interval(&self) -> Option<Duration> {
+        self.settings.stats_interval
     }
 
     /// Somebody reads the statistics: they are kept fresh for a while.

@@ -4,6 +4,10 @@
 //! `init_vqs`), so a queue's index follows from the *acked* features; only the block queue has a
 //! fixed place, the last of the device, and the configuration extension names it.
 
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
 /// The driver tells the host before it uses a page again.
 pub const MUST_TELL_HOST: u64 = 1 << 0;
 /// The statistics queue exists.
@@ -69,9 +73,51 @@ impl QueueRole {
     }
 }
 
+/// Names of bits, as virtio 1.3 has them (5.5.3, and section 6 for those of every device), less
+/// what all of them begin with; bit 30 as vhost-user.rst has it.
+const NAMES: [(u32, &str); 20] = [
+    (0, "must-tell-host"),
+    (1, "stats-vq"),
+    (2, "deflate-on-oom"),
+    (3, "free-page-hint"),
+    (4, "page-poison"),
+    (5, "page-reporting"),
+    (24, "notify-on-empty"),
+    (27, "any-layout"),
+    (28, "indirect-desc"),
+    (29, "event-idx"),
+    (30, "protocol-features"),
+    (32, "version-1"),
+    (33, "access-platform"),
+    (34, "ring-packed"),
+    (35, "in-order"),
+    (36, "order-platform"),
+    (37, "sr-iov"),
+    (38, "notification-data"),
+    (39, "notif-config-data"),
+    (40, "ring-reset"),
+];
+
+/// The bits by name, in order; `bit-N` where this program knows none.
+pub fn names(bits: u64) -> Vec<String> {
+    let name = |bit: u32| {
+        let known = NAMES.iter().find(|(number, _)| *number == bit);
+        known.map_or_else(|| format!("bit-{bit}"), |(_, name)| (*name).into())
+    };
+    (0..u64::BITS).filter(|bit| bits & (1 << bit) != 0).map(name).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bits_have_the_names_of_their_constants() {
+        let bits = MUST_TELL_HOST | PAGE_POISON | RING_EVENT_IDX | VERSION_1 | 1 << 50;
+        let expected = ["must-tell-host", "page-poison", "event-idx", "version-1", "bit-50"];
+        assert_eq!(names(bits), expected);
+        assert_eq!(names(REPORTING | ACCESS_PLATFORM), ["page-reporting", "access-platform"]);
+    }
 
     #[test]
     fn reporting_moves_down_when_other_queues_are_missing() {

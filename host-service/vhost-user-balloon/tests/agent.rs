@@ -247,6 +247,34 @@ fn telemetry_is_kept_and_told_at_most_once_a_second() {
 }
 
 #[test]
+fn without_a_controller_a_person_sets_the_rule_and_decides_what_it_holds() {
+    use memtide_api::device::{Decider, LocalRule};
+    let (device, mut vm) = vm();
+    greet(&mut vm, vec![block(4), block(5), block(6)]);
+    let mut person = device.control();
+    // The guest shall do without two blocks: it gets one of its three back, and no more.
+    person.ok(Request::SetTarget { balloon: BLOCK + BLOCK });
+    person.ok(Request::SetLocalRule { rule: LocalRule::Target });
+    assert_eq!(vm.ask(&wants(1, 4)).verdict, Verdict::Ok);
+    assert_eq!(vm.ask(&wants(2, 5)).verdict, Verdict::Held(HoldReason::VmLimit));
+    let status = person.status();
+    assert_eq!((status.decider, status.local_rule), (Decider::LocalRule, LocalRule::Target));
+    assert_eq!(status.pending.unwrap().reason, "vm-limit");
+    let ring = |vm: &Vm| {
+        wait_readable(&vm.calls[BLOCK_QUEUE]);
+        vm.calls[BLOCK_QUEUE].read().unwrap();
+    };
+    person.ok(Request::Decide { ticket: 2, decision: Decision::Grant });
+    ring(&vm);
+    assert_eq!(vm.ask(&wants(2, 5)).verdict, Verdict::Ok, "a person may be more generous");
+    assert_eq!(person.status().decider, Decider::LocalRule, "and leaves nobody to wait for");
+    assert_eq!(vm.ask(&wants(3, 6)).verdict, Verdict::Held(HoldReason::VmLimit));
+    person.ok(Request::SetLocalRule { rule: LocalRule::Grant });
+    ring(&vm);
+    assert_eq!(vm.ask(&wants(3, 6)).verdict, Verdict::Ok);
+}
+
+#[test]
 fn one_controller_at_a_time_and_only_it_steers() {
     let (device, _vm) = vm();
     let mut controller = Client::controller(&device);
@@ -259,8 +287,10 @@ fn one_controller_at_a_time_and_only_it_steers() {
     );
     other.ok(attach(Role::Observer));
     assert_eq!(other.refused(Request::SetMin { min: BLOCK }), "not-controller");
-    let decide = || Request::Decide { ticket: 1, decision: Decision::Grant };
-    assert_eq!(other.refused(decide()), "not-controller");
+    let decide = Request::Decide { ticket: 1, decision: Decision::Grant };
+    assert_eq!(other.refused(decide), "not-controller");
+    let rule = Request::SetLocalRule { rule: memtide_api::device::LocalRule::Hold };
+    assert_eq!(other.refused(rule), "not-controller");
     let bad = Request::Decide { ticket: 1, decision: Decision::Hold("bad weather".into()) };
     assert_eq!(controller.refused(bad), "bad-request");
     drop(controller);

@@ -196,6 +196,7 @@ impl State {
             Request::Status => return Outcome::Ok(Answer::Status(Box::new(self.status.clone()))),
             Request::SetTarget { balloon } => self.status.target = *balloon,
             Request::SetMin { min } => self.status.min = *min,
+            Request::SetLocalRule { rule } => self.status.local_rule = *rule,
             Request::AskHello => self.say_hello(),
             Request::Decide { ticket, decision } => return self.decide(*ticket, decision),
         }

@@ -45,7 +45,7 @@ impl Service {
             }
             Request::Status => return Ok(self.status(now)),
             Request::Decide { ticket, decision } => {
-                self.check_steers(client, Steering::Decision)?;
+                self.check_steers(client)?;
                 let decision = translate::decision(decision).map_err(|name| {
                     refusal("bad-request", format!("\"{name}\" is no reason that a guest knows"))
                 })?;
@@ -54,15 +54,19 @@ impl Service {
                     .map_err(|error| refusal("no-such-ticket", error.to_string()))?;
             }
             Request::SetTarget { balloon } => {
-                self.check_steers(client, Steering::Setting)?;
+                self.check_steers(client)?;
                 self.balloon.set_target(balloon);
             }
             Request::SetMin { min } => {
-                self.check_steers(client, Steering::Setting)?;
+                self.check_steers(client)?;
                 self.balloon.set_min(min);
             }
+            Request::SetLocalRule { rule } => {
+                self.check_steers(client)?;
+                self.balloon.set_local_rule(translate::wanted_rule(rule));
+            }
             Request::AskHello => {
-                self.check_steers(client, Steering::Setting)?;
+                self.check_steers(client)?;
                 self.balloon.ask_hello();
             }
         }
@@ -103,30 +107,17 @@ impl Service {
         Ok(())
     }
 
-    /// A controller steers alone. While there is none, anybody who may connect may set things: a
-    /// person at a terminal, a script. Decisions are a controller's in any case.
-    fn check_steers(&self, client: ClientId, steering: Steering) -> Result<(), Refusal> {
-        match (self.control.controller(), steering) {
-            (Some(controller), _) if controller == client => Ok(()),
-            (None, Steering::Setting) => Ok(()),
-            (Some(_), _) => {
+    /// A controller steers alone. While there is none, anybody who may connect may set things and
+    /// decide what the local rule holds: a person at a terminal, a script. Whoever may connect could
+    /// attach as controller just as well.
+    fn check_steers(&self, client: ClientId) -> Result<(), Refusal> {
+        match self.control.controller() {
+            Some(controller) if controller != client => {
                 Err(refusal("not-controller", "another client is attached as controller".into()))
             }
-            (None, Steering::Decision) => {
-                let text = "only a controller decides; attach with the role \"controller\" first";
-                Err(refusal("not-controller", text.into()))
-            }
+            Some(_) | None => Ok(()),
         }
     }
-}
-
-/// What kind of steering a call is.
-#[derive(Clone, Copy, Debug)]
-enum Steering {
-    /// On a return.
-    Decision,
-    /// Of the device.
-    Setting,
 }
 
 fn refusal(name: &str, message: String) -> Refusal {

@@ -14,7 +14,7 @@ use memtide_api::device::{Event, FromDevice, Reply, Role};
 use crate::sockets::BoundSocket;
 use client::Client;
 pub(crate) use client::Gone;
-pub(crate) use translate::{brief, event};
+pub(crate) use translate::{brief, event, wanted_rule};
 
 /// Clients at once: a controller, a few that watch, a person.
 const CLIENTS_MAX: usize = 8;

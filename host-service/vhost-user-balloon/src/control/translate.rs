@@ -1,6 +1,8 @@
 //! The device model's words in those of the control protocol. They are two types on purpose: the
 //! one follows the guest's bytes, the other is a promise to programs on the host.
 
+use std::time::Duration;
+
 use memtide_api::device as api;
 use memtide_balloon as balloon;
 use memtide_units::GpaRange;
@@ -11,6 +13,31 @@ pub(crate) fn driver(driver: balloon::Driver) -> api::Driver {
         balloon::Driver::None => api::Driver::None,
         balloon::Driver::Stock => api::Driver::Stock,
         balloon::Driver::Agent => api::Driver::Agent,
+    }
+}
+
+pub(crate) fn decider(decider: balloon::Decider) -> api::Decider {
+    match decider {
+        balloon::Decider::Controller => api::Decider::Controller,
+        balloon::Decider::AbsentController => api::Decider::AbsentController,
+        balloon::Decider::LocalRule => api::Decider::LocalRule,
+    }
+}
+
+pub(crate) fn local_rule(rule: balloon::LocalRule) -> api::LocalRule {
+    match rule {
+        balloon::LocalRule::Grant => api::LocalRule::Grant,
+        balloon::LocalRule::Target => api::LocalRule::Target,
+        balloon::LocalRule::Hold => api::LocalRule::Hold,
+    }
+}
+
+/// The rule that somebody on the host wants.
+pub(crate) fn wanted_rule(rule: api::LocalRule) -> balloon::LocalRule {
+    match rule {
+        api::LocalRule::Grant => balloon::LocalRule::Grant,
+        api::LocalRule::Target => balloon::LocalRule::Target,
+        api::LocalRule::Hold => balloon::LocalRule::Hold,
     }
 }
 
@@ -37,7 +64,7 @@ pub(crate) fn pending(pending: balloon::PendingReturn) -> api::PendingReturn {
             block::Urgency::Pressure => api::Urgency::Pressure,
             block::Urgency::Emergency => api::Urgency::Emergency,
         },
-        waited_ms: u64::try_from(pending.waited.as_millis()).unwrap_or(u64::MAX),
+        waited_ms: millis(pending.waited),
         reason: pending.reason.name().into(),
     }
 }
@@ -107,7 +134,7 @@ fn granted_by(by: balloon::GrantedBy) -> api::GrantedBy {
     }
 }
 
-/// A controller's word; the error is the reason that no guest would understand.
+/// A decision; the error is the reason that no guest would understand.
 pub(crate) fn decision(decision: api::Decision) -> Result<balloon::Decision, String> {
     let reason = |name: String| {
         let known = block::HoldReason::ALL.iter().find(|reason| reason.name() == name);
@@ -118,6 +145,10 @@ pub(crate) fn decision(decision: api::Decision) -> Result<balloon::Decision, Str
         api::Decision::Hold(name) => balloon::Decision::Hold(reason(name)?),
         api::Decision::Deny(name) => balloon::Decision::Deny(reason(name)?),
     })
+}
+
+pub(crate) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Ranges for the log: a few, and how many more.

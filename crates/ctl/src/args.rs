@@ -59,7 +59,7 @@ pub(crate) enum Command {
         /// Its control socket: the path of its VMM's socket with ".ctl" behind it, usually
         socket: PathBuf,
         #[command(subcommand)]
-        action: DeviceAction,
+        action: memtide_device_ctl::Action,
     },
 }
 
@@ -97,19 +97,6 @@ pub(crate) enum HostAction {
         /// What all VMs together may have, or "host" for what the host has free
         #[arg(long, value_name = "SIZE|host", value_parser = budget)]
         budget: Budget,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum DeviceAction {
-    /// Show how the device is
-    Status,
-    /// Print what happens in it, until interrupted (Ctrl-c)
-    Watch,
-    /// Set the size of the balloon; refused while memtided steers the device
-    Target {
-        /// What the guest shall do without, such as 1GiB; 0B gives it all
-        size: ByteSize,
     },
 }
 

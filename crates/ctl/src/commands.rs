@@ -1,20 +1,16 @@
 //! What each command does.
 
 use std::io;
-use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use memtide_api::device::{FromDevice, Request};
 use memtide_api::http::{HostChange, HostStatus, VmChange, VmStatus};
-use memtide_api::line::to_line;
-use serde::Serialize;
+use memtide_device_ctl::output::{Colour, next_picture, print};
+use memtide_device_ctl::{CtlError, Form};
 use serde::de::DeserializeOwned;
 
-use crate::args::{Args, Command, DeviceAction, HostAction, Keep, VmAction, VmSet};
+use crate::args::{Args, Command, HostAction, Keep, VmAction, VmSet};
 use crate::client::{Client, ClientError, path_segment};
-use crate::device::{Device, DeviceError};
-use crate::output::{Colour, next_picture, print};
 use crate::render;
 
 /// Why a command failed.
@@ -23,11 +19,21 @@ pub(crate) enum CommandError {
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error(transparent)]
-    Device(#[from] DeviceError),
+    Device(#[from] CtlError),
     #[error("memtided's answer is not understood, perhaps it has another version: {0}")]
     Answer(#[from] serde_json::Error),
     #[error("the output cannot be written: {0}")]
     Output(#[from] io::Error),
+}
+
+impl CommandError {
+    /// The program's exit status: for `device` as `vhost-user-balloon ctl` has them.
+    pub(crate) fn exit_status(&self) -> u8 {
+        match self {
+            Self::Device(error) => error.exit_status(),
+            Self::Client(_) | Self::Answer(_) | Self::Output(_) => 1,
+        }
+    }
 }
 
 type Done = Result<(), CommandError>;
@@ -50,7 +56,9 @@ pub(crate) fn run(args: &Args) -> Done {
             let change = HostChange { budget: Some(*budget) };
             show.answer(&client.put("/v1/host", &change)?, render::host)
         }
-        Command::Device { socket, action } => device(socket, action, &show),
+        Command::Device { socket, action } => {
+            Ok(memtide_device_ctl::run(socket, action, show.form)?)
+        }
     }
 }
 
@@ -89,42 +97,6 @@ fn watch(client: &Client, show: &Show, pause: Duration) -> Done {
     }
 }
 
-fn device(socket: &Path, action: &DeviceAction, show: &Show) -> Done {
-    let mut device = Device::connect(socket)?;
-    match action {
-        DeviceAction::Status => show.value(&*device.status()?, render::device),
-        DeviceAction::Target { size } => {
-            device.call(Request::SetTarget { balloon: *size })?;
-            show.value(&*device.status()?, render::device)
-        }
-        DeviceAction::Watch => {
-            device.attach()?;
-            let start = Instant::now();
-            loop {
-                let event = device.event()?;
-                let text = match show.form {
-                    Form::Json => {
-                        let line = to_line(&FromDevice::Event { event })?;
-                        String::from_utf8_lossy(&line).into_owned()
-                    }
-                    Form::Human => {
-                        let seconds = start.elapsed().as_millis();
-                        let text = render::event(&event);
-                        format!("{:>5}.{} s  {text}\n", seconds / 1000, seconds % 1000 / 100)
-                    }
-                };
-                print(&text)?;
-            }
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
-    Human,
-    Json,
-}
-
 /// Shows answers in the form that the user wants.
 struct Show {
     form: Form,
@@ -139,14 +111,6 @@ impl Show {
                 serde_json::to_string_pretty(&value)? + "\n"
             }
             Form::Human => human(&serde_json::from_str(json)?, Colour::for_stdout()),
-        };
-        Ok(print(&text)?)
-    }
-
-    fn value<T: Serialize>(&self, value: &T, human: fn(&T, Colour) -> String) -> Done {
-        let text = match self.form {
-            Form::Json => serde_json::to_string_pretty(value)? + "\n",
-            Form::Human => human(value, Colour::for_stdout()),
         };
         Ok(print(&text)?)
     }

@@ -3,14 +3,13 @@
 mod args;
 mod client;
 mod commands;
-mod device;
-mod output;
 mod render;
 mod table;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use memtide_device_ctl::CtlError;
 
 use crate::args::Args;
 use crate::commands::CommandError;
@@ -19,12 +18,14 @@ fn main() -> ExitCode {
     match commands::run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever reads our output has seen enough: `memtide status | head -1`.
-        Err(CommandError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+        Err(CommandError::Output(error) | CommandError::Device(CtlError::Output(error)))
+            if error.kind() == std::io::ErrorKind::BrokenPipe =>
+        {
             ExitCode::SUCCESS
         }
         Err(error) => {
             eprintln!("memtide: {error}");
-            ExitCode::FAILURE
+            error.exit_status().into()
         }
     }
 }

@@ -1,9 +1,7 @@
-//! Aligned tables and wrapped text for 80 columns.
+//! Aligned tables.
 
-use crate::output::{Colour, Tone};
-
-/// Columns that every terminal has.
-pub(crate) const WIDTH: usize = 80;
+use memtide_device_ctl::output::{Colour, Tone};
+use memtide_device_ctl::text::length;
 
 /// To which side a column's cells lean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,32 +63,6 @@ pub(crate) fn shortened(name: &str, max: usize) -> String {
     name.chars().take(max.saturating_sub(1)).chain(['…']).collect()
 }
 
-/// Text in lines of at most [`WIDTH`] columns, each indented; a longer word stands alone.
-pub(crate) fn wrapped(text: &str, indent: usize) -> String {
-    let mut out = String::new();
-    let mut line = String::new();
-    for word in text.split_whitespace().map(printable) {
-        if !line.is_empty() && indent + length(&line) + 1 + length(&word) > WIDTH {
-            out += &format!("{:indent$}{line}\n", "");
-            line.clear();
-        }
-        if !line.is_empty() {
-            line.push(' ');
-        }
-        line += &word;
-    }
-    out + &format!("{:indent$}{line}\n", "")
-}
-
-/// Text without what would move a terminal's cursor: parts of it come from guests.
-pub(crate) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-}
-
-fn length(text: &str) -> usize {
-    text.chars().count()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,11 +82,8 @@ mod tests {
     }
 
     #[test]
-    fn text_is_wrapped_between_words() {
-        let text = wrapped(&"word ".repeat(40), 2);
-        assert!(text.lines().all(|line| line.len() <= WIDTH && line.starts_with("  word")));
-        assert_eq!(text.split_whitespace().count(), 40);
+    fn a_long_name_is_shortened() {
         assert_eq!(shortened("abcdef", 4), "abc…");
-        assert_eq!(wrapped("a\x1b[2Jb\nc", 0), "a\u{fffd}[2Jb c\n", "a guest's text");
+        assert_eq!(shortened("abcd", 4), "abcd");
     }
 }

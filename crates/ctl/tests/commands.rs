@@ -6,6 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use memtide_api::device::*;
 use memtide_api::http::{HostStatus, VmStatus};
@@ -107,7 +108,8 @@ fn a_missing_memtided_is_an_error_with_a_remedy() {
     assert!(said.contains("/nowhere/sock") && said.contains("--socket PATH"), "{said}");
 }
 
-/// A device that answers status calls, takes targets, and sends one event to who attaches.
+/// A device that answers calls, takes a target, and hangs up on who does not ask any more: on one
+/// who only watches after the event that it sends to all.
 fn device(socket: &Path, clients: usize) -> JoinHandle<Vec<Request>> {
     let listener = UnixListener::bind(socket).unwrap();
     thread::spawn(move || {
@@ -115,6 +117,7 @@ fn device(socket: &Path, clients: usize) -> JoinHandle<Vec<Request>> {
         let mut status = DeviceStatus::default();
         for _ in 0..clients {
             let stream = listener.accept().unwrap().0;
+            stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
             serve(&stream, &mut status, &mut heard);
         }
         heard
@@ -133,14 +136,12 @@ fn serve(mut stream: &UnixStream, status: &mut DeviceStatus, heard: &mut Vec<Req
             _ => Answer::Status(Box::new(status.clone())),
         };
         let reply = FromDevice::Reply(Reply { id, result: Outcome::Ok(answer) });
-        let attached = matches!(call, Request::Attach { .. });
-        heard.push(call);
         let _ = stream.write_all(&to_line(&reply).unwrap());
-        if attached {
+        if matches!(call, Request::Attach { .. }) {
             let event = Event::ReturnCancelled { ticket: 3 };
             let _ = stream.write_all(&to_line(&FromDevice::Event { event }).unwrap());
-            return;
         }
+        heard.push(call);
     }
 }
 
@@ -149,15 +150,22 @@ fn a_device_is_shown_watched_and_given_a_target() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("sock");
     let path = socket.to_str().unwrap();
-    let server = device(&socket, 3);
+    let server = device(&socket, 4);
     let none = Path::new("/nowhere");
     let shown = memtide(none, &["device", path, "status"]);
     assert!(text(&shown.stdout).starts_with("Device process 0\n"), "{shown:?}");
     let target = memtide(none, &["device", path, "target", "1GiB"]);
-    assert!(text(&target.stdout).contains("0 B of 1 GiB wanted"), "{target:?}");
+    assert!(text(&target.stdout).contains("shall be 1 GiB; it is 0 B"), "{target:?}");
+    let json = memtide(none, &["--json", "device", path, "status"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["target"], 1 << 30);
+    // No terminal takes the output: lines for programs.
     let watched = memtide(none, &["device", path, "watch"]);
-    assert!(text(&watched.stdout).contains("return taken back: ticket 3"), "{watched:?}");
+    let lines: Vec<&str> = text(&watched.stdout).lines().collect();
+    assert!(lines[0].contains(r#""status":{"pid":0"#), "{watched:?}");
+    assert!(lines[1].ends_with(r#""event":{"return_cancelled":{"ticket":3}}}"#), "{watched:?}");
     assert!(text(&watched.stderr).contains("closed the connection"));
+    assert_eq!(watched.status.code(), Some(3));
     let heard = server.join().unwrap();
     assert!(heard.contains(&Request::Attach { version: VERSION, role: Role::Observer }));
     assert!(heard.contains(&Request::SetTarget { balloon: ByteSize::from_gib(1) }));

@@ -1,10 +1,11 @@
 //! `memtide status`.
 
 use memtide_api::http::{BudgetSource, HostStatus, VmState, VmStatus};
+use memtide_device_ctl::output::{Colour, Tone};
+use memtide_device_ctl::text::wrapped;
 
 use super::{driver, held, state};
-use crate::output::{Colour, Tone};
-use crate::table::{Align, Cell, Table, shortened, wrapped};
+use crate::table::{Align, Cell, Table, shortened};
 
 /// A name's share of 80 columns, beside four sizes.
 const NAME_MAX: usize = 16;

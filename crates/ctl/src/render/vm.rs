@@ -2,10 +2,11 @@
 
 use memtide_api::device::Driver;
 use memtide_api::http::{GateCounters, VmState, VmStatus};
+use memtide_device_ctl::output::{Colour, Tone};
+use memtide_device_ctl::telemetry;
+use memtide_device_ctl::text::{line, time, wrapped};
 
-use super::{held, limit, line, state, telemetry, time};
-use crate::output::{Colour, Tone};
-use crate::table::wrapped;
+use super::{held, limit, state};
 
 /// One VM, from what it holds to how its guest is.
 pub(crate) fn vm(vm: &VmStatus, colour: Colour) -> String {

@@ -1,4 +1,4 @@
-//! `memtide device SOCKET watch`: one line per event.
+//! `watch`: one line per event.
 
 use memtide_api::device::{Event, GrantedBy};
 use memtide_units::{ByteSize, GpaRange};
@@ -44,7 +44,7 @@ pub(crate) fn event(event: &Event) -> String {
 
 fn granted_by(by: GrantedBy) -> &'static str {
     match by {
-        GrantedBy::Controller => "granted by the controller",
+        GrantedBy::Controller => "granted by a decision",
         GrantedBy::Minimum => "below the guarantee",
         GrantedBy::LocalRule => "by the local rule",
     }

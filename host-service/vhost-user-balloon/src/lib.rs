@@ -15,12 +15,14 @@
 pub mod cli;
 mod clock;
 mod control;
+pub mod inherited;
 mod log;
 mod service;
 mod sockets;
+mod systemd;
 mod vhost;
 
 #[cfg(feature = "fuzzing")]
 pub use service::fuzzing;
 pub use service::{Options, Service, StartError, VmmSource};
-pub use sockets::ListenError;
+pub use sockets::{Endpoint, ListenError};

@@ -1,13 +1,17 @@
-//! vhost-user-balloon: the virtio-balloon device of one VM, as a process.
+//! vhost-user-balloon: the virtio-balloon device of one VM, as a process; and with `ctl`, whoever
+//! looks at one and steers it.
 
 use std::error::Error;
+use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use clap::Parser;
+use memtide_device_ctl::{CtlError, Form};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use vhost_user_balloon::Service;
-use vhost_user_balloon::cli::{Args, CAPABILITIES};
+use vhost_user_balloon::cli::{Args, CAPABILITIES, Command, Ctl};
+use vhost_user_balloon::inherited::Activated;
 
 fn main() -> ExitCode {
     // Before anything is parsed: the convention has this option win over whatever else is there.
@@ -16,6 +20,9 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let args = Args::parse();
+    if let Some(Command::Ctl(ctl)) = &args.command {
+        return steer(ctl);
+    }
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)
@@ -31,10 +38,24 @@ fn main() -> ExitCode {
     }
 }
 
+/// Asks a device that runs.
+fn steer(ctl: &Ctl) -> ExitCode {
+    let form = if ctl.json { Form::Json } else { Form::Human };
+    match memtide_device_ctl::run(&ctl.socket, &ctl.action, form) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads our output has seen enough: `... ctl SOCKET watch | head -1`.
+        Err(CtlError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vhost-user-balloon ctl: {error}");
+            error.exit_status().into()
+        }
+    }
+}
+
 /// Serves until SIGTERM or SIGINT, which arrive as bytes on a socket that the loop waits for.
 fn serve(args: Args) -> Result<(), Box<dyn Error>> {
-    // First of all: a descriptor that was inherited must be adopted before others are opened.
-    let options = args.options()?;
+    // First of all: descriptors that were inherited must be adopted before others are opened.
+    let options = args.options(Activated::from_environment()?)?;
     let (stop, signals) = UnixStream::pair()?;
     for signal in [SIGTERM, SIGINT] {
         signal_hook::low_level::pipe::register(signal, signals.try_clone()?)?;

@@ -6,7 +6,6 @@ pub mod fuzzing;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use memtide_api::device::Role;
@@ -17,14 +16,15 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use crate::clock::Clock;
 use crate::control::{ClientId, Control, Gone};
 use crate::log::EventLog;
-use crate::sockets::{BoundSocket, ListenError};
+use crate::sockets::{BoundSocket, Endpoint, ListenError};
+use crate::systemd::Systemd;
 use crate::vhost::{Connection, Session, StreamError};
 
 /// Where the VMM comes from.
 #[derive(Debug)]
 pub enum VmmSource {
-    /// It connects to a socket at this path, again after each time it leaves.
-    Listen(PathBuf),
+    /// It connects to a socket here, again after each time it leaves.
+    Listen(Endpoint),
     /// It is connected already; when it leaves, the process ends.
     Connected(UnixStream),
 }
@@ -35,7 +35,7 @@ pub struct Options {
     /// Where the VMM comes from.
     pub vmm: VmmSource,
     /// Where the control socket is; `None` for none.
-    pub control: Option<PathBuf>,
+    pub control: Option<Endpoint>,
     /// How the device behaves.
     pub settings: Settings,
 }
@@ -60,6 +60,7 @@ pub struct Service {
     pub(crate) session: Option<Session>,
     pub(crate) control: Control,
     log: EventLog,
+    systemd: Systemd,
 }
 
 /// Who has something to say.
@@ -89,13 +90,14 @@ impl Service {
         let clock = Clock::start();
         let now = clock.now();
         let (listener, session) = match options.vmm {
-            VmmSource::Listen(path) => (Some(BoundSocket::bind(&path)?), None),
+            VmmSource::Listen(endpoint) => (Some(BoundSocket::listen(endpoint)?), None),
             VmmSource::Connected(stream) => (None, Some(Session::new(stream, now)?)),
         };
-        let control = options.control.map(|path| BoundSocket::bind(&path)).transpose()?;
+        let control = options.control.map(BoundSocket::listen).transpose()?;
         let balloon = Balloon::new(options.settings, now);
         let (control, log) = (Control::new(control), EventLog::new(now));
-        Ok(Self { clock, listener, balloon, session, control, log })
+        let systemd = Systemd::default();
+        Ok(Self { clock, listener, balloon, session, control, log, systemd })
     }
 
     /// Serves until `stop` has something to read, or, where the VMM was connected from the start,
@@ -104,7 +106,10 @@ impl Service {
     /// # Errors
     /// Of `poll(2)`: none in practice.
     pub fn run(mut self, stop: &impl AsFd) -> io::Result<()> {
+        self.systemd.ready();
+        self.report(self.clock.now());
         while self.turn(stop.as_fd())? == Next::Go {}
+        self.systemd.stopping();
         Ok(())
     }
 
@@ -113,10 +118,13 @@ impl Service {
         Ok(self.serve(ready, self.clock.now()))
     }
 
+    /// One round. The last one is a whole one: what the guest has kicked and clients have asked by
+    /// then is answered.
     fn serve(&mut self, ready: Vec<Token>, now: Instant) -> Next {
+        let mut next = Next::Go;
         for token in ready {
             match token {
-                Token::Stop => return Next::End,
+                Token::Stop => next = Next::End,
                 Token::VmmListener => self.accept_vmm(now),
                 Token::Vmm => self.receive(now),
                 Token::Kick(index) => {
@@ -134,8 +142,14 @@ impl Service {
         }
         self.work(now);
         self.tell(now);
+        self.report(now);
         let ends = self.session.is_none() && self.listener.is_none();
-        if ends { Next::End } else { Next::Go }
+        if ends { Next::End } else { next }
+    }
+
+    /// Tells systemd who is served.
+    fn report(&mut self, now: Instant) {
+        self.systemd.tell(self.session.as_ref().map(|_| self.balloon.driver()), now);
     }
 
     /// Waits until somebody is ready or something is due. The order is the order of service: a VMM
@@ -172,10 +186,12 @@ impl Service {
 
     /// Time to the next thing that is due by itself.
     fn time_left(&self) -> Option<Duration> {
-        let session = self.session.as_ref()?;
         let now = self.clock.now();
-        let stats = session.statistics_due(&self.balloon, now);
-        let due = [session.work_due(now), session.notice_due(now), stats];
+        let of_session = self.session.as_ref().and_then(|session| {
+            let stats = session.statistics_due(&self.balloon, now);
+            [session.work_due(now), session.notice_due(now), stats].into_iter().flatten().min()
+        });
+        let due = [of_session, self.systemd.due()];
         Some(due.into_iter().flatten().min()?.since(now))
     }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -33,6 +34,12 @@ pub enum ListenError {
         "the socket's path {0} is too long: {PATH_MAX} bytes at most. Give a shorter one, such as /run/memtide/NAME.sock"
     )]
     TooLong(PathBuf),
+    /// A socket that was handed over.
+    #[error("the socket that was handed over cannot be used: {source}")]
+    Inherited {
+        /// Why.
+        source: io::Error,
+    },
     /// The kernel refused.
     #[error(
         "cannot listen on {path}: {source}; its directory must exist and be writable for this user"
@@ -45,24 +52,52 @@ pub enum ListenError {
     },
 }
 
-/// A socket that listens on a path, which is removed with it.
+/// Where a socket is listened on.
+#[derive(Debug)]
+pub enum Endpoint {
+    /// At this path, which is made and removed by this process.
+    Path(PathBuf),
+    /// On a socket that whoever started this process made, and keeps.
+    Inherited(UnixListener),
+}
+
+impl From<PathBuf> for Endpoint {
+    fn from(path: PathBuf) -> Self {
+        Self::Path(path)
+    }
+}
+
+/// A socket that listens. Its path is removed with it, where it was made here.
 #[derive(Debug)]
 pub(crate) struct BoundSocket {
     listener: UnixListener,
-    path: PathBuf,
+    /// The path and the inode that was made there.
+    made: Option<(PathBuf, u64)>,
 }
 
 impl BoundSocket {
-    /// Listens on `path`. A socket that an earlier process left behind is replaced; one on which
+    /// Listens. At a path, a socket that an earlier process left behind is replaced; one on which
     /// somebody answers is not.
-    pub(crate) fn bind(path: &Path) -> Result<Self, ListenError> {
+    pub(crate) fn listen(endpoint: Endpoint) -> Result<Self, ListenError> {
+        match endpoint {
+            Endpoint::Path(path) => Self::bind(&path),
+            Endpoint::Inherited(listener) => {
+                let failed = |source| ListenError::Inherited { source };
+                listener.set_nonblocking(true).map_err(failed)?;
+                Ok(Self { listener, made: None })
+            }
+        }
+    }
+
+    fn bind(path: &Path) -> Result<Self, ListenError> {
         let failed = |source: io::Error| ListenError::Io { path: path.into(), source };
         if path.as_os_str().len() > PATH_MAX {
             return Err(ListenError::TooLong(path.into()));
         }
         remove_stale(path)?;
         let listener = bind_with_mode(path).map_err(|e| failed(e.into()))?;
-        Ok(Self { listener, path: path.into() })
+        let inode = std::fs::symlink_metadata(path).map_err(failed)?.ino();
+        Ok(Self { listener, made: Some((path.into(), inode)) })
     }
 
     /// The next connection, or `None` where nobody waits.
@@ -82,19 +117,24 @@ impl AsFd for BoundSocket {
 }
 
 impl Drop for BoundSocket {
+    /// Removes the file, unless another process has put its own there by now.
     fn drop(&mut self) {
-        // A path that somebody removed already is removed.
-        _ = std::fs::remove_file(&self.path);
+        let Some((path, inode)) = &self.made else { return };
+        let is_ours = std::fs::symlink_metadata(path).is_ok_and(|file| file.ino() == *inode);
+        if is_ours && let Err(error) = std::fs::remove_file(path) {
+            tracing::warn!("{} stays behind: {error}", path.display());
+        }
     }
 }
 
 fn remove_stale(path: &Path) -> Result<(), ListenError> {
     let failed = |source| ListenError::Io { path: path.into(), source };
-    match UnixStream::connect(path) {
-        Ok(_) => Err(ListenError::InUse(path.into())),
+    match probe(path).map_err(io::Error::from) {
+        Ok(()) => Err(ListenError::InUse(path.into())),
+        // Its queue is full: it hangs, perhaps, but it is there.
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(ListenError::InUse(path.into())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
-            use std::os::unix::fs::FileTypeExt;
             let kind = std::fs::symlink_metadata(path).map_err(failed)?.file_type();
             if !kind.is_socket() {
                 return Err(ListenError::NotASocket(path.into()));
@@ -104,6 +144,14 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
         }
         Err(e) => Err(failed(e)),
     }
+}
+
+/// Connects, and hangs up. It does not wait for a process that does not take connections.
+fn probe(path: &Path) -> rustix::io::Result<()> {
+    let address = SocketAddrUnix::new(path)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &address)
 }
 
 /// Sets the mode between bind and listen, so that nobody can connect before it holds.
@@ -120,6 +168,7 @@ fn bind_with_mode(path: &Path) -> rustix::io::Result<UnixListener> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_path_that_cannot_be_an_address_is_told_so() {
@@ -129,8 +178,6 @@ mod tests {
         let said = BoundSocket::bind(Path::new("/nowhere/a.sock")).unwrap_err().to_string();
         assert!(said.contains("its directory must exist"), "{said}");
     }
-    use std::os::unix::fs::PermissionsExt;
-
     #[test]
     fn a_socket_left_behind_is_replaced_and_removed_at_the_end() {
         let directory = tempfile::tempdir().unwrap();
@@ -144,6 +191,34 @@ mod tests {
         assert!(bound.accept().unwrap().is_some());
         drop(bound);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_that_somebody_else_has_made_in_its_place_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vm.sock");
+        let bound = BoundSocket::bind(&path).unwrap();
+        let elsewhere = directory.path().join("new.sock");
+        let _theirs = UnixListener::bind(&elsewhere).unwrap();
+        std::fs::rename(&elsewhere, &path).unwrap();
+        drop(bound);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_socket_whose_program_hangs_is_in_use() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vm.sock");
+        let address = SocketAddrUnix::new(&path).unwrap();
+        let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
+        let socket = rustix::net::socket(family, kind, None).unwrap();
+        rustix::net::bind(&socket, &address).unwrap();
+        rustix::net::listen(&socket, 0).unwrap();
+        // Who has hung up stays in the queue until somebody takes the connection.
+        let asked = (0..100).take_while(|_| probe(&path).is_ok()).count();
+        assert!(asked < 100);
+        let error = BoundSocket::bind(&path).unwrap_err();
+        assert!(matches!(error, ListenError::InUse(_)), "{error}");
     }
 
     #[test]

@@ -58,7 +58,7 @@ impl Device {
     /// Listens for a VMM.
     pub fn listening(settings: Settings) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let vmm = VmmSource::Listen(directory.path().join("vm.sock"));
+        let vmm = VmmSource::Listen(directory.path().join("vm.sock").into());
         Self::with(directory, vmm, settings)
     }
 
@@ -69,7 +69,7 @@ impl Device {
     }
 
     fn with(directory: tempfile::TempDir, vmm: VmmSource, settings: Settings) -> Self {
-        let control = Some(directory.path().join("vm.ctl"));
+        let control = Some(directory.path().join("vm.ctl").into());
         // Shown by the test harness where a test fails.
         let log = tracing_subscriber::fmt().with_test_writer().with_ansi(false);
         let _ = log.with_max_level(tracing::Level::DEBUG).try_init();
@@ -88,8 +88,12 @@ impl Device {
         self.directory.path().join("vm.sock")
     }
 
+    pub fn control_path(&self) -> PathBuf {
+        self.directory.path().join("vm.ctl")
+    }
+
     pub fn control(&self) -> Client {
-        Client::connect(&self.directory.path().join("vm.ctl"))
+        Client::connect(&self.control_path())
     }
 
     /// Stops it and waits for its end.

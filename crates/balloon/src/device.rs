@@ -73,11 +73,22 @@ pub enum Rings {
     WithBlock,
 }
 
+/// Whose word is `actual`?
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum ActualOf {
+    /// The driver's that runs, or starts.
+    #[default]
+    ThisDriver,
+    /// One's that has stopped. It may go on (a VM that was paused), or another may start anew.
+    ThatStopped,
+}
+
 /// The device model: virtqueues in, requests and events out.
 #[derive(Debug)]
 pub struct Balloon {
     pub(crate) settings: Settings,
-    config: ConfigSpace,
+    pub(crate) config: ConfigSpace,
+    actual_of: ActualOf,
     acked: u64,
     rings: Rings,
     driver: Driver,
@@ -104,6 +115,7 @@ impl Balloon {
         Self {
             settings,
             config: fresh_config(1),
+            actual_of: ActualOf::default(),
             acked: 0,
             rings: Rings::Stopped,
             driver: Driver::None,
@@ -189,10 +201,25 @@ impl Balloon {
     pub fn write_config(&mut self, offset: usize, data: &[u8]) {
         let poison = self.config.balloon.poison_val;
         if let Some(pages) = self.config.write(offset, data).actual {
-            self.events.push(Event::Balloon { actual: of_pages(pages) });
+            self.set_actual(pages);
         }
         if self.rings != Rings::Stopped && self.acked & features::PAGE_POISON == 0 {
             self.config.balloon.poison_val = poison;
+        }
+    }
+
+    pub(crate) fn set_actual(&mut self, pages: u32) {
+        self.config.balloon.actual = U32::new(pages);
+        self.actual_of = ActualOf::ThisDriver;
+        self.events.push(Event::Balloon { actual: of_pages(pages) });
+    }
+
+    /// The rings that run now begin at their first entry: a driver has started anew and has no
+    /// balloon, whatever the one before it has said. Linux's says so itself only once it inflates;
+    /// a guest that reboots would seem to hold its old balloon until then.
+    pub fn driver_begins(&mut self) {
+        if self.actual_of == ActualOf::ThatStopped && self.actual() != ByteSize::ZERO {
+            self.set_actual(0);
         }
     }
 
@@ -216,6 +243,7 @@ impl Balloon {
         }
         self.rings = rings;
         if rings == Rings::Stopped {
+            self.actual_of = ActualOf::ThatStopped;
             self.forget_agent();
             self.stats.forget_driver();
         }

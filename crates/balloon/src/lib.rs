@@ -27,6 +27,7 @@ mod range_set;
 mod reclaim;
 mod requests;
 mod ring;
+mod state;
 mod stats;
 
 pub use counters::Counters;
@@ -39,3 +40,4 @@ pub use notifier::ConfigNotifier;
 pub use range_set::RangeSet;
 pub use reclaim::{FailKind, Reclaim, ReclaimFailed, Reclaimed};
 pub use ring::{Interrupt, Left, Moment, Pass, Ring, RingError};
+pub use state::{STATE_MAX, StateError};

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use memtide_api::device::Role;
-use memtide_balloon::{Balloon, Event, Settings};
+use memtide_balloon::{Balloon, Event, Rings, Settings};
 use memtide_units::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
@@ -69,6 +69,7 @@ enum Token {
     Stop,
     VmmListener,
     Vmm,
+    Transfer,
     Kick(usize),
     ControlListener,
     Client(ClientId),
@@ -127,6 +128,8 @@ impl Service {
                 Token::Stop => next = Next::End,
                 Token::VmmListener => self.accept_vmm(now),
                 Token::Vmm => self.receive(now),
+                // Gone on with below, on its deadline as well.
+                Token::Transfer => {}
                 Token::Kick(index) => {
                     if let Some(session) = &mut self.session {
                         session.kicked(index);
@@ -140,6 +143,7 @@ impl Service {
                 }
             }
         }
+        self.transfer_state(now);
         self.work(now);
         self.tell(now);
         self.report(now);
@@ -162,7 +166,12 @@ impl Service {
             fds.push(PollFd::from_borrowed_fd(fd, flags));
         };
         if let Some(session) = &self.session {
-            add(Token::Vmm, session.socket(), PollFlags::IN);
+            if let Some(socket) = session.socket() {
+                add(Token::Vmm, socket, PollFlags::IN);
+            }
+            if let Some((channel, flags)) = session.transfer_channel() {
+                add(Token::Transfer, channel, flags);
+            }
             session.kicks().for_each(|(index, fd)| add(Token::Kick(index), fd, PollFlags::IN));
         }
         if let Some(listener) = &self.listener {
@@ -189,7 +198,9 @@ impl Service {
         let now = self.clock.now();
         let of_session = self.session.as_ref().and_then(|session| {
             let stats = session.statistics_due(&self.balloon, now);
-            [session.work_due(now), session.notice_due(now), stats].into_iter().flatten().min()
+            let transfer = session.transfer_due();
+            let due = [session.work_due(now), session.notice_due(now), stats, transfer];
+            due.into_iter().flatten().min()
         });
         let due = [of_session, self.systemd.due()];
         Some(due.into_iter().flatten().min()?.since(now))
@@ -219,6 +230,13 @@ impl Service {
         }
     }
 
+    fn transfer_state(&mut self, now: Instant) {
+        let Some(session) = &mut self.session else { return };
+        if let Err(error) = session.transfer_state(&mut self.balloon, now) {
+            self.end_session(Some(&error));
+        }
+    }
+
     /// Forgets the VMM: its memory is unmapped, its descriptors closed.
     fn end_session(&mut self, error: Option<&StreamError>) {
         match error {
@@ -236,7 +254,9 @@ impl Service {
         session.send_notice(now);
         session.work(&mut self.balloon, now);
         session.ask_statistics(&mut self.balloon, now);
-        if self.balloon.take_look_again() {
+        // Said while no driver runs, it is for the one that starts: a migrated one does not read
+        // the configuration by itself.
+        if self.balloon.rings() != Rings::Stopped && self.balloon.take_look_again() {
             session.look_again();
         }
     }

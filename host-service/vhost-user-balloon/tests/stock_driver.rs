@@ -202,6 +202,27 @@ fn the_drivers_own_size_is_taken_and_told() {
 }
 
 #[test]
+fn a_guest_that_reboots_has_no_balloon_and_one_that_was_paused_has() {
+    let (device, mut vm) = vm(0, &[INFLATE, DEFLATE]);
+    let mut client = device.control();
+    vm.pages(INFLATE, [0x1000]);
+    let flags = vhost::vhost_user::message::VhostUserConfigFlags::WRITABLE;
+    vm.frontend.set_config(4, flags, &1_u32.to_le_bytes()).unwrap();
+    // The VMM stops its rings and lets them go on.
+    let places = vm.stop_rings(&[INFLATE, DEFLATE]);
+    assert_eq!(places, [1, 0]);
+    vm.set_up(INFLATE, 1);
+    vm.set_up(DEFLATE, 0);
+    (0..6).for_each(|index| vm.frontend.set_vring_enable(index, true).unwrap());
+    assert_eq!(client.status_when(|s| s.driver == Driver::Stock).actual, ByteSize::from_kib(4));
+    // A driver that has rings of its own, and says nothing of a balloon.
+    vm.stop_rings(&[INFLATE, DEFLATE]);
+    vm.drivers = common::fresh_drivers(&vm.memory);
+    vm.start_rings(&[INFLATE, DEFLATE]);
+    assert_eq!(client.status_when(|s| s.driver == Driver::Stock).actual, ByteSize::ZERO);
+}
+
+#[test]
 fn configuration_is_answered_in_full_at_any_offset_and_size() {
     let (_device, mut vm) = vm(0, &[INFLATE]);
     let whole = vm.config(0, 64);

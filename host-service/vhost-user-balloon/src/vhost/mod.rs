@@ -9,6 +9,7 @@ mod notice;
 mod protocol;
 mod requests;
 mod session;
+mod transfer;
 mod vring;
 
 pub(crate) use message::StreamError;

@@ -44,16 +44,33 @@ pub(crate) mod feature {
     pub(crate) const BACKEND_REQ: u64 = 1 << 5;
     pub(crate) const CONFIG: u64 = 1 << 9;
     pub(crate) const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
+    pub(crate) const DEVICE_STATE: u64 = 1 << 19;
 }
 
-/// What this device offers of them. No INFLIGHT_SHMFD: nothing is ever in flight. No RESET_DEVICE
-/// and no STATUS: QEMU's generic device sends neither without being offered it, and a stop of all
-/// rings says the same.
+/// What this device offers of them. No INFLIGHT_SHMFD: nothing is ever in flight. No RESET_DEVICE:
+/// QEMU's generic device never sends it, and a stop of all rings says the same. No STATUS: QEMU
+/// would send `DRIVER_OK` at a start and 0 at a stop, also where the VM is only paused, so that it
+/// tells nothing that the rings do not, for two more round trips.
 pub(crate) const PROTOCOL_FEATURES: u64 = feature::MQ
     | feature::REPLY_ACK
     | feature::BACKEND_REQ
     | feature::CONFIG
-    | feature::CONFIGURE_MEM_SLOTS;
+    | feature::CONFIGURE_MEM_SLOTS
+    | feature::DEVICE_STATE;
+
+/// `VHOST_TRANSFER_STATE_DIRECTION_SAVE`, `_LOAD`: the device's state goes to the VMM, or comes
+/// from it.
+pub(crate) const DIRECTION_SAVE: u32 = 0;
+pub(crate) const DIRECTION_LOAD: u32 = 1;
+
+/// `VHOST_TRANSFER_STATE_PHASE_STOPPED`, the only phase: no ring runs.
+pub(crate) const PHASE_STOPPED: u32 = 0;
+
+/// Number of the request that is answered later than others.
+pub(crate) const CHECK_DEVICE_STATE: u32 = 43;
+
+/// In the reply to SET_DEVICE_STATE_FD: no descriptor comes with it, the VMM's is used.
+pub(crate) const STATE_NO_FD: u64 = 1 << 8;
 
 /// Number of a request that the device sends to the VMM: the configuration has changed.
 pub(crate) const BACKEND_CONFIG_CHANGE: u32 = 2;
@@ -86,6 +103,8 @@ pub(crate) enum Request {
     GetMaxMemSlots,
     AddMemReg,
     RemMemReg,
+    SetDeviceStateFd,
+    CheckDeviceState,
 }
 
 impl Request {
@@ -113,6 +132,8 @@ impl Request {
             36 => Self::GetMaxMemSlots,
             37 => Self::AddMemReg,
             38 => Self::RemMemReg,
+            42 => Self::SetDeviceStateFd,
+            CHECK_DEVICE_STATE => Self::CheckDeviceState,
             _ => return None,
         })
     }
@@ -131,20 +152,31 @@ impl Request {
         !harmless
     }
 
-    /// Bytes of the reply that this request always has. A VMM that asked for one waits for it, so
-    /// even a request that makes no sense gets this many zeros. A failed GET_CONFIG is answered
-    /// with an empty payload, as the protocol has it.
-    pub(crate) fn reply_len(self) -> Option<usize> {
+    /// The payload of the reply where a request that always has one is not carried out. A VMM that
+    /// asked waits for it, so even a request that makes no sense gets as many bytes: zeros, or what
+    /// says that it failed where that can be said. A failed GET_CONFIG is answered with an empty
+    /// payload, as the protocol has it.
+    pub(crate) fn refusal(self) -> Option<Vec<u8>> {
         match self {
             Self::GetFeatures
             | Self::GetProtocolFeatures
             | Self::GetQueueNum
-            | Self::GetMaxMemSlots => Some(size_of::<u64>()),
-            Self::GetVringBase => Some(size_of::<VringState>()),
-            Self::GetConfig => Some(0),
+            | Self::GetMaxMemSlots => Some(vec![0; size_of::<u64>()]),
+            Self::GetVringBase => Some(vec![0; size_of::<VringState>()]),
+            Self::GetConfig => Some(vec![]),
+            Self::SetDeviceStateFd => Some((STATE_NO_FD | 1).as_bytes().to_vec()),
+            Self::CheckDeviceState => Some(1_u64.as_bytes().to_vec()),
             _ => None,
         }
     }
+}
+
+/// Parameters of a transfer of the device's state.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct TransferParameters {
+    pub(crate) direction: u32,
+    pub(crate) phase: u32,
 }
 
 /// Head of every message.

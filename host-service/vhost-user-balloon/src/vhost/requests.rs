@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use memtide_balloon::{Balloon, MemoryPart, QUEUES};
+use memtide_balloon::{Balloon, MemoryPart, QUEUES, Rings, StateError};
 use memtide_units::Instant;
 use memtide_wire::features::PROTOCOL_FEATURES as PROTOCOL_FEATURES_BIT;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -12,10 +12,12 @@ use super::memory::{MemoryError, MemoryTable};
 use super::message::{Defect, Message};
 use super::notice::NoticeChannel;
 use super::protocol::{
-    CONFIG_MAX, ConfigHead, MEMORY_SLOTS_MAX, MemoryHead, MemoryRegion, PROTOCOL_FEATURES, Request,
-    SingleRegion, VRING_INDEX_MASK, VRING_NO_FD, VringAddr, VringState,
+    CONFIG_MAX, ConfigHead, DIRECTION_LOAD, DIRECTION_SAVE, MEMORY_SLOTS_MAX, MemoryHead,
+    MemoryRegion, PHASE_STOPPED, PROTOCOL_FEATURES, Request, STATE_NO_FD, SingleRegion,
+    TransferParameters, VRING_INDEX_MASK, VRING_NO_FD, VringAddr, VringState,
 };
 use super::session::{Session, note_bound};
+use super::transfer::{Transfer, TransferError};
 use super::vring::{Switch, Work};
 
 /// Why a message of the VMM is not carried out.
@@ -35,6 +37,10 @@ pub(crate) enum Rejected {
     Running(usize),
     #[error("the memory is not accepted: {0}")]
     Memory(#[from] MemoryError),
+    #[error("the device's state is not transferred: {0}")]
+    Transfer(#[from] TransferError),
+    #[error("there is no transfer of direction {0} in phase {1}")]
+    NoSuchTransfer(u32, u32),
     #[error("a descriptor is not usable: {0}")]
     Descriptor(#[from] std::io::Error),
 }
@@ -76,8 +82,26 @@ impl Session {
                 self.memory_changed(balloon, now);
                 Ok(None)
             }
+            Request::SetDeviceStateFd => self.begin_transfer(message, balloon, now),
             _ => self.handle_ring(request, message, balloon, now),
         }
+    }
+
+    /// Begins to hand the device's state over, or to take it. One that had begun is given up.
+    fn begin_transfer(&mut self, message: Message, balloon: &mut Balloon, now: Instant) -> Reply {
+        self.transfer = None;
+        let wanted: TransferParameters = payload(&message)?;
+        let channel = one_fd(message)?;
+        if balloon.rings() != Rings::Stopped {
+            return Err(TransferError::from(StateError::Running).into());
+        }
+        let transfer = match (wanted.direction, wanted.phase) {
+            (DIRECTION_SAVE, PHASE_STOPPED) => Transfer::save(channel, balloon.save_state(), now)?,
+            (DIRECTION_LOAD, PHASE_STOPPED) => Transfer::load(channel, now)?,
+            (direction, phase) => return Err(Rejected::NoSuchTransfer(direction, phase)),
+        };
+        self.transfer = Some(transfer);
+        reply(STATE_NO_FD)
     }
 
     fn set_features(&mut self, message: &Message, balloon: &mut Balloon) -> Reply {

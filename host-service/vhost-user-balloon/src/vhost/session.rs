@@ -16,13 +16,15 @@ use memtide_balloon::{
 use memtide_hostmem::Regions;
 use memtide_units::Instant;
 use memtide_wire::features::QueueRole;
+use rustix::event::PollFlags;
 use zerocopy::IntoBytes;
 
 use super::memory::{HostMemory, MemoryTable};
 use super::message::{Message, MessageReader, Received, StreamError, send_reply};
 use super::notice::{Begun, NoticeChannel};
-use super::protocol::{Request, feature};
+use super::protocol::{CHECK_DEVICE_STATE, Request, feature};
 use super::requests::Rejected;
+use super::transfer::Transfer;
 use super::vring::{BrokenRing, Vring, Work};
 
 /// A VMM that leaves its replies unread this long is not coming back for them.
@@ -49,7 +51,19 @@ pub(crate) struct Session {
     /// Where the VMM hears of changes of the configuration.
     pub(super) notices: Option<NoticeChannel>,
     notifier: ConfigNotifier,
+    /// The device's state on its way to the VMM or from it, or how that ended.
+    pub(super) transfer: Option<Transfer>,
+    /// Whether the VMM has asked how it ended before it did.
+    check: Check,
     limiter: LogLimiter,
+}
+
+/// A question that is answered once the state has gone through its channel. Until then no other
+/// message is read: the VMM waits for this answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Check {
+    NotAsked,
+    Asked,
 }
 
 impl Session {
@@ -68,13 +82,57 @@ impl Session {
             rings: Default::default(),
             notices: None,
             notifier: ConfigNotifier::default(),
+            transfer: None,
+            check: Check::NotAsked,
             limiter: LogLimiter::new(now),
         })
     }
 
-    /// The socket, to wait for messages on.
-    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+    /// The socket, to wait for messages on, while any are read.
+    pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        (self.check == Check::NotAsked).then(|| self.socket.as_fd())
+    }
+
+    /// The channel that the device's state goes through, and for what to wait on it.
+    pub(crate) fn transfer_channel(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        self.transfer.as_ref()?.waits_for()
+    }
+
+    /// When that has taken too long.
+    pub(crate) fn transfer_due(&self) -> Option<Instant> {
+        self.transfer.as_ref()?.due()
+    }
+
+    /// Goes on with it, and tells a VMM that has asked how it ended.
+    ///
+    /// # Errors
+    /// As [`Session::receive`].
+    pub(crate) fn transfer_state(
+        &mut self,
+        balloon: &mut Balloon,
+        now: Instant,
+    ) -> Result<(), StreamError> {
+        if let Some(transfer) = &mut self.transfer {
+            transfer.proceed(balloon, now);
+        }
+        if self.check == Check::NotAsked {
+            return Ok(());
+        }
+        let failed = match self.transfer.as_ref().map(Transfer::outcome) {
+            Some(None) => return Ok(()),
+            Some(Some(Ok(()))) => 0_u64,
+            Some(Some(Err(error))) => {
+                tracing::error!("the device's state did not go through: {error}");
+                1
+            }
+            None => {
+                tracing::warn!("the VMM asks for the outcome of a transfer that it did not begin");
+                1
+            }
+        };
+        self.transfer = None;
+        self.check = Check::NotAsked;
+        send_reply(&self.socket, CHECK_DEVICE_STATE, failed.as_bytes())
     }
 
     /// The descriptors that kicks arrive on, with the numbers of their rings.
@@ -100,6 +158,9 @@ impl Session {
         now: Instant,
     ) -> Result<Connection, StreamError> {
         for _ in 0..MESSAGES_AT_ONCE {
+            if self.check == Check::Asked {
+                break;
+            }
             match self.reader.receive(&self.socket)? {
                 Received::Message(message) => self.answer(message, balloon, now)?,
                 Received::NotYet => return Ok(Connection::Open),
@@ -121,6 +182,10 @@ impl Session {
         if known.is_none_or(Request::may_stop) {
             self.call_notice_off();
         }
+        if known == Some(Request::CheckDeviceState) && message.defect.is_none() {
+            self.check = Check::Asked;
+            return self.transfer_state(balloon, now);
+        }
         let outcome = match known {
             Some(request) => self.handle(request, message, balloon, now),
             None => Err(Rejected::Unsupported(number)),
@@ -131,7 +196,7 @@ impl Session {
             Ok(None) => wants_ack.then(|| 0_u64.as_bytes().to_vec()),
             Err(rejected) => {
                 self.log_rejected(&rejected, number, now);
-                let due = known.and_then(Request::reply_len).map(|len| vec![0; len]);
+                let due = known.and_then(Request::refusal);
                 due.or_else(|| wants_ack.then(|| 1_u64.as_bytes().to_vec()))
             }
         };
@@ -160,14 +225,23 @@ impl Session {
         } else {
             Rings::Stopped
         };
-        if running != balloon.rings() {
+        let before = balloon.rings();
+        if running != before {
             balloon.set_rings(running);
+        }
+        if before == Rings::Stopped && running != Rings::Stopped && self.is_at_start() {
+            balloon.driver_begins();
         }
         match running {
             Rings::Standard if self.is_stopping() => self.notifier.disturbed(now),
             Rings::Standard => self.notifier.started(now),
             Rings::WithBlock | Rings::Stopped => self.notifier.stopped(),
         }
+    }
+
+    /// True where no ring was used yet: its driver has just begun, and does not go on after a pause.
+    fn is_at_start(&self) -> bool {
+        self.rings.iter().all(|ring| ring.place().is_none_or(|place| place == 0))
     }
 
     /// True from the first ring that the VMM disables to the last that it stops; also in a start.

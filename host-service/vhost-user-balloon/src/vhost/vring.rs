@@ -227,6 +227,14 @@ impl Vring {
         matches!(self.state, State::Ready(_))
     }
 
+    /// How many chains of it were answered, modulo 2^16, where that is known.
+    pub(crate) fn place(&self) -> Option<u16> {
+        match &self.state {
+            State::Ready(queue) => Some(queue.next_used()),
+            State::Stopped | State::Broken => None,
+        }
+    }
+
     /// Started, but not enabled: a VMM that stops its device disables one ring after the other.
     pub(crate) fn is_halted(&self) -> bool {
         self.switch == Switch::Off && !matches!(self.state, State::Stopped)

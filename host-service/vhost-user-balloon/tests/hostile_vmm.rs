@@ -18,7 +18,11 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 const NEED_REPLY: u32 = 1 << 3;
 
 /// A VMM that says whatever it is told to say.
-struct RawVmm(UnixStream);
+struct RawVmm {
+    socket: UnixStream,
+    /// What the device answers to GET_FEATURES.
+    features: Vec<u8>,
+}
 
 impl RawVmm {
     fn send(&self, request: u32, payload: &[u8], fds: &[BorrowedFd<'_>]) {
@@ -33,7 +37,7 @@ impl RawVmm {
             assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
         }
         let sent = rustix::net::sendmsg(
-            &self.0,
+            &self.socket,
             &[IoSlice::new(&bytes)],
             &mut control,
             SendFlags::empty(),
@@ -43,11 +47,11 @@ impl RawVmm {
 
     fn reply(&mut self) -> (u32, Vec<u8>) {
         let mut header = [0; 12];
-        self.0.read_exact(&mut header).unwrap();
+        self.socket.read_exact(&mut header).unwrap();
         let word = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().unwrap());
         assert_eq!(word(4), 1 | 1 << 2, "a reply is marked as one");
         let mut payload = vec![0; word(8) as usize];
-        self.0.read_exact(&mut payload).unwrap();
+        self.socket.read_exact(&mut payload).unwrap();
         (word(0), payload)
     }
 
@@ -115,7 +119,7 @@ fn bad_memory(vmm: &mut RawVmm) {
         (halves(&[u32::MAX, 0]), &one),
         (vec![], &one),
         (table(&[(0, MIB, 0)]), &[sealed.as_fd()]),
-        (table(&[(0, MIB, 0)]), &[vmm.0.try_clone().unwrap().as_fd()]),
+        (table(&[(0, MIB, 0)]), &[vmm.socket.try_clone().unwrap().as_fd()]),
     ] {
         assert_ne!(vmm.ack(5, &payload, fds), 0, "{payload:x?}");
     }
@@ -162,9 +166,77 @@ fn bad_rings(vmm: &mut RawVmm) {
     assert_eq!(vmm.ask(11, &halves(&[1, 0]), &[]), halves(&[1, 77]));
 }
 
+/// A ring that runs keeps its size and its place, whatever is said meanwhile.
+fn changes_while_running(vmm: &mut RawVmm) {
+    let file = memfd();
+    assert_eq!(vmm.ack(5, &table(&[(0, MIB, 0)]), &[file.as_fd()]), 0);
+    let parts = words(&[USER_BASE, USER_BASE + 0x3000, USER_BASE + 0x2000, 0]);
+    let start = |vmm: &mut RawVmm| {
+        assert_eq!(vmm.ack(8, &halves(&[2, 128]), &[]), 0);
+        assert_eq!(vmm.ack(10, &halves(&[2, 0]), &[]), 0);
+        assert_eq!(vmm.ack(9, &[halves(&[2, 0]), parts.clone()].concat(), &[]), 0);
+        assert_eq!(vmm.ack(12, &words(&[2 | 1 << 8]), &[]), 0);
+        assert_eq!(vmm.ack(18, &halves(&[2, 1]), &[]), 0);
+    };
+    start(vmm);
+    for request in [8, 10] {
+        assert_ne!(vmm.ack(request, &halves(&[2, 64]), &[]), 0, "{request} while it runs");
+    }
+    for request in [12, 13, 14] {
+        assert_eq!(vmm.ack(request, &words(&[2 | 1 << 8]), &[]), 0);
+    }
+    // RESET_OWNER is said by nobody any more, and means nothing.
+    assert_eq!(vmm.ack(4, &[], &[]), 0);
+    assert_eq!(vmm.ask(11, &halves(&[2, 0]), &[]), halves(&[2, 0]));
+    assert_eq!(vmm.ask(11, &halves(&[2, 0]), &[]), halves(&[2, 0]), "stopped twice");
+    start(vmm);
+    assert_eq!(vmm.ask(11, &halves(&[2, 0]), &[]), halves(&[2, 0]));
+}
+
+/// Transfers of the device's state that cannot be: each has its reply at once.
+fn bad_transfers(vmm: &mut RawVmm) {
+    let file = memfd();
+    let one = [file.as_fd()];
+    let failed = words(&[1 << 8 | 1]);
+    for (payload, fds) in [
+        (halves(&[0, 0]), &[][..]),
+        (halves(&[2, 0]), &one),
+        (halves(&[0, 1]), &one),
+        (halves(&[0]), &one),
+        (halves(&[0, 0, 0]), &one),
+        (halves(&[0, 0]), &[file.as_fd(), file.as_fd()]),
+    ] {
+        assert_eq!(vmm.ask(42, &payload, fds), failed, "{payload:?}");
+    }
+    assert_eq!(vmm.ask(43, &[], &[]), words(&[1]), "none was begun");
+    // A file does as a channel: this one holds 64 MiB of zeros.
+    assert_eq!(vmm.ask(42, &halves(&[1, 0]), &one), words(&[1 << 8]));
+    assert_eq!(vmm.ask(43, &[], &[]), words(&[1]), "that is no state");
+}
+
+/// A message that comes in two pieces, with whatever time between them.
+fn half_a_message(vmm: &mut RawVmm, client: &mut common::Client) {
+    let whole = halves(&[1, 1 | NEED_REPLY, 0]);
+    for cut in 1..whole.len() {
+        rustix::net::send(&vmm.socket, &whole[..cut], SendFlags::empty()).unwrap();
+        client.status();
+        rustix::net::send(&vmm.socket, &whole[cut..], SendFlags::empty()).unwrap();
+        assert_eq!(vmm.reply(), (1, vmm.features.clone()));
+    }
+    // A reply to nothing.
+    rustix::net::send(&vmm.socket, &halves(&[3, 1 | 1 << 2 | NEED_REPLY, 0]), SendFlags::empty())
+        .unwrap();
+    assert_eq!(vmm.reply(), (3, words(&[1])));
+}
+
+fn mappings() -> usize {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines().filter(|line| line.contains("/memfd:guest")).count()
+}
+
 fn bad_others(vmm: &mut RawVmm) {
     let null = std::fs::File::open("/dev/null").unwrap();
-    for request in [0, 6, 7, 19, 22, 26, 31, 34, 40, 77, u32::MAX] {
+    for request in [0, 6, 7, 19, 22, 26, 31, 34, 39, 40, 77, u32::MAX] {
         assert_eq!(vmm.ack(request, &[], &[null.as_fd()]), 1, "{request} is unknown");
     }
     for request in [2, 16, 21] {
@@ -193,21 +265,25 @@ fn bad_others(vmm: &mut RawVmm) {
 fn whatever_a_vmm_says_the_device_goes_on_and_keeps_nothing() {
     let (device, socket) = Device::connected(Settings::default());
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
-    let mut vmm = RawVmm(socket);
+    let mut vmm = RawVmm { socket, features: vec![] };
     // Not acknowledged itself: acknowledgements are negotiated only by it.
     vmm.send(16, &words(&[1 << 0 | 1 << 3 | 1 << 9 | 1 << 15]), &[]);
     let mut client = device.control();
+    vmm.features = vmm.ask(1, &[], &[]);
     let round = |vmm: &mut RawVmm| {
         bad_memory(vmm);
         bad_rings(vmm);
+        changes_while_running(vmm);
+        bad_transfers(vmm);
         bad_others(vmm);
     };
     round(&mut vmm);
-    let before = open_descriptors();
+    half_a_message(&mut vmm, &mut client);
+    let before = (open_descriptors(), mappings());
     for _ in 0..20 {
         round(&mut vmm);
     }
-    assert_eq!(open_descriptors(), before);
+    assert_eq!((open_descriptors(), mappings()), before);
 
     // After all of it a whole table is taken, and the status says so.
     let file = memfd();
@@ -219,6 +295,6 @@ fn whatever_a_vmm_says_the_device_goes_on_and_keeps_nothing() {
     assert!(matches!(client.call(Call::Status), memtide_api::device::Outcome::Ok(_)));
 
     // The version is the one thing that ends a connection, and with it this device.
-    rustix::net::send(&vmm.0, &halves(&[1, 2, 0]), SendFlags::empty()).unwrap();
+    rustix::net::send(&vmm.socket, &halves(&[1, 2, 0]), SendFlags::empty()).unwrap();
     device.ended();
 }

@@ -137,11 +137,20 @@ impl Memory {
         let low = (0, LOW_END, 0);
         let high = (HIGH_START, MEMORY.bytes() - HIGH_START, HIGH_START);
         let memory = Self::laid_out(fd, vec![low, high]);
-        let page = [0xa5; 4096];
-        for at in (0..LOW_END).chain(HIGH_START..MEMORY.bytes()).step_by(4096) {
-            memory.map.write_slice(&page, GuestAddress(at)).unwrap();
-        }
+        memory.fill();
         memory
+    }
+
+    /// Touches all of it.
+    pub fn fill(&self) {
+        let page = [0xa5; 4096];
+        for (start, len, _) in &self.layout {
+            for at in (*start..start + len).step_by(4096) {
+                self.map.write_slice(&page, GuestAddress(at)).unwrap();
+            }
+        }
+        // What a disk is yet to be given is not there to be counted.
+        rustix::fs::fsync(&self.fd).unwrap();
     }
 
     /// Regions by guest address, length and offset in the file, which is as it is.

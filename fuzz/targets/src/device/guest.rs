@@ -12,8 +12,8 @@ use std::collections::{BTreeSet, VecDeque};
 use arbitrary::{Arbitrary, Unstructured};
 use memtide_balloon::fake::{Buffer, FakeDriver};
 use memtide_balloon::{
-    BLOCK_QUEUE, Balloon, Decision, Driver, FailKind, Left, LocalRule, Moment, QUEUES, Reclaim,
-    ReclaimFailed, Reclaimed, Ring, Rings, Settings,
+    BLOCK_QUEUE, Balloon, Decision, Driver, FailKind, Left, LocalRule, MemoryPart, Moment, QUEUES,
+    Reclaim, ReclaimFailed, Reclaimed, Ring, Rings, Settings,
 };
 use memtide_units::{BlockSize, ByteSize, Gpa, GpaRange, Instant, Pfn};
 use memtide_wire::block::{
@@ -109,6 +109,11 @@ impl Reclaim for Host<'_> {
 #[derive(Debug, Arbitrary)]
 enum Step {
     Inflate(Vec<u8>),
+    /// Neighbours, as many as may make a host page.
+    InflateRun {
+        first: u8,
+        count: u8,
+    },
     Deflate(Vec<u8>),
     Report(Vec<u8>),
     Statistics,
@@ -157,8 +162,28 @@ enum Start {
     Stock { features: u8 },
 }
 
+/// In what pieces the host can drop memory: its pages may be larger than the guest's, and begin
+/// elsewhere.
+#[derive(Clone, Copy, Debug, Arbitrary)]
+struct Backing {
+    shift: u8,
+    offset: u8,
+}
+
+impl Backing {
+    fn parts(self) -> [MemoryPart; 3] {
+        let unit = Pfn::SIZE.times(1 << (self.shift % 5));
+        memory::ranges().map(|range| MemoryPart {
+            range,
+            unit,
+            file_offset: Pfn::SIZE.times(self.offset.into()),
+        })
+    }
+}
+
 struct World<'m> {
     memory: &'m Memory,
+    backing: Backing,
     given: &'m RefCell<Given>,
     balloon: Balloon,
     host: Host<'m>,
@@ -178,9 +203,9 @@ pub fn run(data: &[u8]) {
         meter::within(MEMORY_MAX, || {
             let given = RefCell::new(Given::default());
             let mut input = Unstructured::new(data);
-            let Ok(hold) = bool::arbitrary(&mut input) else { return };
+            let Ok((hold, backing)) = <(bool, Backing)>::arbitrary(&mut input) else { return };
             let rule = if hold { LocalRule::Hold } else { LocalRule::Grant };
-            let mut world = World::new(memory, &given, rule);
+            let mut world = World::new(memory, backing, &given, rule);
             for _ in 0..STEPS_MAX {
                 let Ok(step) = Step::arbitrary(&mut input) else { break };
                 world.step(step);
@@ -195,11 +220,17 @@ pub fn run(data: &[u8]) {
 }
 
 impl<'m> World<'m> {
-    fn new(memory: &'m Memory, given: &'m RefCell<Given>, local_rule: LocalRule) -> Self {
+    fn new(
+        memory: &'m Memory,
+        backing: Backing,
+        given: &'m RefCell<Given>,
+        local_rule: LocalRule,
+    ) -> Self {
         let settings = Settings { local_rule, ..Settings::default() };
         let balloon = Balloon::new(settings, Instant::from_millis(0));
         let mut world = Self {
             memory,
+            backing,
             given,
             balloon,
             host: Host { given, fails: false },
@@ -211,7 +242,7 @@ impl<'m> World<'m> {
             sequence: 0,
             now: 0,
         };
-        world.balloon.set_memory(memory::ranges(), Pfn::SIZE);
+        world.balloon.set_memory_parts(backing.parts());
         world.start(Start::Agent);
         world
     }
@@ -225,7 +256,10 @@ impl<'m> World<'m> {
         let (acked, rings) = match start {
             Start::Agent => (u64::MAX, Rings::WithBlock),
             Start::Stock { features: bits } => {
-                let kept = features::STATS_VQ | features::PAGE_POISON | features::REPORTING;
+                let kept = features::MUST_TELL_HOST
+                    | features::STATS_VQ
+                    | features::PAGE_POISON
+                    | features::REPORTING;
                 let bits = u64::from(bits);
                 (!kept | bits & kept, Rings::Standard)
             }
@@ -258,6 +292,10 @@ impl<'m> World<'m> {
     fn step(&mut self, step: Step) {
         match step {
             Step::Inflate(pages) => self.inflate(&pages),
+            Step::InflateRun { first, count } => {
+                let run: Vec<u8> = (0..count % 32).map(|n| first.wrapping_add(n)).collect();
+                self.inflate(&run);
+            }
             Step::Deflate(pages) => self.deflate(&pages),
             Step::Report(pages) => self.report(&pages),
             Step::Statistics => {
@@ -303,15 +341,15 @@ impl<'m> World<'m> {
                 self.balloon.vmm_left();
                 *self.given.borrow_mut() = Given::default();
                 self.unheard.clear();
-                self.balloon.set_memory(memory::ranges(), Pfn::SIZE);
+                self.balloon.set_memory_parts(self.backing.parts());
                 self.start(Start::Agent);
             }
             Step::Blink(region) => {
                 let gone = usize::from(region) % 3;
-                let ranges = memory::ranges().into_iter().enumerate();
-                let rest = ranges.filter(|(n, _)| *n != gone).map(|(_, range)| range);
-                self.balloon.set_memory(rest, Pfn::SIZE);
-                self.balloon.set_memory(memory::ranges(), Pfn::SIZE);
+                let parts = self.backing.parts().into_iter().enumerate();
+                let rest = parts.filter(|(n, _)| *n != gone).map(|(_, part)| part);
+                self.balloon.set_memory_parts(rest);
+                self.balloon.set_memory_parts(self.backing.parts());
             }
             Step::Configure { offset, bytes } => self.balloon.write_config(offset.into(), &bytes),
             Step::AskStatistics => self.ask_statistics(),
@@ -366,16 +404,27 @@ impl<'m> World<'m> {
         Buffer::Readable(self.slot(), bytes.len() as u32)
     }
 
+    /// Is the page on its way into the balloon or out of it?
+    fn is_on_its_way(&self, number: u64) -> bool {
+        self.waiting.iter().flatten().any(|(_, content)| match content {
+            Content::Inflate(pages) | Content::Deflate(pages) => pages.contains(&number),
+            _ => false,
+        })
+    }
+
+    fn is_used(&self, number: u64) -> bool {
+        let given = self.given.borrow();
+        let is_given = given.pages.contains(&number) || given.reported.contains(&number);
+        !is_given && !self.is_on_its_way(number)
+    }
+
     /// Pages that the guest uses go into the balloon.
     fn inflate(&mut self, pages: &[u8]) {
         if !self.can_add(QueueRole::Inflate) {
             return;
         }
-        let mut given = self.given.borrow_mut();
-        let free = |n: &u64| !given.pages.contains(n) && !given.reported.contains(n);
-        let pages: Vec<u64> = page_numbers(pages).filter(free).collect();
-        given.pages.extend(&pages);
-        drop(given);
+        let pages: Vec<u64> = page_numbers(pages).filter(|n| self.is_used(*n)).collect();
+        self.given.borrow_mut().pages.extend(&pages);
         let buffer = self.write_pages(&pages);
         self.add(QueueRole::Inflate, Content::Inflate(pages), |_| vec![buffer]);
     }
@@ -385,13 +434,11 @@ impl<'m> World<'m> {
         if !self.can_add(QueueRole::Deflate) {
             return;
         }
-        let waits = |n: &u64| {
-            self.waiting.iter().flatten().any(|(_, content)| match content {
-                Content::Inflate(pages) | Content::Deflate(pages) => pages.contains(n),
-                _ => false,
-            })
-        };
-        let pages: Vec<u64> = page_numbers(pages).filter(|n| !waits(n)).collect();
+        let pages: Vec<u64> = page_numbers(pages).filter(|n| !self.is_on_its_way(*n)).collect();
+        if self.balloon.features() & features::MUST_TELL_HOST == 0 {
+            // It uses them at once, and tells later.
+            pages.iter().for_each(|n| _ = self.given.borrow_mut().pages.remove(n));
+        }
         let buffer = self.write_pages(&pages);
         self.add(QueueRole::Deflate, Content::Deflate(pages), |_| vec![buffer]);
     }
@@ -401,11 +448,8 @@ impl<'m> World<'m> {
         if !self.can_add(QueueRole::Reporting) {
             return;
         }
-        let mut given = self.given.borrow_mut();
-        let free = |n: &u64| !given.pages.contains(n) && !given.reported.contains(n);
-        let pages: Vec<u64> = page_numbers(pages).filter(free).take(2).collect();
-        given.reported.extend(&pages);
-        drop(given);
+        let pages: Vec<u64> = page_numbers(pages).filter(|n| self.is_used(*n)).take(2).collect();
+        self.given.borrow_mut().reported.extend(&pages);
         if pages.is_empty() {
             return;
         }

@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use super::session::{Ask, with_memory};
 use super::vmm::Vmm;
 
-const STEPS_MAX: usize = 48;
+const STEPS_MAX: usize = 24;
 /// Clients that an input connects: more than the device serves.
 const CLIENTS: usize = 10;
 const SERVED_MAX: usize = 8;
@@ -29,12 +29,20 @@ const SERVED_MAX: usize = 8;
 enum Step<'a> {
     Connect(u8),
     Close(u8),
-    Call { client: u8, id: u64, call: What },
-    Bytes { client: u8, bytes: &'a [u8] },
+    Call {
+        client: u8,
+        id: u64,
+        call: What,
+    },
+    Bytes {
+        client: u8,
+        bytes: &'a [u8],
+    },
     EndLine(u8),
     Read(u8),
     Ask(Ask),
-    Restart,
+    /// The guest's driver starts, for the first time or again.
+    Start,
     Wait(u16),
 }
 
@@ -90,7 +98,6 @@ pub fn run(data: &[u8]) {
         let mut input = Unstructured::new(data);
         let settings = Settings { local_rule: LocalRule::Hold, ..Settings::default() };
         let mut vmm = Vmm::connect(memory, settings);
-        vmm.set_up(u64::MAX, 1 << BLOCK_QUEUE);
         let mut clients: Vec<Client> = (0..CLIENTS).map(|_| Client::default()).collect();
         for _ in 0..STEPS_MAX {
             let Ok(step) = Step::arbitrary(&mut input) else { break };
@@ -122,7 +129,7 @@ fn take(vmm: &mut Vmm<'_>, clients: &mut [Client], step: &Step<'_>) {
         Step::EndLine(client) => clients[usize::from(*client) % CLIENTS].send(b"\n"),
         Step::Read(client) => clients[usize::from(*client) % CLIENTS].read(),
         Step::Ask(ask) => _ = vmm.ask(&ask.bytes(vmm.device.balloon().hello_epoch()), 32),
-        Step::Restart => _ = vmm.set_up_ring(BLOCK_QUEUE),
+        Step::Start => _ = vmm.set_up(u64::MAX, 1 << BLOCK_QUEUE),
         Step::Wait(ms) => vmm.now += u64::from(*ms),
     }
     vmm.round();

@@ -1,5 +1,6 @@
 //! What the device may be handed as a descriptor, and whether it gave everything back.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -12,13 +13,16 @@ use rustix::pipe::PipeFlags;
 /// A name that no other mapping of the process has.
 pub(super) const MEMORY_NAME: &str = "memtide-fuzz-guest";
 
+/// Bytes of the file that does not end on a page.
+pub(super) const ODD_LEN: u64 = (1 << 16) + 77;
+
 /// What comes with a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Arbitrary)]
 pub(super) enum Kind {
     /// The guest's memory: that below the blocks, and the blocks.
     Low,
     Blocks,
-    /// A memfd that does not end on a page.
+    /// A memfd that does not end on a page, and may be cut short while it is mapped.
     Odd,
     Empty,
     Sealed,
@@ -38,7 +42,7 @@ pub(super) enum Kind {
 pub(super) struct Descriptors {
     pub(super) low: OwnedFd,
     pub(super) blocks: OwnedFd,
-    odd: OwnedFd,
+    pub(super) odd: OwnedFd,
     empty: OwnedFd,
     sealed: OwnedFd,
     read_only: OwnedFd,
@@ -52,6 +56,7 @@ pub(super) struct Descriptors {
     directory: OwnedFd,
     /// Can always be read.
     pub(super) ready: OwnedFd,
+    lent: Cell<bool>,
 }
 
 pub(super) fn memfd(len: u64) -> OwnedFd {
@@ -77,7 +82,7 @@ impl Descriptors {
         Self {
             low: memfd(low),
             blocks: memfd(blocks),
-            odd: memfd((1 << 16) + 77),
+            odd: memfd(ODD_LEN),
             empty: memfd(0),
             sealed,
             read_only: File::open("/proc/self/exe").expect("this program").into(),
@@ -90,10 +95,24 @@ impl Descriptors {
             hearer: hearer.into(),
             directory: File::open("/").expect("it is there").into(),
             ready: eventfd(1),
+            lent: Cell::new(false),
         }
     }
 
+    /// Guest memory is not as it was from now on.
+    pub(super) fn lend(&self) {
+        self.lent.set(true);
+    }
+
+    /// True where it has been lent since this was last asked.
+    pub(super) fn take_lent(&self) -> bool {
+        self.lent.replace(false)
+    }
+
     pub(super) fn get(&self, kind: Kind) -> BorrowedFd<'_> {
+        if matches!(kind, Kind::Low | Kind::Blocks | Kind::Odd) {
+            self.lend();
+        }
         match kind {
             Kind::Low => &self.low,
             Kind::Blocks => &self.blocks,

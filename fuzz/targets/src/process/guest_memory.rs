@@ -7,10 +7,13 @@ use memtide_units::{ByteSize, Gpa, GpaRange};
 use rustix::fs::FallocateFlags;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
-use super::descriptors::Descriptors;
+use super::descriptors::{Descriptors, ODD_LEN};
 
 /// Rings and buffers lie below this; it is little, as all of it is zeroed after each input.
 pub(super) const LOW_LEN: u64 = 0x3_0000;
+/// Memory that may go away under the device: whole pages of the odd file.
+pub(super) const ODD_START: u64 = 1 << 20;
+pub(super) const ODD_PAGES_LEN: u64 = 1 << 16;
 /// Memory blocks lie from here on, in a file of their own.
 pub(super) const BLOCKS_START: u64 = 4 << 20;
 pub(super) const BLOCKS_LEN: u64 = 16 << 20;
@@ -20,7 +23,7 @@ pub(super) const USER_BASE: u64 = 0x7000_0000_0000;
 /// The files, and both mapped.
 pub(super) struct GuestMemory {
     pub(super) files: Descriptors,
-    pub(super) map: GuestMemoryMmap,
+    map: GuestMemoryMmap,
 }
 
 impl GuestMemory {
@@ -36,13 +39,35 @@ impl GuestMemory {
         Self { files, map }
     }
 
+    /// To be written to.
+    pub(super) fn map(&self) -> &GuestMemoryMmap {
+        self.files.lend();
+        &self.map
+    }
+
     pub(super) fn write(&self, at: u64, bytes: &[u8]) {
+        self.files.lend();
         // Where there is no memory there is nothing to write to.
-        _ = self.map.write_slice(bytes, GuestAddress(at));
+        _ = match at.checked_sub(ODD_START).filter(|into| *into < ODD_PAGES_LEN) {
+            // Not through a mapping: it may be cut short.
+            Some(into) => rustix::io::pwrite(&self.files.odd, bytes, into).is_ok(),
+            None => self.map.write_slice(bytes, GuestAddress(at)).is_ok(),
+        };
+    }
+
+    /// Cuts the odd file short, or makes it longer again.
+    pub(super) fn cut(&self, len: u64) {
+        self.files.lend();
+        rustix::fs::ftruncate(&self.files.odd, len).expect("it is not sealed");
     }
 
     /// As before the first input. What lies in the blocks is seldom touched, and goes as a whole.
     pub(super) fn clean(&self) {
+        self.files.drain();
+        // Most inputs never come as far as to hand memory over.
+        if !self.files.take_lent() {
+            return;
+        }
         let zeros = [0; LOW_LEN as usize];
         self.map.write_slice(&zeros, GuestAddress(0)).expect("it is memory");
         if rustix::fs::fstat(&self.files.blocks).expect("a file").st_blocks > 0 {
@@ -50,7 +75,11 @@ impl GuestMemory {
             rustix::fs::fallocate(self.files.blocks.as_fd(), mode, 0, BLOCKS_LEN)
                 .expect("a memfd takes holes");
         }
-        self.files.drain();
+        let odd = rustix::fs::fstat(&self.files.odd).expect("a file");
+        if odd.st_blocks > 0 || odd.st_size as u64 != ODD_LEN {
+            self.cut(0);
+            self.cut(ODD_LEN);
+        }
     }
 }
 

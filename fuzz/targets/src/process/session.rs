@@ -1,11 +1,11 @@
-//! The vhost-user session: messages and descriptors of any kind, kicks in between, and a guest whose
-//! rings make no sense.
+//! The vhost-user session: messages and descriptors of any kind, kicks in between, files that are cut
+//! short under the device, and a guest whose rings make no sense.
 //!
 //! As long as messages end where they say, every request that has a reply gets it, with the bytes
 //! that it must have, and the connection stays. In the end no descriptor is open and no guest memory
 //! mapped that was not before.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 
 use arbitrary::{Arbitrary, Unstructured};
 use memtide_balloon::fake::Buffer;
@@ -14,14 +14,16 @@ use memtide_units::{BlockSize, ByteSize, GpaRange};
 use memtide_wire::block::{Hello, RESPONSE_LEN, Request, ReturnRequest, Urgency};
 
 use super::descriptors::{Holdings, Kind};
-use super::guest_memory::{BLOCKS_LEN, BLOCKS_START, GuestMemory, LOW_LEN, USER_BASE, block};
+use super::guest_memory::{
+    BLOCKS_LEN, BLOCKS_START, GuestMemory, LOW_LEN, ODD_START, USER_BASE, block,
+};
 use super::vmm::number::*;
 use super::vmm::{BUFFERS, RINGS, Vmm, halves, region, words};
 use crate::meter;
 
 /// A session with all its slots, and a request of the largest size.
 const MEMORY_MAX: usize = 4 << 20;
-const STEPS_MAX: usize = 64;
+const STEPS_MAX: usize = 24;
 
 /// An address of the guest near where something is, or anywhere.
 #[derive(Clone, Copy, Debug, Arbitrary)]
@@ -30,6 +32,8 @@ enum Place {
     Buffer(u16),
     Edge(u8, i8),
     Block(u16),
+    /// In memory that may go away.
+    Odd(u16),
     Any(u64),
 }
 
@@ -41,6 +45,7 @@ impl Place {
             Self::Buffer(offset) => BUFFERS + u64::from(offset),
             Self::Edge(edge, by) => edges[usize::from(edge) % 4].wrapping_add_signed(by.into()),
             Self::Block(pages) => BLOCKS_START + 4096 * u64::from(pages),
+            Self::Odd(offset) => ODD_START + u64::from(offset),
             Self::Any(address) => address,
         }
     }
@@ -71,28 +76,88 @@ impl Region {
 
 #[derive(Debug, Arbitrary)]
 enum Step<'a> {
-    Raw { bytes: &'a [u8], fds: Fds },
-    Message { request: u8, flags: u8, payload: &'a [u8], fds: Fds },
-    Long { request: u8, len: u16 },
-    SetUp { features: u64, rings: u8 },
+    Raw {
+        bytes: &'a [u8],
+        fds: Fds,
+    },
+    Message {
+        request: u8,
+        flags: u8,
+        payload: &'a [u8],
+        fds: Fds,
+    },
+    Long {
+        request: u8,
+        len: u16,
+    },
+    SetUp {
+        features: u64,
+        rings: u8,
+    },
     SetUpRing(u8),
-    Table { regions: Vec<Region>, more: Option<Kind> },
+    Table {
+        regions: Vec<Region>,
+        more: Option<Kind>,
+    },
     Add(Region),
-    Remove { region: Region, fd: Option<Kind> },
-    Ring { what: u8, ring: u8, number: u16 },
-    Lay { ring: u8, parts: [Place; 3] },
-    Event { what: u8, ring: u8, fd: Option<Kind> },
+    Remove {
+        region: Region,
+        fd: Option<Kind>,
+    },
+    Ring {
+        what: u8,
+        ring: u8,
+        number: u16,
+    },
+    Lay {
+        ring: u8,
+        parts: [Place; 3],
+    },
+    Event {
+        what: u8,
+        ring: u8,
+        fd: Option<Kind>,
+    },
     Features(u64),
     ProtocolFeatures(u64),
     Channel(Kind),
-    GetConfig { offset: u16, size: u16, room: u8 },
-    SetConfig { offset: u8, size: u8, bytes: &'a [u8] },
-    Write { at: Place, bytes: &'a [u8] },
-    Descriptor { table: Place, place: Place, len: u32, flags: u8, next: u8 },
-    Offer { ring: u8, head: u16 },
-    Chain { ring: u8, read: (Place, u16), write: (Place, u16) },
-    Ask { ask: Ask, room: u8 },
+    GetConfig {
+        offset: u16,
+        size: u16,
+        room: u8,
+    },
+    SetConfig {
+        offset: u8,
+        size: u8,
+        bytes: &'a [u8],
+    },
+    Write {
+        at: Place,
+        bytes: &'a [u8],
+    },
+    Descriptor {
+        table: Place,
+        place: Place,
+        len: u32,
+        flags: u8,
+        next: u8,
+    },
+    Offer {
+        ring: u8,
+        head: u16,
+    },
+    Chain {
+        ring: u8,
+        read: (Place, u16),
+        write: (Place, u16),
+    },
+    Ask {
+        ask: Ask,
+        room: u8,
+    },
     Kick,
+    /// The VMM cuts a file short that the device has mapped, or makes it longer.
+    Cut(u32),
     Wait(u16),
 }
 
@@ -147,15 +212,19 @@ impl Ask {
 
 thread_local! {
     static MEMORY: OnceCell<GuestMemory> = const { OnceCell::new() };
+    /// What the process held after the input before.
+    static HOLDINGS: Cell<Option<Holdings>> = const { Cell::new(None) };
 }
 
 /// Runs `work` on clean guest memory, and checks what is left of it afterwards.
 pub(super) fn with_memory(work: impl FnOnce(&GuestMemory)) {
     MEMORY.with(|memory| {
         let memory = memory.get_or_init(GuestMemory::new);
-        let before = Holdings::now();
+        let before = HOLDINGS.get().unwrap_or_else(Holdings::now);
         meter::within(MEMORY_MAX, || work(memory));
-        Holdings::now().check(before);
+        let after = Holdings::now();
+        after.check(before);
+        HOLDINGS.set(Some(after));
         memory.clean();
     });
 }
@@ -247,13 +316,13 @@ fn take_more(vmm: &mut Vmm<'_>, step: &Step<'_>) -> bool {
             true
         }
         Step::Offer { ring, head } => {
-            vmm.drivers[usize::from(*ring) % QUEUES].offer(&vmm.memory.map, *head);
+            vmm.drivers[usize::from(*ring) % QUEUES].offer(vmm.memory.map(), *head);
             true
         }
         Step::Chain { ring, read, write } => {
             let read = Buffer::Readable(read.0.address(), read.1.into());
             let write = Buffer::Writable(write.0.address(), write.1.into());
-            vmm.drivers[usize::from(*ring) % QUEUES].add(&vmm.memory.map, &[read, write]);
+            vmm.drivers[usize::from(*ring) % QUEUES].add(vmm.memory.map(), &[read, write]);
             vmm.kick()
         }
         Step::Ask { ask, room } => {
@@ -261,6 +330,10 @@ fn take_more(vmm: &mut Vmm<'_>, step: &Step<'_>) -> bool {
             vmm.ask(&ask.bytes(vmm.device.balloon().hello_epoch()), room)
         }
         Step::Kick => vmm.kick(),
+        Step::Cut(len) => {
+            vmm.memory.cut(u64::from(len % 0x2_0000));
+            true
+        }
         Step::Wait(ms) => {
             vmm.now += u64::from(*ms);
             vmm.round()

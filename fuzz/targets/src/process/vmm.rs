@@ -15,7 +15,9 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use vhost_user_balloon::fuzzing::Stepper;
 
 use super::descriptors::Kind;
-use super::guest_memory::{BLOCKS_LEN, BLOCKS_START, GuestMemory, LOW_LEN, USER_BASE};
+use super::guest_memory::{
+    BLOCKS_LEN, BLOCKS_START, GuestMemory, LOW_LEN, ODD_PAGES_LEN, ODD_START, USER_BASE,
+};
 
 /// Numbers of messages (QEMU, docs/interop/vhost-user.rst).
 pub(super) mod number {
@@ -206,9 +208,10 @@ impl<'m> Vmm<'m> {
         self.post(SET_FEATURES, 0, &words(&[acked | 1 << 30]), &[]);
         self.post(SET_PROTOCOL_FEATURES, 0, &words(&[u64::MAX]), &[]);
         self.post(SET_BACKEND_REQ_FD, NEED_REPLY, &[], &[Kind::Channel]);
-        let regions = [(0, LOW_LEN, USER_BASE, 0), blocks_region()];
-        let table = [halves(&[2, 0]), regions.map(region).concat()].concat();
-        self.post(SET_MEM_TABLE, NEED_REPLY, &table, &[Kind::Low, Kind::Blocks]);
+        let regions = [(0, LOW_LEN), (ODD_START, ODD_PAGES_LEN), (BLOCKS_START, BLOCKS_LEN)];
+        let regions = regions.map(|(start, len)| region((start, len, USER_BASE + start, 0)));
+        let table = [halves(&[3, 0]), regions.concat()].concat();
+        self.post(SET_MEM_TABLE, NEED_REPLY, &table, &[Kind::Low, Kind::Odd, Kind::Blocks]);
         for ring in (0..QUEUES).filter(|ring| rings >> ring & 1 != 0) {
             self.post_ring(ring);
         }
@@ -224,7 +227,7 @@ impl<'m> Vmm<'m> {
     fn post_ring(&mut self, ring: usize) {
         let n = ring as u32;
         self.drivers[ring] = FakeDriver::new(RINGS + u64::from(n) * FakeDriver::LEN, SIZE);
-        self.drivers[ring].clear(&self.memory.map);
+        self.drivers[ring].clear(self.memory.map());
         self.post(GET_VRING_BASE, 0, &halves(&[n, 0]), &[]);
         self.post(SET_VRING_NUM, 0, &halves(&[n, SIZE.into()]), &[]);
         self.post(SET_VRING_BASE, 0, &halves(&[n, 0]), &[]);
@@ -256,7 +259,7 @@ impl<'m> Vmm<'m> {
             Buffer::Readable(BUFFERS, request.len() as u32),
             Buffer::Writable(BUFFERS + 0x8000, room),
         ];
-        self.drivers[BLOCK_QUEUE].add(&self.memory.map, &buffers);
+        self.drivers[BLOCK_QUEUE].add(self.memory.map(), &buffers);
         self.kick()
     }
 }
@@ -282,10 +285,6 @@ fn due(request: u32, flags: u32, payload: &[u8], is_believed: bool) -> Due {
         _ if flags & NEED_REPLY != 0 => Due::Perhaps,
         _ => Due::Nothing,
     }
-}
-
-fn blocks_region() -> (u64, u64, u64, u64) {
-    (BLOCKS_START, BLOCKS_LEN, USER_BASE + BLOCKS_START, 0)
 }
 
 fn addresses(ring: u32, parts: [u64; 3]) -> Vec<u8> {

@@ -154,7 +154,6 @@ impl Agent {
     /// be decided any more.
     pub fn turn(&mut self, now: Instant, woken: Woken) -> Result<Duration, crate::run::RunError> {
         self.listen(now, woken);
-        self.exchange(now);
         self.take_ended_jobs();
         self.take_findings();
         if now >= self.due.refresh && !self.parts.hands.is_busy() {
@@ -174,15 +173,16 @@ impl Agent {
         Ok(plan.wait.min(link_due).min(until(self.due.report)))
     }
 
-    /// Reads what the host may have changed.
+    /// Hears the host: its answers, and what it may have changed.
     fn listen(&mut self, now: Instant, woken: Woken) {
         let link = &mut self.parts.link;
         if woken.by_device {
-            link.look();
+            link.look_soon();
         }
         if let Some(event) = (now >= self.due.report).then(|| link.check(now)).flatten() {
             self.on_link(now, event);
         }
+        self.exchange(now);
         let generation = self.parts.link.config().generation;
         if generation != self.generation {
             self.generation = generation;

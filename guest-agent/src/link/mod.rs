@@ -41,6 +41,10 @@ const OUTBOX_MAX: usize = 64;
 /// dropped as quickly, each.
 const PAGES_AT_ONCE: u64 = 1 << 16;
 
+/// While reports wait to be sent, the configuration is looked at this often at most. Until then a new
+/// target or a wish for a new hello is not seen.
+const LOOKS_APART: Duration = Duration::from_millis(250);
+
 /// Offsets in the configuration space of what changes while the agent runs.
 const NUM_PAGES: usize = 0;
 const GENERATION: usize = 28;
@@ -132,6 +136,9 @@ pub struct Link {
     guaranteed: ByteSize,
     /// Size of the host's pages under this guest.
     reclaim_unit: ByteSize,
+    /// The configuration may have changed since it was looked at, which was then.
+    owes_look: bool,
+    looked: Instant,
 }
 
 impl Link {
@@ -147,6 +154,8 @@ impl Link {
             is_stopped: true,
             guaranteed: ByteSize::ZERO,
             reclaim_unit: Pfn::SIZE,
+            owes_look: false,
+            looked: now,
         }
     }
 
@@ -232,12 +241,29 @@ impl Link {
         true
     }
 
-    /// Reads what may have changed in the configuration: one access, or three where
-    /// something has, or where the device may be another than before. (Each is a question to the
-    /// device's process, with the VMM's big lock held.) A new epoch asks for a new
-    /// hello, which goes out before anything else. Call it only when the device has just shown
-    /// that it lives, by an answer or an interrupt.
-    pub fn look(&mut self) {
+    /// The device has interrupted, or shown in another way that it lives: there may be something to
+    /// see in its configuration. It is looked at when no request is in flight, and while reports wait
+    /// to be sent only now and then: each access is a question to the device's process that the VMM
+    /// asks with its big lock held, and that process may be dropping memory for 50 ms.
+    pub fn look_soon(&mut self) {
+        self.owes_look = true;
+    }
+
+    fn look_if_due(&mut self, now: Instant) {
+        let is_idle = matches!(self.state, State::Up { in_flight: None, is_greeted: true, .. });
+        let is_hurried = matches!(self.outbox.front(), Some(Request::Steal(_)))
+            && now.since(self.looked) < LOOKS_APART;
+        if self.owes_look && is_idle && !is_hurried {
+            self.owes_look = false;
+            self.looked = now;
+            self.look();
+        }
+    }
+
+    /// Reads what may have changed in the configuration: one access, or three where something has,
+    /// or where the device may be another than before. A new epoch asks for a new hello, which goes
+    /// out before anything else. Call it only when the device has just shown that it lives.
+    fn look(&mut self) {
         let before = self.config;
         let field = |offset| self.transport.config_u32(offset).unwrap_or(0);
         // First: what changes while the rest is read moves it once more, and is seen the next time.
@@ -285,6 +311,7 @@ impl Link {
             events.push(event);
             return Ok(());
         }
+        self.look_if_due(now);
         self.send_next(now, hello)
     }
 

@@ -104,11 +104,35 @@ fn a_report_is_no_longer_than_what_the_host_drops_in_a_moment() {
 fn where_nothing_has_moved_one_read_says_so() {
     let (fake, mut link) = greeted();
     let before = fake.config_reads();
-    link.look();
+    link.look_soon();
+    pump(&mut link, at(2));
     assert_eq!(fake.config_reads(), before + 1);
     fake.configure(|config| config.balloon.num_pages.set(512));
-    link.look();
+    link.look_soon();
+    pump(&mut link, at(3));
     assert_eq!(link.config().balloon, ByteSize::from_mib(2));
+}
+
+#[test]
+fn a_device_that_drops_memory_is_not_asked_for_its_configuration() {
+    let (fake, mut link) = greeted();
+    let range = |n| GpaRange::new(block(n).start(), BlockSize::X86_SMALL.size().times(2)).unwrap();
+    (0..20).for_each(|n| link.report_stolen(vec![range(4 * n)]));
+    pump(&mut link, at(10));
+    let before = fake.config_reads();
+    for n in 1..10 {
+        // Each answer comes with an interrupt, which may be a doorbell as well.
+        link.look_soon();
+        assert_eq!(pump(&mut link, at(10 + 20 * n)), []);
+        fake.answer(granted).unwrap();
+        assert_eq!(pump(&mut link, at(20 + 20 * n)).len(), 1);
+        assert!(fake.waiting().is_some(), "the next report goes out at once");
+    }
+    assert_eq!(fake.config_reads(), before);
+    link.look_soon();
+    fake.answer(granted).unwrap();
+    pump(&mut link, at(300));
+    assert_eq!(fake.config_reads(), before + 1, "but now and then it is");
 }
 
 #[test]
@@ -210,9 +234,9 @@ fn the_host_can_ask_for_a_new_hello() {
     assert_eq!(fake.answer(granted).unwrap().1, Request::Hello(hello(9)));
     pump(&mut link, at(7));
     fake.configure(|config| config.extension.hello_epoch.set(10));
-    link.look();
-    assert_eq!(link.config().balloon, ByteSize::from_mib(2));
+    link.look_soon();
     pump(&mut link, at(8));
+    assert_eq!(link.config().balloon, ByteSize::from_mib(2));
     assert_eq!(fake.answer(granted).unwrap().1, Request::Hello(hello(10)));
 }
 

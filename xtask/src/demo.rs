@@ -35,13 +35,14 @@ pub(crate) struct Demo {
 const ARTIFACTS: &str = "artifacts/demo";
 
 /// A file that can be made, as far as that can be known before the minutes that the demo takes.
-fn output_file(text: &str) -> std::result::Result<PathBuf, String> {
+pub(crate) fn output_file(text: &str) -> std::result::Result<PathBuf, String> {
     let path = PathBuf::from(text);
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    match (path.is_dir(), directory.is_dir() || directory == Path::new(ARTIFACTS)) {
+    let is_made = [ARTIFACTS, crate::bench::ARTIFACTS].map(Path::new).contains(&directory);
+    match (path.is_dir(), directory.is_dir() || is_made) {
         (true, _) => Err(format!("{text} is a directory: name a file in it")),
         (false, false) => Err(format!("there is no directory {}: make it", directory.display())),
         (false, true) => Ok(path),
@@ -105,7 +106,7 @@ pub(crate) fn fresh_dir(path: &Path) -> Result<()> {
     std::fs::create_dir_all(path).map_err(|e| format!("cannot make {}: {e}", path.display()).into())
 }
 
-fn write(path: &Path, text: &str) -> Result<()> {
+pub(crate) fn write(path: &Path, text: &str) -> Result<()> {
     std::fs::write(path, text).map_err(|e| format!("cannot write {}: {e}", path.display()).into())
 }
 

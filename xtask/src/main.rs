@@ -1,5 +1,6 @@
-//! cargo xtask: the demo, the tests, the lab that both run in, and fuzzing.
+//! cargo xtask: the demo, the tests, the measurements, the lab that all of them run in, and fuzzing.
 
+mod bench;
 mod demo;
 mod fuzz;
 mod lab;
@@ -31,6 +32,9 @@ enum Task {
     Fuzz(fuzz::Fuzz),
     /// Long runs that do harsh things over and over, for evidence.
     Torture(torture::Arguments),
+    /// Measure how fast Memtide is, beside what else there is.
+    #[command(subcommand)]
+    Bench(bench::Task),
     /// Real machines to try things on: QEMU, Debian kernels, a systemd guest.
     #[command(subcommand)]
     Lab(lab::Task),
@@ -42,6 +46,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&arguments),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Torture(arguments) => torture::run(&arguments),
+        Task::Bench(task) => bench::run(&task),
         Task::Lab(task) => lab::run(&task),
     };
     match result {

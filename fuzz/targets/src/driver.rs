@@ -274,7 +274,7 @@ fn drive(link: &mut Link, device: &Device, step: Step<'_>, now: Instant) {
         Step::ReportStolen(n) => link.report_stolen(vec![range(n)]),
         Step::Unreport(n) => _ = link.unreport(range(n)),
         Step::GreetAgain => link.greet_again(),
-        Step::Look => link.look(),
+        Step::Look => link.look_soon(),
         Step::Check => _ = link.check(now),
         Step::Answer { verdict, reason } => device.answer(verdict, reason),
         Step::AnswerBytes { bytes, id, len, by } => device.answer_bytes(bytes, id, len, by),

@@ -27,7 +27,7 @@ pub fn listen() {
 ///
 /// # Errors
 /// [`ScenarioError::Interrupted`] once somebody has asked for its end.
-pub(crate) fn check() -> Result<(), ScenarioError> {
+pub fn check() -> Result<(), ScenarioError> {
     match ASKED.get() {
         Some(asked) if asked.load(Ordering::Relaxed) => Err(ScenarioError::Interrupted),
         _ => Ok(()),

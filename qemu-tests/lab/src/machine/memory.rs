@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -60,6 +60,16 @@ impl GuestMemory {
     /// The memory's size, in bytes.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// The file itself, for reading and writing: what a device back end has. Punching a hole into
+    /// what the guest uses loses its content.
+    ///
+    /// # Errors
+    /// If the kernel does not allow it.
+    pub fn reopen(&self) -> io::Result<File> {
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        File::options().read(true).write(true).open(path)
     }
 
     /// How many bytes of it the host holds.

@@ -1,0 +1,118 @@
+//! The guests: one kernel, one QEMU, as much memory each; only what moves the memory differs.
+
+use std::path::{Path, PathBuf};
+
+use memtide_lab::cargo::Built;
+use memtide_lab::machine::{Backing, Balloon, Machine, MachineSpec};
+use memtide_lab::tools::{Start, Tools};
+use memtide_lab::{Kernel, Lab};
+use memtide_units::ByteSize;
+
+use crate::error::{BenchError, Result};
+use crate::subject::Subject;
+
+/// What all guests have in common.
+pub(crate) struct Machines<'a> {
+    pub(crate) lab: &'a Lab,
+    pub(crate) programs: &'a Built,
+    pub(crate) kernel: Kernel,
+    pub(crate) memory: ByteSize,
+    pub(crate) artifacts: PathBuf,
+}
+
+const AGENT: &str = "memtide-agent";
+/// The agent's unit as it is shipped, and what of it differs here.
+const AGENT_UNIT: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../../guest-agent/memtide-agent.service");
+const SHIPPED_START: &str = "/usr/bin/memtide-agent run";
+const BENCH_START: &str = "/opt/memtide/bin/memtide-agent run --scale-by target";
+
+/// The kernel's test of its timer compares emulated time with emulated instructions, and panics on
+/// a host that is busy ("IO-APIC + timer doesn't work"). KVM guests leave it out by themselves.
+const NO_TIMER_CHECK: &str = "no_timer_check";
+
+impl Machines<'_> {
+    /// A guest with nothing that moves its memory.
+    pub(crate) fn plain(&self, name: &'static str) -> Result<Subject> {
+        self.start(name, |_| {})
+    }
+
+    /// A guest with QEMU's balloon, which is asked for nothing but its size: with free page
+    /// reporting on, what is to be measured would be gone before.
+    pub(crate) fn with_balloon(&self, name: &'static str) -> Result<Subject> {
+        self.start(name, |spec| {
+            spec.qemu_arguments = words(["-device", "virtio-balloon-pci,id=balloon0"]);
+            spec.modules = words(["virtio_balloon"]);
+        })
+    }
+
+    /// A guest of whose memory `size` is plugged in by virtio-mem, in `ZONE_MOVABLE`. Its backing is
+    /// a memfd of its own.
+    pub(crate) fn with_virtio_mem(&self, name: &'static str, size: ByteSize) -> Result<Subject> {
+        self.start(name, |spec| {
+            spec.memory_mib = (self.memory - size).mib();
+            spec.max_memory_mib = Some(self.memory.mib());
+            let bytes = size.bytes();
+            spec.qemu_arguments = vec![
+                "-object".into(),
+                format!("memory-backend-memfd,id=vmem,size={bytes},share=on"),
+                "-device".into(),
+                format!("virtio-mem-pci,id=vmem0,memdev=vmem,requested-size={bytes}"),
+            ];
+            spec.modules = words(["virtio_mem"]);
+            spec.kernel_arguments.push("memhp_default_state=online_movable".into());
+        })
+    }
+
+    /// A guest with Memtide's device, which listens on `socket`, and the agent in it.
+    pub(crate) fn with_memtide(
+        &self,
+        name: &'static str,
+        socket: &Path,
+        backing: Backing,
+    ) -> Result<Subject> {
+        self.start(name, |spec| {
+            spec.balloon = Balloon::VhostUser { socket: socket.to_owned() };
+            spec.backing = backing;
+        })
+    }
+
+    fn start(&self, name: &'static str, differ: impl FnOnce(&mut MachineSpec)) -> Result<Subject> {
+        let mut tools = Tools::new(self.programs.program("memtide-lab-guest")?)?;
+        tools.program(AGENT, self.programs.program(AGENT)?)?;
+        let artifacts = self.artifacts.join(name);
+        let mut spec = MachineSpec::new(name, self.kernel, tools.path(), artifacts);
+        spec.memory_mib = self.memory.mib();
+        spec.kernel_arguments = words([NO_TIMER_CHECK]);
+        differ(&mut spec);
+        if matches!(spec.balloon, Balloon::VhostUser { .. }) {
+            tools.unit("memtide-agent.service", &agent_unit()?, Start::AtBoot)?;
+        }
+        Subject::new(name, Machine::start(self.lab, &spec)?)
+    }
+}
+
+fn agent_unit() -> Result<String> {
+    let path = PathBuf::from(AGENT_UNIT);
+    let text = std::fs::read_to_string(&path).map_err(|source| BenchError::File {
+        doing: "read",
+        path,
+        source,
+    })?;
+    Ok(text.replace(SHIPPED_START, BENCH_START))
+}
+
+fn words<const N: usize>(words: [&str; N]) -> Vec<String> {
+    words.map(Into::into).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shipped_unit_is_the_one_that_is_run_but_for_its_command() {
+        let unit = agent_unit().unwrap();
+        assert!(unit.contains(&format!("ExecStart={BENCH_START}\n")), "{unit}");
+    }
+}

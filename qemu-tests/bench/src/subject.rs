@@ -1,0 +1,123 @@
+//! A guest under test, from outside.
+
+use std::time::Duration;
+
+use memtide_lab::machine::Machine;
+use memtide_units::ByteSize;
+use serde_json::json;
+
+use crate::error::{BenchError, Result};
+
+/// From QEMU's start to the runner's hello.
+const BOOT: Duration = Duration::from_secs(180);
+/// For filling all of a guest's memory under emulation.
+const FILL: Duration = Duration::from_secs(120);
+/// For a script in the guest.
+const SCRIPT: Duration = Duration::from_secs(60);
+/// Left free by the filling, so that the guest does not have to reclaim for it.
+const SPARED: ByteSize = ByteSize::from_mib(160);
+
+/// Has the kernel write zeros to two files in memory, one on each processor, and removes them. Pages
+/// of such files come from `ZONE_MOVABLE` as far as they find room there. (The workload's pattern
+/// takes several times as long under emulation, and nothing here reads it.)
+const FILLING: &str = r#"
+set -e
+dir=/run/memtide-bench
+mkdir -p $dir
+mount -t tmpfs -o size=100%,huge=always tmpfs $dir
+fallocate -l $1MiB $dir/a & first=$!
+fallocate -l $1MiB $dir/b
+wait $first
+umount $dir
+"#;
+
+/// A guest that runs, or is stopped while another one's turn is.
+pub(crate) struct Subject {
+    name: &'static str,
+    machine: Machine,
+    kernel: String,
+}
+
+impl Subject {
+    /// Takes a machine that boots, and waits until commands can be run in it; `name` is for messages.
+    pub(crate) fn new(name: &'static str, machine: Machine) -> Result<Self> {
+        let kernel = machine.wait_ready(BOOT)?.kernel;
+        Ok(Self { name, machine, kernel })
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    pub(crate) fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// `uname -r`.
+    pub(crate) fn kernel(&self) -> &str {
+        &self.kernel
+    }
+
+    /// Its processors stop: it disturbs nobody.
+    pub(crate) fn freeze(&self) -> Result<()> {
+        self.machine.qmp().execute("stop", json!({}))?;
+        Ok(())
+    }
+
+    /// Its processors go on.
+    pub(crate) fn thaw(&self) -> Result<()> {
+        self.machine.qmp().execute("cont", json!({}))?;
+        Ok(())
+    }
+
+    /// Fills nearly all of its memory, so that the host has backing under it, and frees it again.
+    pub(crate) fn fill_and_free(&self) -> Result<()> {
+        let room = self.meminfo("MemAvailable")? - SPARED;
+        let half = (room.mib() / 2).to_string();
+        self.bash_within(FILLING, &[half], FILL)?;
+        Ok(())
+    }
+
+    /// Runs a script of bash's with these words as its arguments; what it prints.
+    pub(crate) fn bash_with(&self, script: &str, words: &[String]) -> Result<String> {
+        self.bash_within(script, words, SCRIPT)
+    }
+
+    fn bash_within(&self, script: &str, words: &[String], within: Duration) -> Result<String> {
+        let mut argv = vec!["bash", "-c", script, "bash"];
+        argv.extend(words.iter().map(String::as_str));
+        Ok(self.machine.guest().check(&argv, within)?)
+    }
+
+    /// A line of `/proc/meminfo`, such as `MemTotal`.
+    pub(crate) fn meminfo(&self, field: &str) -> Result<ByteSize> {
+        let text = self.read("/proc/meminfo")?;
+        let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse().ok());
+        kib.map(ByteSize::from_kib).ok_or_else(|| self.unexpected("/proc/meminfo", text))
+    }
+
+    /// Busy time of its processors since it booted.
+    pub(crate) fn cpu(&self) -> Result<Duration> {
+        let text = self.read("/proc/stat")?;
+        crate::clocks::of_guest(&text).ok_or_else(|| self.unexpected("/proc/stat", text))
+    }
+
+    /// Stall for memory since it booted, in microseconds.
+    pub(crate) fn stalled_us(&self) -> Result<u64> {
+        let text = self.read("/proc/pressure/memory")?;
+        let some = text.lines().find_map(|line| line.strip_prefix("some ")?.split_once("total="));
+        let total = some.and_then(|(_, total)| total.trim().parse().ok());
+        total.ok_or_else(|| self.unexpected("/proc/pressure/memory", text))
+    }
+
+    /// The error that a guest's text is not what it should be.
+    pub(crate) fn unexpected(&self, what: &'static str, text: String) -> BenchError {
+        BenchError::Unexpected { who: self.name.to_owned(), what, text }
+    }
+
+    fn read(&self, path: &str) -> Result<String> {
+        let bytes = self.machine.guest().read_file(path)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}

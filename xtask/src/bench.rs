@@ -1,0 +1,111 @@
+//! `cargo xtask bench`: measurements, with a table, a picture and a report.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use memtide_bench::{HugePagesUse, Options, PACKAGES, Report};
+use memtide_lab::Kernel;
+use memtide_lab::cargo::{self, Profile};
+use memtide_units::ByteSize;
+
+use crate::demo::{fresh_dir, output_file, write};
+use crate::lab::{self, Result};
+
+/// What is measured.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Task {
+    /// How fast a guest's memory goes to the host and comes back: Memtide, QEMU's virtio-balloon and
+    /// virtio-mem, and the raw limits, in one go. Takes about five minutes.
+    Reclaim(Reclaim),
+}
+
+/// Options of `bench reclaim`.
+#[derive(Debug, Args)]
+pub(crate) struct Reclaim {
+    /// The guests' kernel.
+    #[arg(long, value_name = "VERSION", default_value = "7.3")]
+    kernel: Kernel,
+    /// Memory of each guest, from 2GiB to 32GiB; five eighths of it move in each turn.
+    #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = guest_memory)]
+    memory: ByteSize,
+    /// Turns of each, of which the median counts.
+    #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u8).range(1..=50))]
+    rounds: u8,
+    /// Leave Memtide on huge pages out; they need root and as much free memory as one guest has.
+    #[arg(long)]
+    no_huge_pages: bool,
+    /// Write the report here as JSON [default: artifacts/bench-reclaim/report.json].
+    #[arg(long, value_name = "FILE", value_parser = output_file)]
+    report: Option<PathBuf>,
+    /// Write the picture here (SVG) [default: artifacts/bench-reclaim/reclaim.svg].
+    #[arg(long, value_name = "FILE", value_parser = output_file)]
+    picture: Option<PathBuf>,
+}
+
+/// Where files go; made anew by each run.
+pub(crate) const ARTIFACTS: &str = "artifacts/bench-reclaim";
+
+/// Smaller guests have too few blocks to move, and larger ones take too long.
+fn guest_memory(text: &str) -> std::result::Result<ByteSize, String> {
+    let size: ByteSize = text.parse().map_err(|error| format!("{error}"))?;
+    let (least, most) = (ByteSize::from_gib(2), ByteSize::from_gib(32));
+    if (least..=most).contains(&size) {
+        Ok(size)
+    } else {
+        Err(format!("{size} is not between {least} and {most}: write for example 4GiB"))
+    }
+}
+
+/// Measures.
+pub(crate) fn run(task: &Task) -> Result<()> {
+    let Task::Reclaim(arguments) = task;
+    reclaim(arguments)
+}
+
+fn reclaim(arguments: &Reclaim) -> Result<()> {
+    let lab = lab::set_up(&[arguments.kernel])?;
+    eprintln!("building Memtide's programs (a few minutes the first time) ...");
+    let programs = cargo::build(&PACKAGES, Profile::Release)?;
+    let artifacts = PathBuf::from(ARTIFACTS);
+    fresh_dir(&artifacts)?;
+    let options = Options {
+        kernel: arguments.kernel,
+        memory: arguments.memory,
+        rounds: arguments.rounds.into(),
+        huge_pages: if arguments.no_huge_pages {
+            HugePagesUse::LeaveOut
+        } else {
+            HugePagesUse::Reserve
+        },
+        artifacts: artifacts.clone(),
+    };
+    memtide_scenarios::interrupt::listen();
+    let started = std::time::Instant::now();
+    let mut say = |text: &str| println!("{:>6.1} s  {text}", started.elapsed().as_secs_f64());
+    let report = memtide_bench::run(&lab, &programs, &options, &mut say)?;
+    let picture = arguments.picture.clone().unwrap_or_else(|| artifacts.join("reclaim.svg"));
+    write(&picture, &memtide_bench::picture(&report))?;
+    let file = arguments.report.clone().unwrap_or_else(|| artifacts.join("report.json"));
+    write(&file, &format!("{}\n", serde_json::to_string_pretty(&report)?))?;
+    println!("\n{}", memtide_bench::table(&report));
+    println!("picture: {}\nreport:  {}", picture.display(), file.display());
+    kept(&report)
+}
+
+fn kept(report: &Report) -> Result<()> {
+    match report.broken().count() {
+        0 => Ok(()),
+        broken => Err(format!("{broken} promises were not kept, see above").into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_cannot_be_measured_is_refused() {
+        assert_eq!(guest_memory("4GiB"), Ok(ByteSize::from_gib(4)));
+        assert!(guest_memory("1GiB").unwrap_err().contains("1 GiB is not between"));
+    }
+}

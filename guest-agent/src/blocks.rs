@@ -2,7 +2,8 @@
 //!
 //! The truth about what is stolen is the kernel's: a block that is offline, and was not offline
 //! before the agent's first start, is the agent's. So a restarted agent knows all that it needs
-//! from sysfs and from the short list of *foreign* blocks that it left in its runtime directory.
+//! from sysfs and from the short list of known and *foreign* blocks that it left in its runtime
+//! directory.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,6 +11,8 @@ use memtide_policy::guest::{BlockState, BlockView, FixedReason, HeatMap};
 use memtide_sysfs::memory::{Block, State, Zone};
 use memtide_sysfs::{Root, memory};
 use memtide_units::{BlockId, BlockSize, ByteSize, GpaRange};
+
+use crate::runtime::Seen;
 
 /// Whose doing it is that a block is where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,15 +75,6 @@ impl Blocks {
             table.entries.insert(block.id, entry(&block, hold));
         }
         Ok(table)
-    }
-
-    /// The blocks that are offline now: what a first start takes for foreign.
-    ///
-    /// # Errors
-    /// As [`Self::read`].
-    pub fn offline_now(root: &Root) -> Result<BTreeSet<BlockId>, memtide_sysfs::Error> {
-        let blocks = memory::list(root)?;
-        Ok(blocks.iter().filter(|b| b.state == State::Offline).map(|b| b.id).collect())
     }
 
     /// Size of each.
@@ -215,6 +209,12 @@ impl Blocks {
         self.size.size().times(self.with(Hold::Online).len() as u64)
     }
 
+    /// What an agent that comes later must know of them.
+    pub fn seen(&self) -> Seen {
+        let known = self.entries.keys().copied().collect();
+        Seen { known, foreign: self.with(Hold::Foreign).into_iter().collect() }
+    }
+
     /// How many blocks there are.
     pub fn count(&self) -> usize {
         self.entries.len()
@@ -288,7 +288,7 @@ mod tests {
     fn an_offline_block_is_ours_unless_it_was_so_before_us() {
         let fake = guest();
         offline(&fake, 3);
-        let foreign = Blocks::offline_now(&fake.root()).unwrap();
+        let foreign = BTreeSet::from([BlockId(3)]);
         offline(&fake, 4);
         let mut blocks = Blocks::read(&fake.root(), &foreign).unwrap();
         blocks.keep([BlockId(1)]);

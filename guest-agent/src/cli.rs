@@ -2,26 +2,28 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use memtide_policy::guest::Mode;
 use memtide_sysfs::Root;
 
-use crate::config::{Config, ConfigError, DamonUse, ScaleWish, Wishes};
+use crate::check::{Probes, check};
+use crate::config::{Config, ConfigError, DamonUse, InterruptUse, PlainUse, ScaleWish, Wishes};
+use crate::dma::Pin;
+use crate::handback::{Stolen, hand_back};
 use crate::overcommit::OvercommitUse;
-use crate::run::{RunError, hand_back, run, signal_of};
+use crate::run::{Purpose, RunError, run, signal_of};
 use crate::runtime::status_path;
 use crate::status::Status;
-
-/// Bad settings or arguments; what clap uses too.
-const EXIT_USAGE: u8 = 2;
-/// This machine cannot be scaled, whatever is tried again: systemd does not restart the agent.
-const EXIT_IMPOSSIBLE: u8 = 3;
+use crate::takeover::modprobe_dry;
 
 const AFTER_HELP: &str = "\
 MEMTIDE_LOG sets what run and hand-back log: error, warn, info (the default), debug or trace.
-Exit codes: 0 done; 1 failed, trying again may help; 2 settings that cannot be used; 3 a machine that
-cannot be scaled.";
+Exit statuses: 0 done; 1 failed, trying again may help. The others need a person: 2 settings that cannot
+be used; 3 a machine or device that cannot be scaled; 4 no balloon; 5 several balloons, or --pci names
+something else; 6 the kernel is locked down; 7 uio_pci_generic is missing; 8 memory cannot be pinned;
+9 a plain balloon that is to be left alone; 10 the UIO device file does not appear.";
 
 /// Scales this guest's memory by what it really uses.
 #[derive(Debug, Parser)]
@@ -44,11 +46,13 @@ enum Command {
         #[command(flatten)]
         place: Place,
     },
+    /// Say what the agent would find here and what would follow, without touching anything.
+    Check(CheckArgs),
     /// Have the running agent ask everything back and steal no more.
     Restore(Place),
     /// Have the running agent scale memory again after a restore.
     Resume(Place),
-    /// Give the balloon back to the stock driver after an agent that was killed.
+    /// Give the balloon back to the stock driver, and the kernel its settings, when no agent runs.
     HandBack(HandBackArgs),
 }
 
@@ -58,6 +62,13 @@ struct Place {
     /// The agent's runtime directory.
     #[arg(long, value_name = "DIR", default_value = crate::config::RUNTIME_DIR)]
     runtime_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// Read settings from this file [default: /etc/memtide/agent.toml, if it is there].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -71,13 +82,30 @@ struct HandBackArgs {
     /// The killed agent's runtime directory [default: /run/memtide-agent].
     #[arg(long, value_name = "DIR")]
     runtime_dir: Option<PathBuf>,
+    /// Bring stolen blocks back too, since no agent will: ask the host first, then take the rest.
+    #[arg(long)]
+    return_blocks: bool,
+    /// How long to ask before the rest is taken.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = crate::config::time, requires = "return_blocks")]
+    within: Duration,
 }
 
 impl HandBackArgs {
+    fn stolen(&self) -> Stolen {
+        if self.return_blocks { Stolen::Return(self.within) } else { Stolen::Leave }
+    }
+
+    /// A file that cannot be used must not keep anybody from the way back: it is done without.
     fn settings(self) -> Result<Config, ConfigError> {
-        let file = Wishes::read(self.config.as_deref())?;
         let line = Wishes { pci: self.pci, runtime_dir: self.runtime_dir, ..Wishes::default() };
-        line.or(file).check()
+        let read = Wishes::read(self.config.as_deref());
+        match read.and_then(|file| line.clone().or(file).check()) {
+            Err(error) if self.config.is_none() => {
+                tracing::warn!("settings are left aside: {error}");
+                line.check()
+            }
+            settings => settings,
+        }
     }
 }
 
@@ -113,6 +141,12 @@ struct RunArgs {
     /// What to do about vm.overcommit_memory while blocks are stolen [default: allow].
     #[arg(long)]
     overcommit: Option<OvercommitUse>,
+    /// What to do about a balloon that is no Memtide device [default: drive].
+    #[arg(long)]
+    plain_balloon: Option<PlainUse>,
+    /// How to notice what the device has done [default: auto].
+    #[arg(long)]
+    interrupt: Option<InterruptUse>,
     /// Keep state in this directory, on a tmpfs [default: /run/memtide-agent].
     #[arg(long, value_name = "DIR")]
     runtime_dir: Option<PathBuf>,
@@ -131,6 +165,8 @@ impl RunArgs {
             damon: self.damon,
             convert: self.no_convert.then_some(false),
             overcommit: self.overcommit,
+            plain_balloon: self.plain_balloon,
+            interrupt: self.interrupt,
             runtime_dir: self.runtime_dir,
         };
         line.or(file).check()
@@ -146,12 +182,17 @@ pub fn main() -> ExitCode {
             end(args
                 .settings()
                 .map_err(RunError::from)
-                .and_then(|config| run(&config, &Root::default())))
+                .and_then(|config| run(&config, &Root::default(), Purpose::Serve)))
         }
         Command::HandBack(args) => {
             start_log();
+            let stolen = args.stolen();
             let done = args.settings().map_err(RunError::from);
-            end(done.and_then(|config| hand_back(&config, &Root::default())))
+            end(done.and_then(|config| hand_back(&config, &Root::default(), stolen)))
+        }
+        Command::Check(args) => {
+            let settings = Wishes::read(args.config.as_deref()).and_then(Wishes::check);
+            end(settings.map_err(RunError::from).and_then(|config| look(&config)))
         }
         Command::Status { json, place } => said(show(&place.runtime_dir, json)),
         Command::Restore(place) => said(set_mode(&place.runtime_dir, Mode::Restore)),
@@ -176,13 +217,16 @@ fn end(result: Result<(), RunError>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("memtide-agent: {error}");
-            match error {
-                RunError::Config(_) => EXIT_USAGE.into(),
-                error if error.is_final() => EXIT_IMPOSSIBLE.into(),
-                _ => ExitCode::FAILURE,
-            }
+            error.exit_status().into()
         }
     }
+}
+
+fn look(config: &Config) -> Result<(), RunError> {
+    let probes = Probes { can_load: &modprobe_dry, can_pin: &Pin::probe };
+    let report = check(config, &Root::default(), &probes);
+    print!("{report}");
+    report.obstacle().map_or(Ok(()), Err)
 }
 
 fn said(result: Result<String, String>) -> ExitCode {
@@ -283,9 +327,15 @@ mod tests {
         let Command::HandBack(args) = Cli::parse_from(line).command else {
             panic!("not hand-back")
         };
+        assert_eq!(args.stolen(), Stolen::Leave);
         let config = args.settings().unwrap();
         assert_eq!(config.pci.unwrap().to_string(), "0000:00:03.0");
         assert_eq!(config.runtime_dir, Path::new("/x"));
+        let line = ["memtide-agent", "hand-back", "--return-blocks", "--within", "5s"];
+        let Command::HandBack(args) = Cli::parse_from(line).command else {
+            panic!("not hand-back")
+        };
+        assert_eq!(args.stolen(), Stolen::Return(Duration::from_secs(5)));
         assert!(Cli::try_parse_from(["memtide-agent", "hand-back", "--min", "1GiB"]).is_err());
     }
 }

@@ -65,6 +65,28 @@ impl From<ScaleWish> for ScaleBy {
     }
 }
 
+/// What to do about a balloon that is no Memtide device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum PlainUse {
+    /// Drive it: the host is told what is stolen and what is used again, and is not asked.
+    #[default]
+    Drive,
+    /// Leave it to the stock driver, and do nothing.
+    Leave,
+}
+
+/// How the agent notices what the device has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum InterruptUse {
+    /// By its interrupt, or by looking where it has none that user space can have.
+    #[default]
+    Auto,
+    /// By looking.
+    Poll,
+}
+
 /// Settings as they are written: in the file, or (some of them) on the command line.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -92,6 +114,10 @@ pub struct Wishes {
     pub convert: Option<bool>,
     /// What to do about large mappings while blocks are stolen.
     pub overcommit: Option<OvercommitUse>,
+    /// What to do about a balloon that is no Memtide device.
+    pub plain_balloon: Option<PlainUse>,
+    /// How the agent notices what the device has done.
+    pub interrupt: Option<InterruptUse>,
     /// Where the agent keeps its state; on a tmpfs.
     pub runtime_dir: Option<PathBuf>,
 }
@@ -113,6 +139,10 @@ pub struct Config {
     pub conversion: Conversion,
     /// What to do about large mappings while blocks are stolen.
     pub overcommit: OvercommitUse,
+    /// What to do about a balloon that is no Memtide device.
+    pub plain_balloon: PlainUse,
+    /// How the agent notices what the device has done.
+    pub interrupt: InterruptUse,
     /// Where the agent keeps its state.
     pub runtime_dir: PathBuf,
 }
@@ -188,6 +218,8 @@ impl Wishes {
             damon: self.damon.or(others.damon),
             convert: self.convert.or(others.convert),
             overcommit: self.overcommit.or(others.overcommit),
+            plain_balloon: self.plain_balloon.or(others.plain_balloon),
+            interrupt: self.interrupt.or(others.interrupt),
             runtime_dir: self.runtime_dir.or(others.runtime_dir),
         }
     }
@@ -216,6 +248,8 @@ impl Wishes {
                 Some(true) | None => Conversion::Convert,
             },
             overcommit: self.overcommit.unwrap_or_default(),
+            plain_balloon: self.plain_balloon.unwrap_or_default(),
+            interrupt: self.interrupt.unwrap_or_default(),
             runtime_dir: self.runtime_dir.unwrap_or_else(|| RUNTIME_DIR.into()),
         })
     }
@@ -280,31 +314,34 @@ fn percent(text: &str) -> Result<PpMillion, ConfigError> {
 
 /// `10s`, `2min`, `1500ms`, or `never`.
 fn deadline(text: &str) -> Result<Option<Duration>, ConfigError> {
-    let wrong = || {
-        value(
-            "gate_deadline",
-            format!("{text:?} is no time: write for example 1500ms, 10s or 2min, or never"),
-        )
-    };
-    let text = text.trim();
-    if text == "never" {
+    if text.trim() == "never" {
         return Ok(None);
     }
-    let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-    let number: u64 = text[..split].parse().map_err(|_| wrong())?;
-    let ms = match text[split..].trim() {
-        "ms" => Some(1),
-        "s" => Some(1_000),
-        "min" => Some(60_000),
-        _ => None,
-    };
-    let time = Duration::from_millis(number.checked_mul(ms.ok_or_else(wrong)?).ok_or_else(wrong)?);
+    let time = time(text).map_err(|problem| value("gate_deadline", problem + ", or never"))?;
     if time < GATE_DEADLINE_LEAST {
         let problem =
             "it is shorter than 1s: the host could not even restart its service; use 1s or more";
         return Err(value("gate_deadline", problem));
     }
     Ok(Some(time))
+}
+
+/// `10s`, `2min` or `1500ms`.
+///
+/// # Errors
+/// What is wrong, and what would be right.
+pub fn time(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no time: write for example 1500ms, 10s or 2min");
+    let text = text.trim();
+    let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+    let number: u64 = text[..split].parse().map_err(|_| wrong())?;
+    let ms = match text[split..].trim() {
+        "ms" => 1,
+        "s" => 1_000,
+        "min" => 60_000,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(ms).map(Duration::from_millis).ok_or_else(wrong)
 }
 
 #[cfg(test)]
@@ -356,6 +393,8 @@ mod tests {
             damon = "polite"
             convert = false
             overcommit = "leave"
+            plain_balloon = "leave"
+            interrupt = "poll"
             runtime_dir = "/run/other"
             "#,
         )
@@ -368,6 +407,8 @@ mod tests {
         assert_eq!((config.gate_deadline, config.damon), (None, DamonUse::Polite));
         assert_eq!(config.conversion, Conversion::Leave);
         assert_eq!(config.overcommit, OvercommitUse::Leave);
+        assert_eq!(config.plain_balloon, PlainUse::Leave);
+        assert_eq!(config.interrupt, InterruptUse::Poll);
         assert_eq!(config.runtime_dir, Path::new("/run/other"));
     }
 

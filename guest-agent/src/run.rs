@@ -1,47 +1,39 @@
 //! From nothing to a running agent, the waiting, and the way back.
 
-use std::rc::Rc;
 use std::time::{Duration, Instant as StdInstant};
 
 use memtide_policy::guest::{Controller, KernelZone, Mode, Settings};
 use memtide_sysfs::kpageflags::PageFlags;
 use memtide_sysfs::memory::StateRequest;
 use memtide_sysfs::pagemap::Pagemap;
-use memtide_sysfs::pci::{self, Address};
 use memtide_sysfs::{Error, Root};
 use memtide_units::Instant;
-use memtide_wire::config::{Extension, NoExtension};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 
 use crate::agent::{Agent, Parts, Woken};
 use crate::blocks::{Blocks, Hold};
 use crate::config::{Config, ConfigError, Conversion};
 use crate::conversion::convert;
 use crate::damon_watch::DamonWatch;
-use crate::dma::{Area, DmaError};
+use crate::dma::{Area, DmaError, Pin};
+use crate::handback::Returning;
 use crate::hands::Hands;
-use crate::link::Link;
+use crate::hardware::{Attention, Hardware};
+use crate::link::{Kind, Link};
 use crate::overcommit::{Found, Overcommit, OvercommitUse};
 use crate::runtime::{RuntimeDir, RuntimeError};
 use crate::senses::Senses;
 use crate::signals::Signals;
 use crate::status::Lack;
 use crate::takeover::{self, TakeoverError};
-use crate::virtio::caps::{CapsError, Layout};
-use crate::virtio::mmio::{MappedBar, Registers};
-use crate::virtio::pci::{ConfigFile, Uio};
-use crate::virtio::transport::{RESET_DEADLINE, Transport, TransportError};
+use crate::virtio::caps::CapsError;
+use crate::virtio::transport::{Transport, TransportError};
+use crate::waiting::wait_for;
 use crate::worker::Worker;
 
-/// Without an interrupt the device is looked at so often, and a thousand times a second while an
-/// answer is awaited.
-const BLIND_LOOK: Duration = Duration::from_millis(100);
-const BLIND_AWAIT: Duration = Duration::from_millis(1);
-/// Even with an interrupt an answer is looked for after this long: one may get lost.
-const LOST_INTERRUPT: Duration = Duration::from_millis(50);
 /// For saying goodbye.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// Between two looks meanwhile.
+const FAREWELL_LOOK: Duration = Duration::from_millis(20);
 /// systemd hears "ready" after this long even if the device has not answered: the agent works on
 /// it, and holding up the boot would help nobody.
 const READY_AT_LAST: Duration = Duration::from_secs(10);
@@ -58,11 +50,12 @@ pub enum RunError {
     /// The function.
     #[error(transparent)]
     Takeover(#[from] TakeoverError),
-    /// The device has no extension.
+    /// The balloon is no Memtide device of this version, and such a one is to be left alone.
     #[error(
-        "{0}: the stock driver keeps the balloon; stealing blocks needs a Memtide device on the host"
+        "this balloon is no Memtide device of this agent's version, and plain_balloon is \"leave\": \
+         the stock driver keeps it; set \"drive\" to use it all the same"
     )]
-    Plain(#[from] NoExtension),
+    Plain,
     /// The device cannot be driven.
     #[error(transparent)]
     Caps(#[from] CapsError),
@@ -75,6 +68,9 @@ pub enum RunError {
     /// A kernel file.
     #[error(transparent)]
     Kernel(#[from] Error),
+    /// A block that did not come online.
+    #[error(transparent)]
+    Block(#[from] memtide_sysfs::memory::WriteError),
     /// Something of the agent's own.
     #[error("{what}: {source}")]
     Own {
@@ -86,26 +82,63 @@ pub enum RunError {
 }
 
 impl RunError {
-    /// True where trying again will not help until somebody changes the machine.
-    pub fn is_final(&self) -> bool {
+    /// The exit status. From 2 on trying again will not help until somebody changes the settings or
+    /// the machine: the unit does not restart the agent then (RestartPreventExitStatus).
+    pub fn exit_status(&self) -> u8 {
         match self {
-            Self::Takeover(TakeoverError::File(_) | TakeoverError::NoDeviceFile(_)) => false,
-            Self::Takeover(_) | Self::Plain(_) | Self::Caps(_) => true,
-            Self::Transport(error) => matches!(
-                error,
+            Self::Config(_) => status::USAGE,
+            Self::Takeover(error) => match error {
+                TakeoverError::NoBalloon => status::NO_BALLOON,
+                TakeoverError::Several(_) | TakeoverError::NotABalloon(..) => status::WHICH_BALLOON,
+                TakeoverError::Lockdown(_) => status::LOCKDOWN,
+                TakeoverError::NoModule(_) => status::NO_MODULE,
+                TakeoverError::NoDeviceFile(_) => status::NO_DEVICE_FILE,
+                TakeoverError::NotBound { .. } => status::IMPOSSIBLE,
+                TakeoverError::File(_) => status::FAILED,
+            },
+            Self::Plain => status::LEFT_ALONE,
+            Self::Caps(_) => status::IMPOSSIBLE,
+            Self::Transport(error) => match error {
+                TransportError::Map { source, .. } if is_denied(source) => status::LOCKDOWN,
                 TransportError::NoQueue { .. }
-                    | TransportError::QueueShort { .. }
-                    | TransportError::NotModern(_)
-                    | TransportError::FeaturesRefused(_)
-            ),
-            Self::Dma(error) => matches!(error, DmaError::NotTmpfs(_) | DmaError::Pin(_)),
-            Self::Runtime(error) => matches!(error, RuntimeError::NoBlocks(_)),
-            Self::Config(_) | Self::Kernel(_) | Self::Own { .. } => false,
+                | TransportError::QueueShort { .. }
+                | TransportError::NotModern(_)
+                | TransportError::FeaturesRefused(_) => status::IMPOSSIBLE,
+                _ => status::FAILED,
+            },
+            Self::Dma(DmaError::Pin(_)) => status::NO_PIN,
+            Self::Dma(DmaError::NotTmpfs(_)) => status::IMPOSSIBLE,
+            Self::Runtime(RuntimeError::NoBlocks(_)) => status::IMPOSSIBLE,
+            Self::Own { source, .. } if is_denied(source) => status::LOCKDOWN,
+            Self::Dma(_)
+            | Self::Runtime(_)
+            | Self::Kernel(_)
+            | Self::Block(_)
+            | Self::Own { .. } => status::FAILED,
         }
     }
 }
 
-fn own(what: &'static str) -> impl Fn(std::io::Error) -> RunError {
+/// What a program without enough rights is told, and every program under kernel lockdown.
+fn is_denied(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error())
+}
+
+/// Exit statuses, as `memtide-agent --help` and the unit have them.
+mod status {
+    pub(super) const FAILED: u8 = 1;
+    pub(super) const USAGE: u8 = 2;
+    pub(super) const IMPOSSIBLE: u8 = 3;
+    pub(super) const NO_BALLOON: u8 = 4;
+    pub(super) const WHICH_BALLOON: u8 = 5;
+    pub(super) const LOCKDOWN: u8 = 6;
+    pub(super) const NO_MODULE: u8 = 7;
+    pub(super) const NO_PIN: u8 = 8;
+    pub(super) const LEFT_ALONE: u8 = 9;
+    pub(super) const NO_DEVICE_FILE: u8 = 10;
+}
+
+pub(crate) fn own(what: &'static str) -> impl Fn(std::io::Error) -> RunError {
     move |source| RunError::Own { what, source }
 }
 
@@ -125,29 +158,35 @@ impl Clock {
     }
 }
 
-/// The function's files, which must stay open while the device runs.
-struct Hardware {
-    config: Rc<ConfigFile>,
-    uio: Uio,
-    has_interrupt: bool,
+/// What an agent is started for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To scale memory, until a signal ends it.
+    Serve,
+    /// To bring every stolen block back, asking for so long, and to end then.
+    ReturnAll(Duration),
 }
 
-/// Runs the agent until a signal ends it.
+/// Runs the agent until a signal ends it, or its purpose is fulfilled.
 ///
 /// # Errors
 /// [`RunError`]. The stock driver has the balloon again, as far as that could be done.
-pub fn run(config: &Config, root: &Root) -> Result<(), RunError> {
+pub fn run(config: &Config, root: &Root, purpose: Purpose) -> Result<(), RunError> {
     let signals = Signals::install().map_err(own("signals cannot be handled"))?;
     stay_in_memory();
     let runtime = RuntimeDir::open(&config.runtime_dir)?;
     let address = takeover::find(root, config.pci)?.address;
+    // Before the stock driver is disturbed.
+    Pin::probe().map_err(DmaError::Pin)?;
     let uio = takeover::take(root, address, &takeover::modprobe)?;
     let clock = Clock::start();
-    let result = Hardware::open(root, address, &uio).and_then(|(hardware, transport)| {
+    let opened = Hardware::open(root, address, &uio, config);
+    let result = opened.and_then(|(hardware, transport)| {
         let parts = assemble(config, root, runtime, transport, (&hardware, clock.now()))?;
-        serve(Agent::new(parts), hardware, clock, &signals)
+        serve(Agent::new(parts), hardware, (clock, purpose), &signals)
     });
     if matches!(result, Ok(Device::IsGivenUp)) {
+        crate::runtime::mark_given_up(&config.runtime_dir);
         tracing::warn!(
             "the device is silent and stays without a driver: the stock driver would read its \
              configuration, and that ends a VM whose device has died"
@@ -170,61 +209,6 @@ fn stay_in_memory() {
     }
 }
 
-impl Hardware {
-    /// Opens the function, resets the device, and checks that it is a Memtide device.
-    fn open(
-        root: &Root,
-        address: Address,
-        uio: &std::path::Path,
-    ) -> Result<(Self, Transport), RunError> {
-        let uio = Uio::open(uio).map_err(own("the balloon's uio device cannot be opened"))?;
-        let config = ConfigFile::open(&pci::config_path(root, address))
-            .map_err(own("the balloon's configuration space cannot be opened"))?;
-        let space =
-            config.bytes().map_err(own("the balloon's configuration space cannot be read"))?;
-        let map = |bar| {
-            let mapped = MappedBar::open(&pci::resource_path(root, address, bar))?;
-            Ok(Rc::new(mapped) as Rc<dyn Registers>)
-        };
-        config.enable().map_err(own("the balloon cannot be enabled"))?;
-        let transport = Transport::open(&Layout::find(&space)?, map)?;
-        transport.reset(RESET_DEADLINE)?;
-        let extension = Extension::find(&transport.config()?)?;
-        transport.queue_size_max(extension.block_queue.get())?;
-        let has_interrupt = has_interrupt(root, address);
-        Ok((Self { config: Rc::new(config), uio, has_interrupt }, transport))
-    }
-
-    /// What every start of the device needs.
-    fn enabler(&self) -> Box<dyn Fn() -> std::io::Result<()>> {
-        let config = Rc::clone(&self.config);
-        Box::new(move || config.enable().and_then(|()| config.unmask_interrupt()))
-    }
-
-    /// What to wait for, if the function has an interrupt. Without one the uio device answers every
-    /// poll(2) at once with an error (drivers/uio/uio.c, `uio_poll`), and waiting would be spinning.
-    fn awaited(&self) -> Option<PollFd<'_>> {
-        self.has_interrupt.then(|| PollFd::new(&self.uio, PollFlags::IN))
-    }
-
-    /// Takes the interrupt, if there was one, and lets the next one through.
-    fn take_interrupt(&mut self, link: &Link) -> bool {
-        if !matches!(self.uio.take(), Ok(true)) {
-            return false;
-        }
-        link.acknowledge_interrupt();
-        if let Err(error) = self.config.unmask_interrupt() {
-            tracing::warn!("the balloon's interrupt stays masked: {error}");
-        }
-        true
-    }
-}
-
-fn has_interrupt(root: &Root, address: Address) -> bool {
-    let irq = root.read(format!("sys/bus/pci/devices/{address}/irq"));
-    irq.is_ok_and(|irq| !matches!(irq.trim(), "" | "0"))
-}
-
 /// Makes all parts, from the kernel's files and a device that has just been reset.
 fn assemble(
     config: &Config,
@@ -234,8 +218,8 @@ fn assemble(
     (hardware, now): (&Hardware, Instant),
 ) -> Result<Parts, RunError> {
     crate::alarm::install_handler().map_err(own("SIGALRM cannot be handled"))?;
-    let foreign = runtime.foreign(root)?;
-    let mut blocks = Blocks::read(root, &foreign)?;
+    let seen = runtime.seen(root)?;
+    let mut blocks = Blocks::read(root, &seen.foreign)?;
     let limits = config.limits(blocks.present())?;
     let mut worker =
         Worker::start(root, blocks.size()).map_err(own("a thread cannot be started"))?;
@@ -249,7 +233,8 @@ fn assemble(
     let (senses, no_psi) = Senses::open(root);
     let mut lacks = lacks(root, &blocks, config.conversion);
     lacks.extend(no_psi.map(|why| Lack::psi(&why)));
-    lacks.extend((!hardware.has_interrupt).then(Lack::interrupt));
+    lacks.extend((hardware.attention() == Attention::NoInterrupt).then(Lack::interrupt));
+    lacks.extend(matches!(hardware.kind(), Kind::Plain(_)).then(Lack::gate));
     let damon = watch(config, root, &blocks, &mut lacks, &runtime.damon_stat());
     let overcommit = allow_overcommit(config, root, &runtime, &mut lacks);
     for lack in &lacks {
@@ -272,7 +257,7 @@ fn assemble(
     Ok(Parts {
         root: root.clone(),
         runtime,
-        foreign,
+        seen,
         blocks,
         hands,
         link,
@@ -349,11 +334,15 @@ enum Device {
 fn serve(
     mut agent: Agent,
     mut hardware: Hardware,
-    clock: Clock,
+    (clock, purpose): (Clock, Purpose),
     signals: &Signals,
 ) -> Result<Device, RunError> {
     let mut systemd = crate::systemd::Notifier::new();
     let mut woken = Woken::default();
+    let mut returning = match purpose {
+        Purpose::Serve => None,
+        Purpose::ReturnAll(asking) => Some(Returning::begin(&mut agent, clock.now(), asking)),
+    };
     let result = loop {
         let now = clock.now();
         let wait = match agent.turn(now, woken) {
@@ -369,16 +358,22 @@ fn serve(
         if let Some(mode) = signals.mode() {
             agent.set_mode(mode);
         }
-        if signals.is_ended() {
+        let is_done =
+            returning.as_mut().is_some_and(|returning| returning.proceed(&mut agent, now));
+        if is_done || signals.is_ended() {
             break Ok(());
         }
     };
     systemd.stopping();
     farewell(&mut agent, &mut hardware, clock);
     let device = if agent.parts().link.is_given_up() { Device::IsGivenUp } else { Device::Answers };
-    agent.restore_overcommit();
+    let is_plain = agent.parts().link.is_plain();
     // The device is stopped first, its memory and its files are let go of after.
     let stopped = agent.parts().link.stop();
+    if is_plain && stopped.is_ok() {
+        agent.make_room_for_stock_driver();
+    }
+    agent.restore_overcommit();
     drop(agent);
     drop(hardware);
     match (result, stopped, device) {
@@ -388,53 +383,13 @@ fn serve(
     }
 }
 
-/// Waits until something happens, or as long as the turn said.
-fn wait_for(
-    agent: &Agent,
-    hardware: &mut Hardware,
-    signals: &Signals,
-    wait: Duration,
-) -> Result<Woken, RunError> {
-    let parts = agent.parts();
-    let longest = match (parts.link.awaits_answer(), hardware.has_interrupt) {
-        (true, true) => LOST_INTERRUPT,
-        (true, false) => BLIND_AWAIT,
-        (false, true) => wait,
-        (false, false) => BLIND_LOOK,
-    };
-    let timeout = Timespec::try_from(wait.min(longest)).unwrap_or_default();
-    let mut fds =
-        vec![PollFd::new(signals, PollFlags::IN), PollFd::new(&parts.hands, PollFlags::IN)];
-    fds.extend(parts.senses.trigger().map(|trigger| PollFd::new(trigger, PollFlags::PRI)));
-    fds.extend(hardware.awaited());
-    match poll(&mut fds, Some(&timeout)) {
-        Ok(_) | Err(Errno::INTR) => {}
-        Err(error) => return Err(own("waiting failed")(error.into())),
-    }
-    let by_trigger = fds.get(2).is_some_and(|fd| fd.revents().contains(PollFlags::PRI));
-    signals.drain();
-    let by_device = hardware.take_interrupt(&parts.link);
-    Ok(Woken { by_trigger, by_device })
-}
-
 /// Ends what is under way and tells the host.
 fn farewell(agent: &mut Agent, hardware: &mut Hardware, clock: Clock) {
     let end = StdInstant::now() + FAREWELL;
     agent.begin_farewell();
     while !agent.end_farewell(clock.now()) && StdInstant::now() < end {
-        std::thread::sleep(BLIND_AWAIT);
-        hardware.take_interrupt(&agent.parts().link);
+        hardware.wait(&agent.parts().link, FAREWELL_LOOK);
     }
-}
-
-/// Gives the balloon back to the stock driver when no agent runs.
-///
-/// # Errors
-/// [`RunError`], among it that an agent runs.
-pub fn hand_back(config: &Config, root: &Root) -> Result<(), RunError> {
-    let _runtime = RuntimeDir::open(&config.runtime_dir)?;
-    let address = takeover::find(root, config.pci)?.address;
-    Ok(takeover::give_back(root, address)?)
 }
 
 /// The signal for a mode.
@@ -442,23 +397,5 @@ pub fn signal_of(mode: Mode) -> nix::sys::signal::Signal {
     match mode {
         Mode::Tune => nix::sys::signal::Signal::SIGUSR1,
         Mode::Restore => nix::sys::signal::Signal::SIGUSR2,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn without_an_interrupt_the_uio_device_is_not_waited_for() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let mut hardware = Hardware {
-            config: Rc::new(ConfigFile::open(file.path()).unwrap()),
-            uio: Uio::open(file.path()).unwrap(),
-            has_interrupt: false,
-        };
-        assert!(hardware.awaited().is_none());
-        hardware.has_interrupt = true;
-        assert!(hardware.awaited().is_some());
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! lock           held by the one agent that drives the device
-//! foreign.json   blocks that were offline before the first agent came
+//! blocks.json    which blocks there are, and which of them are somebody else's
 //! dma            the device's memory
 //! converted      there once boot memory has been made movable
 //! overcommit     there while vm.overcommit_memory is changed
 //! damon_stat     there while damon_stat is switched off
+//! given-up       there once an agent has left a silent device without a driver
 //! status.json    what the running agent says of itself
 //! ```
 //! It must not be removed while blocks are stolen: without the list of foreign blocks the next
@@ -19,11 +20,11 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use memtide_sysfs::Root;
+use memtide_sysfs::memory::{Block, State};
 use memtide_units::BlockId;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-
-use crate::blocks::Blocks;
+use serde::{Deserialize, Serialize};
 
 /// Why the directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +40,7 @@ pub enum RuntimeError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// The list of foreign blocks is damaged.
+    /// The list of blocks is damaged.
     #[error("{} is damaged ({reason}): remove it, and every offline block will be taken for the agent's own", .path.display())]
     Damaged {
         /// Which.
@@ -116,37 +117,81 @@ impl RuntimeDir {
         status_path(&self.path)
     }
 
-    fn foreign_path(&self) -> PathBuf {
-        self.path.join("foreign.json")
+    /// Whether an agent has ever looked at the blocks since the guest booted. If none has, none of
+    /// those offline is its own.
+    pub fn knows_blocks(&self) -> bool {
+        self.blocks_path().exists()
     }
 
-    /// Blocks that were offline before the first agent came: read, or found out now.
+    /// Whether an agent has left a silent device without a driver.
+    pub fn is_given_up(&self) -> bool {
+        self.path.join(GIVEN_UP).exists()
+    }
+
+    fn blocks_path(&self) -> PathBuf {
+        self.path.join("blocks.json")
+    }
+
+    /// What earlier agents have seen, or what is seen now for the first time. A block that has come
+    /// since, and is offline, is somebody else's: no agent has had it.
     ///
     /// # Errors
     /// [`RuntimeError`].
-    pub fn foreign(&self, root: &Root) -> Result<BTreeSet<BlockId>, RuntimeError> {
-        let path = self.foreign_path();
-        match std::fs::read_to_string(&path) {
+    pub fn seen(&self, root: &Root) -> Result<Seen, RuntimeError> {
+        let path = self.blocks_path();
+        let before = match std::fs::read_to_string(&path) {
             Ok(text) => serde_json::from_str(&text)
-                .map_err(|error| RuntimeError::Damaged { path, reason: error.to_string() }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let foreign = Blocks::offline_now(root)?;
-                self.set_foreign(&foreign)?;
-                Ok(foreign)
-            }
-            Err(source) => Err(RuntimeError::File { path, source }),
+                .map_err(|error| RuntimeError::Damaged { path, reason: error.to_string() })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Seen::default(),
+            Err(source) => return Err(RuntimeError::File { path, source }),
+        };
+        let now = before.updated(&memtide_sysfs::memory::list(root)?);
+        if now != before {
+            self.set_seen(&now)?;
         }
+        Ok(now)
     }
 
-    /// Remembers which blocks are foreign.
+    /// Remembers it.
     ///
     /// # Errors
     /// [`RuntimeError::File`].
-    pub fn set_foreign(&self, foreign: &BTreeSet<BlockId>) -> Result<(), RuntimeError> {
-        let path = self.foreign_path();
-        let text = serde_json::to_string(foreign).map_err(io::Error::other);
+    pub fn set_seen(&self, seen: &Seen) -> Result<(), RuntimeError> {
+        let path = self.blocks_path();
+        let text = serde_json::to_string(seen).map_err(io::Error::other);
         let written = text.and_then(|text| replace(&path, &text));
         written.map_err(|source| RuntimeError::File { path, source })
+    }
+}
+
+/// What agents have seen of the memory blocks since the guest booted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seen {
+    /// All that were there.
+    pub known: BTreeSet<BlockId>,
+    /// Those that are offline by somebody else's hand.
+    pub foreign: BTreeSet<BlockId>,
+}
+
+impl Seen {
+    fn updated(&self, blocks: &[Block]) -> Self {
+        let is_new = |block: &&Block| !self.known.contains(&block.id);
+        let news = blocks.iter().filter(is_new).filter(|block| block.state == State::Offline);
+        let mut foreign = self.foreign.clone();
+        foreign.extend(news.map(|block| block.id));
+        Self { known: blocks.iter().map(|block| block.id).collect(), foreign }
+    }
+}
+
+const GIVEN_UP: &str = "given-up";
+
+/// Remembers, when the directory is not locked any more, that a silent device was left without a
+/// driver.
+pub fn mark_given_up(runtime_dir: &Path) {
+    let path = runtime_dir.join(GIVEN_UP);
+    if let Err(error) = File::create(&path) {
+        tracing::warn!("{} cannot be written: {error}", path.display());
     }
 }
 
@@ -181,11 +226,28 @@ mod tests {
         let root = fake.root();
         write_state(&root, BlockId(1), StateRequest::Offline).unwrap();
         let first = RuntimeDir::open(&dir.path().join("agent")).unwrap();
-        assert_eq!(first.foreign(&root).unwrap(), BTreeSet::from([BlockId(1)]));
+        assert_eq!(first.seen(&root).unwrap().foreign, BTreeSet::from([BlockId(1)]));
         write_state(&root, BlockId(2), StateRequest::Offline).unwrap();
         drop(first);
         let second = RuntimeDir::open(&dir.path().join("agent")).unwrap();
-        assert_eq!(second.foreign(&root).unwrap(), BTreeSet::from([BlockId(1)]));
+        assert_eq!(second.seen(&root).unwrap().foreign, BTreeSet::from([BlockId(1)]));
+    }
+
+    /// Linux 6.1 leaves memory offline that is plugged in.
+    #[test]
+    fn what_was_plugged_in_while_no_agent_ran_is_no_agents() {
+        let dir = tempfile::tempdir().unwrap();
+        let fake = FakeRoot::new();
+        fake.add_blocks(BlockSize::X86_SMALL, [(1, FakeBlock::MOVABLE)]);
+        let root = fake.root();
+        let runtime = RuntimeDir::open(dir.path()).unwrap();
+        assert_eq!(runtime.seen(&root).unwrap().foreign, BTreeSet::new());
+        write_state(&root, BlockId(1), StateRequest::Offline).unwrap();
+        fake.add_blocks(BlockSize::X86_SMALL, [(8, FakeBlock::MOVABLE)]);
+        write_state(&root, BlockId(8), StateRequest::Offline).unwrap();
+        for _ in 0..2 {
+            assert_eq!(runtime.seen(&root).unwrap().foreign, BTreeSet::from([BlockId(8)]));
+        }
     }
 
     #[test]
@@ -201,8 +263,8 @@ mod tests {
     fn a_damaged_list_is_not_guessed_at() {
         let dir = tempfile::tempdir().unwrap();
         let runtime = RuntimeDir::open(dir.path()).unwrap();
-        std::fs::write(dir.path().join("foreign.json"), "[1, 2").unwrap();
-        let error = runtime.foreign(&FakeRoot::new().root()).unwrap_err();
+        std::fs::write(dir.path().join("blocks.json"), "[1, 2").unwrap();
+        let error = runtime.seen(&FakeRoot::new().root()).unwrap_err();
         assert!(matches!(error, RuntimeError::Damaged { .. }), "{error}");
     }
 }

@@ -5,7 +5,8 @@ use memtide_sysfs::meminfo::Meminfo;
 use memtide_sysfs::psi::{Psi, PsiTrigger, Stall};
 use memtide_sysfs::vmstat::Vmstat;
 use memtide_sysfs::{Error, Root};
-use memtide_units::ByteSize;
+use memtide_units::{ByteSize, Pfn};
+use memtide_wire::stats::Stat;
 
 /// A trigger fires when some task stalls for 5 % of half a second, the shortest window that the
 /// kernel takes: far over any goal, and heard at once instead of at the next look.
@@ -72,6 +73,35 @@ impl Senses {
         u32::try_from(kills).unwrap_or(u32::MAX)
     }
 
+    /// What `virtio_balloon` would tell its host: all statistics that this kernel counts
+    /// (drivers/virtio/virtio_balloon.c, `update_balloon_stats`).
+    pub fn statistics(&self) -> Vec<Stat> {
+        let vmstat = Vmstat::read(&self.root).unwrap_or_default();
+        let meminfo = Meminfo::read(&self.root).ok();
+        let pages = |name: &str| vmstat.get(name).map(|n| Pfn::SIZE.times(n).bytes());
+        let bytes = |size: fn(&Meminfo) -> ByteSize| meminfo.as_ref().map(|m| size(m).bytes());
+        let values = [
+            pages("pswpin"),
+            pages("pswpout"),
+            vmstat.get("pgmajfault"),
+            vmstat.get("pgfault"),
+            bytes(|meminfo| meminfo.free),
+            bytes(|meminfo| meminfo.total),
+            bytes(|meminfo| meminfo.available),
+            pages("nr_file_pages"),
+            vmstat.get("htlb_buddy_alloc_success"),
+            vmstat.get("htlb_buddy_alloc_fail"),
+            vmstat.get("oom_kill"),
+            vmstat.sum("allocstall_"),
+            pages("pgscan_kswapd"),
+            pages("pgscan_direct"),
+            pages("pgsteal_kswapd"),
+            pages("pgsteal_direct"),
+        ];
+        let stat = |(tag, value): (u16, Option<u64>)| value.map(|value| Stat { tag, value });
+        (0..).zip(values).filter_map(stat).collect()
+    }
+
     /// Resident memory of this process.
     pub fn own_rss(&self) -> ByteSize {
         let text = self.root.read("proc/self/statm").unwrap_or_default();
@@ -96,6 +126,34 @@ mod tests {
         assert!(senses.trigger().is_none());
         let reading = senses.read().unwrap();
         assert_eq!((reading.memory().total, reading.psi_totals()), (total, None));
+    }
+
+    #[test]
+    fn the_host_gets_the_statistics_that_a_stock_driver_sends() {
+        let fake = FakeRoot::new();
+        let (total, free) = (ByteSize::from_mib(1000), ByteSize::from_mib(100));
+        fake.set_meminfo(Meminfo { total, free, available: free, ..Meminfo::default() });
+        fake.set_vmstat(&[
+            ("pswpin", 2),
+            ("pgfault", 7),
+            ("nr_file_pages", 3),
+            ("allocstall_normal", 4),
+            ("allocstall_movable", 5),
+            ("oom_kill", 1),
+        ]);
+        let stats = Senses::open(&fake.root()).0.statistics();
+        let named: Vec<_> = stats.iter().map(|stat| (stat.name().unwrap(), stat.value)).collect();
+        let expected = [
+            ("swap_in", 8192),
+            ("minor_faults", 7),
+            ("free_memory", free.bytes()),
+            ("total_memory", total.bytes()),
+            ("available_memory", free.bytes()),
+            ("disk_caches", 3 * 4096),
+            ("oom_kill", 1),
+            ("alloc_stall", 9),
+        ];
+        assert_eq!(named, expected);
     }
 
     #[test]

@@ -74,6 +74,17 @@ impl Lack {
         }
     }
 
+    /// No gate.
+    pub fn gate() -> Self {
+        Self {
+            what: "a gate: this is a plain balloon".into(),
+            effect: "the host is told, not asked: blocks come back when the guest needs them, within \
+                     the host's target; the host sees the balloon's size and statistics, and nothing \
+                     else; free page reporting rests while the agent drives"
+                .into(),
+        }
+    }
+
     /// No block that could be stolen.
     pub fn stealable() -> Self {
         Self {

@@ -65,13 +65,25 @@ pub enum TakeoverError {
 /// Loads a kernel module by name.
 pub type LoadModule<'a> = &'a dyn Fn(&str) -> io::Result<()>;
 
-/// Runs modprobe(8).
+/// Loads a module with modprobe(8).
 ///
 /// # Errors
 /// That it could not be run, or what it printed.
 pub fn modprobe(module: &str) -> io::Result<()> {
+    run_modprobe(&[module])
+}
+
+/// Whether [`modprobe`] would find the module; nothing is loaded.
+///
+/// # Errors
+/// As [`modprobe`].
+pub fn modprobe_dry(module: &str) -> io::Result<()> {
+    run_modprobe(&["--dry-run", module])
+}
+
+fn run_modprobe(arguments: &[&str]) -> io::Result<()> {
     let path = ["/sbin/modprobe", "/usr/sbin/modprobe"].into_iter().find(|p| Path::new(p).exists());
-    let output = Command::new(path.unwrap_or("modprobe")).arg(module).output()?;
+    let output = Command::new(path.unwrap_or("modprobe")).args(arguments).output()?;
     if output.status.success() {
         return Ok(());
     }
@@ -137,7 +149,8 @@ fn bind(root: &Root, address: Address, load: LoadModule<'_>) -> Result<(), Takeo
     if driver.is_some() {
         pci::unbind(root, address)?;
     }
-    pci::probe_drivers(root, address)?;
+    // An override that an earlier agent left has bound the function when the module was loaded.
+    settle(root, address)?;
     // Probing succeeds whatever it found: only the link tells.
     match pci::driver(root, address)? {
         Some(driver) if driver == UIO => Ok(()),
@@ -167,18 +180,56 @@ fn device_file(root: &Root, address: Address) -> Result<PathBuf, TakeoverError> 
 /// # Errors
 /// [`Error`] with the file that could not be written.
 pub fn give_back(root: &Root, address: Address) -> Result<(), Error> {
-    let driver = pci::driver(root, address)?;
-    if driver.as_deref() == Some(UIO) {
+    release(root, address)?;
+    settle(root, address)
+}
+
+/// Takes the function away from the UIO driver, if that has it, and lifts an override of ours. The
+/// device is stopped then: it reads and writes no memory.
+///
+/// # Errors
+/// As [`give_back`].
+pub fn release(root: &Root, address: Address) -> Result<(), Error> {
+    if pci::driver(root, address)?.as_deref() == Some(UIO) {
         pci::unbind(root, address)?;
-    } else if driver.is_some() {
-        return pci::set_driver_override(root, address, None);
     }
-    pci::set_driver_override(root, address, None)?;
-    pci::probe_drivers(root, address)
+    if pci::driver_override(root, address)?.as_deref() == Some(UIO) {
+        pci::set_driver_override(root, address, None)?;
+    }
+    Ok(())
+}
+
+/// Has the kernel find a driver for a function that has none.
+///
+/// # Errors
+/// As [`give_back`].
+pub fn settle(root: &Root, address: Address) -> Result<(), Error> {
+    match pci::driver(root, address)? {
+        None => pci::probe_drivers(root, address),
+        Some(_) => Ok(()),
+    }
+}
+
+/// The balloons that an agent may have left somewhere on the way: those that the UIO driver has, or
+/// is to have, and those without a driver; or just the one at `wanted`. None is no error.
+///
+/// # Errors
+/// [`Error`].
+pub fn left_behind(root: &Root, wanted: Option<Address>) -> Result<Vec<Address>, Error> {
+    let mut found = Vec::new();
+    for function in pci::list(root)?.into_iter().filter(is_balloon) {
+        let is_meant = wanted.is_none_or(|wanted| wanted == function.address);
+        let is_ours = function.driver.as_deref().is_none_or(|driver| driver == UIO)
+            || pci::driver_override(root, function.address)?.as_deref() == Some(UIO);
+        if is_meant && is_ours {
+            found.push(function.address);
+        }
+    }
+    Ok(found)
 }
 
 /// How the kernel is locked down, if it is: the word in brackets, unless that is `none`.
-fn lockdown(root: &Root) -> Result<Option<String>, Error> {
+pub(crate) fn lockdown(root: &Root) -> Result<Option<String>, Error> {
     let text = match root.read("sys/kernel/security/lockdown") {
         Ok(text) => text,
         Err(error) if error.is_missing() => return Ok(None),
@@ -257,6 +308,122 @@ mod tests {
         assert_eq!(fake.writes(), []);
         fake.put("sys/kernel/security/lockdown", "[none] integrity confidentiality\n");
         assert_eq!(lockdown(&fake.root()).unwrap(), None);
+    }
+
+    /// Where an agent that was killed, or somebody else, may have left the function.
+    #[derive(Clone, Copy, Debug)]
+    struct Left {
+        driver: Option<&'static str>,
+        overridden: bool,
+        module: Module,
+    }
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Module {
+        Loaded,
+        Loadable,
+        Missing,
+    }
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Call {
+        Take,
+        GiveBack,
+    }
+
+    impl Left {
+        fn guest(self) -> (FakeRoot, Address) {
+            let (fake, balloon) = guest();
+            let root = fake.root();
+            if self.module == Module::Loaded || self.driver == Some(UIO) {
+                fake.add_pci_driver(UIO);
+            }
+            if self.driver != Some("virtio-pci") {
+                pci::unbind(&root, balloon).unwrap();
+            }
+            if self.overridden || self.driver == Some(UIO) {
+                pci::set_driver_override(&root, balloon, Some(UIO)).unwrap();
+            }
+            if self.driver == Some(UIO) {
+                pci::probe_drivers(&root, balloon).unwrap();
+            }
+            if !self.overridden {
+                pci::set_driver_override(&root, balloon, None).unwrap();
+            }
+            (fake, balloon)
+        }
+    }
+
+    /// A root whose nth write from now on kills the writer, before or after it is carried out.
+    #[derive(Debug)]
+    struct Deadly {
+        root: Root,
+        left: std::sync::atomic::AtomicUsize,
+        comes_through: bool,
+    }
+
+    impl memtide_sysfs::Writer for Deadly {
+        fn write(&self, path: &Path, text: &str) -> io::Result<()> {
+            let is_last = self.left.fetch_sub(1, std::sync::atomic::Ordering::SeqCst) == 0;
+            if is_last && !self.comes_through {
+                std::panic::resume_unwind(Box::new("killed"));
+            }
+            let done = self.root.write(path, text);
+            if is_last {
+                std::panic::resume_unwind(Box::new("killed"));
+            }
+            done.map_err(io::Error::other)
+        }
+    }
+
+    fn call(fake: &FakeRoot, root: &Root, balloon: Address, module: Module, call: Call) -> bool {
+        let load = |name: &str| match module {
+            Module::Missing => Err(io::Error::other("not found")),
+            Module::Loaded | Module::Loadable => {
+                fake.add_pci_driver(name);
+                // A driver that is loaded is offered what has none, and takes what is kept for it.
+                let root = fake.root();
+                if pci::driver_override(&root, balloon).unwrap().as_deref() == Some(name) {
+                    settle(&root, balloon).unwrap();
+                }
+                Ok(())
+            }
+        };
+        match call {
+            Call::Take => take(root, balloon, &load).is_ok(),
+            Call::GiveBack => give_back(root, balloon).is_ok(),
+        }
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(100))]
+        #[test]
+        fn wherever_an_agent_was_killed_the_next_call_ends_right(
+            driver_left in proptest::sample::select(vec![None, Some("virtio-pci"), Some(UIO)]),
+            overridden: bool,
+            module in proptest::sample::select(vec![Module::Loaded, Module::Loadable, Module::Missing]),
+            kills in proptest::collection::vec((proptest::sample::select(vec![Call::Take, Call::GiveBack]), 0_usize..6, proptest::bool::ANY), 0..4),
+            last in proptest::sample::select(vec![Call::Take, Call::GiveBack]),
+        ) {
+            let (fake, balloon) = Left { driver: driver_left, overridden, module }.guest();
+            for (what, left, comes_through) in kills {
+                let deadly = Deadly { root: fake.root(), left: left.into(), comes_through };
+                let root = Root::with_writer(fake.path(), std::sync::Arc::new(deadly));
+                let killed = std::panic::AssertUnwindSafe(|| call(&fake, &root, balloon, module, what));
+                let _ = std::panic::catch_unwind(killed);
+            }
+            let can_have = module != Module::Missing || fake.root().exists(format!("sys/bus/pci/drivers/{UIO}"));
+            let done = call(&fake, &fake.root(), balloon, module, last);
+            let found = driver(&fake, balloon);
+            let expected = if last == Call::Take && can_have { UIO } else { "virtio-pci" };
+            proptest::prop_assert_eq!(found.as_deref(), Some(expected));
+            proptest::prop_assert_eq!(done, last == Call::GiveBack || can_have);
+            if expected != UIO {
+                let left = pci::driver_override(&fake.root(), balloon).unwrap();
+                proptest::prop_assert_eq!(left, None);
+                proptest::prop_assert_eq!(left_behind(&fake.root(), None).unwrap(), vec![]);
+            }
+        }
     }
 
     #[test]

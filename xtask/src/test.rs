@@ -7,8 +7,8 @@ use std::time::Instant;
 use clap::{Args, ValueEnum};
 use memtide_lab::Kernel;
 use memtide_scenarios::checks::Checks;
-use memtide_scenarios::end_to_end;
 use memtide_scenarios::torture::Torture;
+use memtide_scenarios::{end_to_end, lockdown, plain_balloon};
 
 use crate::lab::{self, Result};
 use crate::programs;
@@ -24,6 +24,9 @@ pub(crate) struct Test {
     /// End-to-end tests on this kernel alone: 6.1, 6.12 or 7.3.
     #[arg(long, value_name = "VERSION")]
     kernel: Option<Kernel>,
+    /// End-to-end tests whose names start so alone, such as plain-balloon.
+    #[arg(long, value_name = "NAME")]
+    scenario: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -48,7 +51,7 @@ pub(crate) fn run(arguments: &Test) -> Result<()> {
         tally.join(units()?);
     }
     if wanted(Part::E2e) {
-        tally.join(guests(arguments.kernel)?);
+        tally.join(guests(arguments.kernel, arguments.scenario.as_deref())?);
     }
     println!("took {:.1} minutes", start.elapsed().as_secs_f64() / 60.0);
     println!("{} passed, {} failed", tally.passed, tally.failed);
@@ -59,7 +62,7 @@ pub(crate) fn run(arguments: &Test) -> Result<()> {
 }
 
 /// End-to-end tests on real guests, with every log under artifacts/.
-fn guests(only: Option<Kernel>) -> Result<Tally> {
+fn guests(only: Option<Kernel>, named: Option<&str>) -> Result<Tally> {
     let kernels: Vec<Kernel> =
         Kernel::ALL.into_iter().filter(|kernel| only.is_none_or(|only| only == *kernel)).collect();
     let lab = lab::set_up(&kernels)?;
@@ -67,6 +70,9 @@ fn guests(only: Option<Kernel>) -> Result<Tally> {
     memtide_scenarios::interrupt::listen();
     let mut tally = Tally::default();
     let mut count = |name: String, scenario: &dyn Fn(PathBuf) -> Checks| {
+        if named.is_some_and(|named| !name.starts_with(named)) {
+            return Ok(());
+        }
         let start = Instant::now();
         let logs = PathBuf::from("artifacts").join(&name);
         let made = crate::demo::fresh_dir(&logs);
@@ -86,6 +92,14 @@ fn guests(only: Option<Kernel>) -> Result<Tally> {
         })?;
         count(format!("agent-{kernel}"), &|logs| {
             end_to_end::agent(&lab, &programs, kernel, &logs)
+        })?;
+        count(format!("plain-balloon-{kernel}"), &|logs| {
+            plain_balloon::play(&lab, &programs, kernel, &logs)
+        })?;
+    }
+    if kernels.contains(&NEWEST) {
+        count(format!("lockdown-{NEWEST}"), &|logs| {
+            lockdown::play(&lab, &programs, NEWEST, &logs)
         })?;
     }
     for (what, times) in SHORT_TORTURES.into_iter().filter(|_| kernels.contains(&NEWEST)) {

@@ -130,6 +130,15 @@ pub fn set_driver_override(root: &Root, address: Address, driver: Option<&str>) 
     root.write(format!("{DEVICES}/{address}/driver_override"), driver.unwrap_or("\n"))
 }
 
+/// The driver that alone may bind to the function, where somebody has said so.
+///
+/// # Errors
+/// [`Error::Missing`], [`Error::Io`].
+pub fn driver_override(root: &Root, address: Address) -> Result<Option<String>> {
+    let text = root.read(format!("{DEVICES}/{address}/driver_override"))?;
+    Ok(Some(text.trim()).filter(|name| !matches!(*name, "" | "(null)")).map(str::to_owned))
+}
+
 /// Takes the function away from its driver, and waits for the driver to let go: virtio_balloon
 /// deflates everything first (0.4 s were seen for 512 MiB).
 ///
@@ -205,12 +214,14 @@ mod tests {
         set_driver_override(&root, balloon, Some("uio_pci_generic")).unwrap();
         probe_drivers(&root, balloon).unwrap();
         assert_eq!(driver(&root, balloon).unwrap().as_deref(), Some("uio_pci_generic"));
+        assert_eq!(driver_override(&root, balloon).unwrap().as_deref(), Some("uio_pci_generic"));
         assert_eq!(uio_path(&root, balloon).unwrap(), Some(root.path("dev/uio0")));
         unbind(&root, balloon).unwrap();
         set_driver_override(&root, balloon, None).unwrap();
         probe_drivers(&root, balloon).unwrap();
         assert_eq!(driver(&root, balloon).unwrap().as_deref(), Some("virtio-pci"));
         assert_eq!(uio_path(&root, balloon).unwrap(), None);
+        assert_eq!(driver_override(&root, balloon).unwrap(), None);
     }
 
     #[test]

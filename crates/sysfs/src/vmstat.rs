@@ -28,6 +28,14 @@ impl Vmstat {
         self.0.get(name).copied()
     }
 
+    /// The sum of all counters whose names begin with `prefix`, such as `allocstall_`, which each zone
+    /// has one of; `None` where there is no such counter.
+    pub fn sum(&self, prefix: &str) -> Option<u64> {
+        let of_it =
+            self.0.range(prefix.to_owned()..).take_while(|(name, _)| name.starts_with(prefix));
+        of_it.map(|(_, value)| *value).reduce(u64::saturating_add)
+    }
+
     /// Processes that the OOM killer killed since boot.
     pub fn oom_kills(&self) -> u64 {
         self.get("oom_kill").unwrap_or(0)
@@ -84,6 +92,7 @@ mod tests {
         assert_eq!(vmstat.refaults(), 7);
         assert_eq!(vmstat.migrations_failed(), 379);
         assert_eq!(vmstat.get("pgscan_khugepaged"), None);
+        assert_eq!((vmstat.sum("workingset_refault_"), vmstat.sum("x")), (Some(7), None));
     }
 
     #[test]

@@ -32,6 +32,11 @@ impl Pfn {
     /// Bytes that one balloon PFN stands for.
     pub const SIZE: ByteSize = ByteSize::from_bytes(1 << 12);
 
+    /// The frame that holds `gpa`, or `None` from 16 TiB on.
+    pub fn of(gpa: Gpa) -> Option<Self> {
+        u32::try_from(gpa.0 >> 12).ok().map(Self)
+    }
+
     /// Where the frame starts.
     pub fn gpa(self) -> Gpa {
         Gpa(u64::from(self.0) << 12)
@@ -156,6 +161,13 @@ impl fmt::Display for GpaRange {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn frames_end_at_sixteen_tebibytes() {
+        assert_eq!(Pfn::of(Gpa(0x1234_5678)), Some(Pfn(0x1_2345)));
+        assert_eq!(Pfn::of(Gpa((16 << 40) - 1)), Some(Pfn(u32::MAX)));
+        assert_eq!(Pfn::of(Gpa(16 << 40)), None);
+    }
     use proptest::prelude::*;
 
     fn range(start: u64, len: u64) -> GpaRange {

@@ -59,6 +59,16 @@ pub fn decode(bytes: &[u8]) -> Vec<Stat> {
     bytes.chunks_exact(STAT_LEN).take(STATS_MAX).filter_map(stat).collect()
 }
 
+/// The bytes of these statistics, as a driver sends them.
+pub fn encode(stats: &[Stat]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(stats.len() * STAT_LEN);
+    for stat in stats {
+        bytes.extend(stat.tag.to_le_bytes());
+        bytes.extend(stat.value.to_le_bytes());
+    }
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,6 +102,12 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_a_driver_sends_is_what_a_device_reads(stats in prop::collection::vec(any::<(u16, u64)>(), 0..STATS_MAX)) {
+            let stats: Vec<Stat> = stats.into_iter().map(|(tag, value)| Stat { tag, value }).collect();
+            prop_assert_eq!(decode(&encode(&stats)), stats);
+        }
+
         #[test]
         fn any_buffer_is_bounded(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
             prop_assert!(decode(&bytes).len() <= STATS_MAX);

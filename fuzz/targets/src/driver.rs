@@ -29,6 +29,7 @@ const MEMORY_MAX: usize = 1 << 20;
 const STEPS_MAX: usize = 96;
 
 const QUEUES: u16 = 6;
+const INFLATE_QUEUE: u16 = 0;
 const BLOCK_QUEUE: u16 = 5;
 /// Pages of the area lie here, in falling order: nothing is contiguous.
 const TOP: u64 = 0x20_0000;
@@ -90,7 +91,7 @@ fn capabilities(data: &[u8]) {
     let noise = data.iter().rev().copied().collect();
     let registers: Rc<dyn Registers> = Rc::new(Noise { size: 0x4000, noise: RefCell::new(noise) });
     let Ok(transport) = Transport::open(&layout, |_| Ok(Rc::clone(&registers))) else { return };
-    _ = transport.negotiate();
+    _ = transport.negotiate(u64::MAX);
     _ = transport.is_broken();
     for index in [0, BLOCK_QUEUE, u16::MAX] {
         let addresses = QueueAddresses { desc: 0x1000, avail: 0x1800, used: 0x1a00 };
@@ -132,6 +133,17 @@ enum Step<'a> {
         by: i8,
     },
     /// It writes where it likes among what it was given.
+    /// It gives arrays or statistics back, as a plain balloon does.
+    GiveBack {
+        queue: u8,
+        chains: u8,
+    },
+    /// It gives back what was not there, or not so.
+    GiveBackOther {
+        queue: u8,
+        id: u8,
+        by: i8,
+    },
     Scribble {
         page: u8,
         offset: u16,
@@ -171,6 +183,8 @@ struct Queue {
     size: u16,
     parts: [u64; 3],
     enabled: bool,
+    /// Chains that were given back since it was enabled.
+    seen: u16,
 }
 
 struct State {
@@ -185,10 +199,8 @@ struct State {
     status: u8,
     select: u32,
     queue_select: u16,
-    block: Queue,
+    up: [Queue; QUEUES as usize],
     memory: Pages,
-    /// Requests that were answered since the queue was enabled.
-    seen: u16,
     scribbled: bool,
 }
 
@@ -278,6 +290,8 @@ fn drive(link: &mut Link, device: &Device, step: Step<'_>, now: Instant) {
         Step::Check => _ = link.check(now),
         Step::Answer { verdict, reason } => device.answer(verdict, reason),
         Step::AnswerBytes { bytes, id, len, by } => device.answer_bytes(bytes, id, len, by),
+        Step::GiveBack { queue, chains } => device.give_back(queue, chains),
+        Step::GiveBackOther { queue, id, by } => device.give_back_other(queue, id, by),
         Step::Scribble { page, offset, bytes } => device.scribble(page, offset, bytes),
         Step::Config { offset, bytes } => device.configure(offset, bytes),
         Step::Lie(lie) => device.lie(&lie),
@@ -313,22 +327,22 @@ impl Device {
             status: 1,
             select: 0,
             queue_select: 0,
-            block: Queue::default(),
+            up: Default::default(),
             memory,
-            seen: 0,
             scribbled: false,
         })))
     }
 
-    /// The request that waits, and where its response goes; the driver's descriptors are checked.
-    fn request(&self) -> Option<(Vec<u8>, u64)> {
+    /// The chain that waits in a queue, of an honest device, and where its writable part lies; the
+    /// driver's descriptors are checked.
+    fn chain(&self, index: u16) -> Option<(Vec<u8>, Option<u64>)> {
         let state = self.0.borrow();
-        let (memory, queue) = (&state.memory, &state.block);
+        let (memory, queue) = (&state.memory, &state.up[usize::from(index)]);
         let is_running = queue.enabled && state.status & 4 != 0 && !state.scribbled;
-        if !is_running || memory.load_u16(find(queue.parts[1] + 2)) == state.seen {
+        if !is_running || memory.load_u16(find(queue.parts[1] + 2)) == queue.seen {
             return None;
         }
-        let slot = u64::from(state.seen % queue.size);
+        let slot = u64::from(queue.seen % queue.size);
         let mut next = memory.load_u16(find(queue.parts[1] + 4 + 2 * slot));
         let mut bytes = Vec::new();
         loop {
@@ -337,12 +351,20 @@ impl Device {
             let flags = memory.load_u16(at + 12);
             assert!(find(gpa) % PAGE + len <= PAGE, "a buffer leaves its page");
             if flags & 2 != 0 {
-                return Some((bytes, gpa));
+                return Some((bytes, Some(gpa)));
             }
             bytes.extend(memory.read(find(gpa), len));
-            assert!(flags & 1 != 0, "no room for a response");
+            if flags & 1 == 0 {
+                return Some((bytes, None));
+            }
             next = memory.load_u16(at + 14);
         }
+    }
+
+    /// The request that waits, and where its response goes.
+    fn request(&self) -> Option<(Vec<u8>, u64)> {
+        let (bytes, at) = self.chain(BLOCK_QUEUE)?;
+        Some((bytes, at.expect("a request without room for a response")))
     }
 
     fn waiting(&self) -> Option<Request> {
@@ -352,6 +374,43 @@ impl Device {
 
     fn may_drop(&self) -> bool {
         matches!(self.waiting(), Some(Request::Steal(_) | Request::Hello(_)))
+            || self.chain(INFLATE_QUEUE).is_some()
+    }
+
+    /// Gives chains of a standard queue back, in order.
+    fn give_back(&self, queue: u8, chains: u8) {
+        let index = u16::from(queue) % BLOCK_QUEUE;
+        for _ in 0..chains {
+            // A block queue may be anywhere: where it lies is the device's to say.
+            let Some((bytes, None)) = self.chain(index) else { return };
+            assert!(bytes.len() <= 1024, "no driver sends so long an array");
+            let head = {
+                let state = self.0.borrow();
+                let queue = &state.up[usize::from(index)];
+                let slot = u64::from(queue.seen % queue.size);
+                state.memory.load_u16(find(queue.parts[1] + 4 + 2 * slot))
+            };
+            self.use_chain(index, (head.into(), 0), 1);
+        }
+    }
+
+    /// Writes any used entry into a standard queue, and moves its index by so much.
+    fn give_back_other(&self, queue: u8, id: u8, by: i8) {
+        let index = u16::from(queue) % BLOCK_QUEUE;
+        if self.chain(index).is_some() {
+            self.use_chain(index, (id.into(), 0), by);
+            self.0.borrow_mut().scribbled = true;
+        }
+    }
+
+    fn use_chain(&self, index: u16, (id, len): (u32, u32), by: i8) {
+        let state = &mut *self.0.borrow_mut();
+        let (memory, queue) = (&state.memory, &mut state.up[usize::from(index)]);
+        let entry = queue.parts[2] + 4 + 8 * u64::from(queue.seen % queue.size);
+        memory.store_u32(find(entry), id);
+        memory.store_u32(find(entry + 4), len);
+        queue.seen = queue.seen.wrapping_add_signed(by.into());
+        memory.store_u16(find(queue.parts[2] + 2), queue.seen);
     }
 
     fn answer(&self, verdict: u8, reason: u8) {
@@ -378,14 +437,8 @@ impl Device {
 
     /// Writes a response and a used entry, and moves the used index by so much.
     fn complete(&self, at: u64, bytes: &[u8], (id, len): (u8, u32), by: i8) {
-        let state = &mut *self.0.borrow_mut();
-        let (memory, used) = (&state.memory, state.block.parts[2]);
-        memory.write(find(at), bytes);
-        let entry = used + 4 + 8 * u64::from(state.seen % state.block.size);
-        memory.store_u32(find(entry), id.into());
-        memory.store_u32(find(entry + 4), len);
-        state.seen = state.seen.wrapping_add_signed(by.into());
-        memory.store_u16(find(used + 2), state.seen);
+        self.0.borrow().memory.write(find(at), bytes);
+        self.use_chain(BLOCK_QUEUE, (id.into(), len), by);
     }
 
     fn scribble(&self, page: u8, offset: u16, bytes: &[u8]) {
@@ -423,10 +476,10 @@ impl Device {
                 let (memory, config) = (state.memory.clone(), state.config);
                 let fresh = Self::new(memory);
                 let fresh = Rc::into_inner(fresh.0).expect("nobody else has it").into_inner();
-                let kept = (state.status, state.seen, state.scribbled);
-                let block = std::mem::take(&mut state.block);
-                *state = State { config, block, ..fresh };
-                (state.status, state.seen, state.scribbled) = kept;
+                let kept = (state.status, state.scribbled);
+                let up = std::mem::take(&mut state.up);
+                *state = State { config, up, ..fresh };
+                (state.status, state.scribbled) = kept;
             }
         }
     }
@@ -440,8 +493,14 @@ impl State {
     }
 
     fn reset(&mut self) {
-        (self.block, self.seen, self.scribbled) = (Queue::default(), 0, false);
+        (self.up, self.scribbled) = (Default::default(), false);
         self.status = 0;
+    }
+
+    /// The queue that is selected; one that is not there is as good as the last.
+    fn selected(&mut self) -> &mut Queue {
+        let index = usize::from(self.queue_select).min(self.up.len() - 1);
+        &mut self.up[index]
     }
 }
 
@@ -504,11 +563,11 @@ impl Registers for Device {
         let state = &mut *self.0.borrow_mut();
         match at {
             22 => state.queue_select = value,
-            24 => state.block.size = value,
+            24 => state.selected().size = value,
             28 => {
-                assert!(state.block.size.is_power_of_two(), "a queue of {}", state.block.size);
-                state.block.enabled = value != 0;
-                state.seen = 0;
+                let queue = state.selected();
+                assert!(queue.size.is_power_of_two(), "a queue of {}", queue.size);
+                (queue.enabled, queue.seen) = (value != 0, 0);
             }
             _ => {}
         }
@@ -523,9 +582,11 @@ impl Registers for Device {
         };
         match at {
             0 => state.select = value,
-            32 | 36 => state.block.parts[0] = half(state.block.parts[0], at == 36),
-            40 | 44 => state.block.parts[1] = half(state.block.parts[1], at == 44),
-            48 | 52 => state.block.parts[2] = half(state.block.parts[2], at == 52),
+            32 | 36 | 40 | 44 | 48 | 52 => {
+                let part = &mut state.selected().parts[(at - 32) / 8];
+                *part = half(*part, at % 8 == 4);
+            }
+            0x2000..0x3000 => _ = state.config.write(at - 0x2000, &value.to_le_bytes()),
             _ => {}
         }
     }

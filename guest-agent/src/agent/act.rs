@@ -66,6 +66,16 @@ impl Agent {
         }
     }
 
+    /// Takes everything back without a grant; false where that is not safe.
+    pub(crate) fn take_all(&mut self) -> bool {
+        let blocks = self.parts.blocks.offline_by_us();
+        if !self.parts.link.settle() {
+            return false;
+        }
+        self.take_unasked(&blocks);
+        true
+    }
+
     /// Nobody decides, and the guest's life comes first. Still nothing is touched while the device
     /// might be working on an earlier request that names these blocks.
     fn take_unasked(&mut self, blocks: &[BlockId]) {

@@ -19,6 +19,10 @@ impl Agent {
     pub(super) fn on_link(&mut self, now: Instant, event: LinkEvent) {
         match event {
             LinkEvent::Answered(request, response) => self.on_answer(now, request, response),
+            LinkEvent::StatisticsWanted => {
+                let stats = self.parts.senses.statistics();
+                self.parts.link.send_statistics(&stats);
+            }
             LinkEvent::Silent => {
                 tracing::warn!("the device does not answer: nothing is stolen until it does");
                 self.counters.device_losses += 1;

@@ -32,7 +32,7 @@ use crate::hands::Hands;
 use crate::link::Link;
 use crate::overcommit::Overcommit;
 use crate::returns::Returns;
-use crate::runtime::RuntimeDir;
+use crate::runtime::{RuntimeDir, Seen};
 use crate::senses::{Reading, Senses};
 use crate::status::{Counters, Lack};
 
@@ -60,8 +60,8 @@ pub struct Parts {
     pub root: Root,
     /// What must outlive the agent.
     pub runtime: RuntimeDir,
-    /// Blocks that are not the agent's.
-    pub foreign: BTreeSet<BlockId>,
+    /// What is remembered of blocks.
+    pub seen: Seen,
     /// All blocks.
     pub blocks: Blocks,
     /// Changes blocks.
@@ -240,11 +240,10 @@ impl Agent {
                 }
             }
         }
-        let foreign: BTreeSet<BlockId> =
-            self.parts.blocks.with(Hold::Foreign).into_iter().collect();
-        if foreign != self.parts.foreign {
-            self.parts.runtime.set_foreign(&foreign)?;
-            self.parts.foreign = foreign;
+        let seen = self.parts.blocks.seen();
+        if seen != self.parts.seen {
+            self.parts.runtime.set_seen(&seen)?;
+            self.parts.seen = seen;
         }
         Ok(())
     }
@@ -274,9 +273,16 @@ impl Agent {
         self.counters.hellos > 0
     }
 
+    /// Whether nothing of what is offline is the agent's doing any more.
+    pub fn has_nothing_stolen(&self) -> bool {
+        let blocks = &self.parts.blocks;
+        blocks.offline_by_us().is_empty() && blocks.with(Hold::Returning).is_empty()
+    }
+
     /// Ends what is under way. What is stolen stays stolen.
     pub fn begin_farewell(&mut self) {
         self.parts.hands.abort();
+        self.parts.link.forget_backlog();
         self.is_leaving = true;
     }
 
@@ -291,6 +297,25 @@ impl Agent {
             return false;
         }
         settled
+    }
+
+    /// Puts blocks online that the stock driver of a plain balloon is about to take out of the rest:
+    /// it knows nothing of stolen blocks and inflates the host's whole target anew, which on top of
+    /// what is stolen could leave the guest with nothing. The device must have been stopped, which
+    /// has emptied the balloon as far as the standard is concerned.
+    pub fn make_room_for_stock_driver(&mut self) {
+        let blocks = &self.parts.blocks;
+        let (size, target) = (blocks.size(), self.parts.link.config().balloon);
+        let count = usize::try_from(target.bytes().div_ceil(size.size().bytes()));
+        let stolen = blocks.offline_by_us();
+        for block in stolen.into_iter().take(count.unwrap_or(usize::MAX)) {
+            let put =
+                memtide_sysfs::memory::write_state(&self.parts.root, block, self.parts.how_online);
+            match put {
+                Ok(()) => self.parts.blocks.set(&self.parts.root, block, Hold::Online),
+                Err(error) => tracing::warn!("{block} stays offline: {error}"),
+            }
+        }
     }
 
     /// Puts vm.overcommit_memory back, unless blocks stay stolen.

@@ -1,6 +1,6 @@
 //! A whole agent against a fake kernel and a fake device, under a clock of the test's own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use memtide_policy::guest::{Controller, KernelZone, Limits, LimitsWish, Mode, ScaleBy, Settings};
@@ -21,7 +21,8 @@ use crate::link::Link;
 use crate::run::RunError;
 use crate::runtime::RuntimeDir;
 use crate::senses::Senses;
-use crate::virtio::fake::{FakeDevice, answer};
+use crate::virtio::balloon_queues::Way;
+use crate::virtio::fake::{FakeDevice, Given, answer};
 use crate::worker::Worker;
 
 const SIZE: BlockSize = BlockSize::X86_SMALL;
@@ -42,6 +43,9 @@ struct World {
     answers: bool,
     /// Steals are read and not answered.
     loses_steals: bool,
+    /// Pages of each block that are in a plain balloon.
+    pages: BTreeMap<u64, usize>,
+    statistics: u32,
 }
 
 impl World {
@@ -50,6 +54,15 @@ impl World {
     }
 
     fn with_used(used_mib: u64) -> Self {
+        Self::on(FakeDevice::new(), used_mib)
+    }
+
+    /// On a balloon as QEMU makes it.
+    fn plain() -> Self {
+        Self::on(FakeDevice::plain(), 100)
+    }
+
+    fn on(device: FakeDevice, used_mib: u64) -> Self {
         crate::alarm::install_handler().unwrap();
         let fake = FakeRoot::new();
         let kind = |n| match n {
@@ -61,7 +74,7 @@ impl World {
         fake.put_page_flags(0, &[1 << 10; 8 * PAGES]);
         fake.set_psi(Psi::default());
         fake.set_meminfo(meminfo(1024, used_mib));
-        let (device, runtime) = (FakeDevice::new(), tempfile::tempdir().unwrap());
+        let runtime = tempfile::tempdir().unwrap();
         let agent = agent(&fake, &device, &runtime, 0);
         let (heard, ok) = (vec![], Verdict::Ok);
         Self {
@@ -75,6 +88,8 @@ impl World {
             steals: ok,
             answers: true,
             loses_steals: false,
+            pages: BTreeMap::new(),
+            statistics: 0,
         }
     }
 
@@ -131,6 +146,15 @@ impl World {
 
     fn host(&mut self) {
         while self.answers {
+            let given = self.device.take_pages(1);
+            if !given.is_empty() {
+                self.in_balloon(&given);
+                self.turn(Woken::default());
+                continue;
+            }
+            if self.device.take_statistics().is_some() {
+                self.statistics += 1;
+            }
             if self.loses_steals && matches!(self.device.waiting(), Some(Request::Steal(_))) {
                 return;
             }
@@ -146,6 +170,23 @@ impl World {
             }
             self.turn(Woken::default());
         }
+    }
+
+    /// Pages go into a plain balloon and come out; what is online is never in it.
+    fn in_balloon(&mut self, given: &[Given]) {
+        for Given { way, frames } in given {
+            let block = u64::from(frames[0].0) / PAGES as u64;
+            match way {
+                Way::Inflate => *self.pages.entry(block).or_default() += frames.len(),
+                Way::Deflate => *self.pages.entry(block).or_default() -= frames.len(),
+            }
+            assert_eq!(self.state(block).0, State::Offline, "{way:?} of block {block}");
+        }
+    }
+
+    /// Blocks that are in a plain balloon, whole.
+    fn inflated(&self) -> BTreeSet<u64> {
+        self.pages.iter().filter(|(_, pages)| **pages == PAGES).map(|(block, _)| *block).collect()
     }
 
     fn grow_to(&self, used_mib: u64) {
@@ -192,8 +233,8 @@ impl World {
 fn agent(fake: &FakeRoot, device: &FakeDevice, runtime: &TempDir, now: u64) -> Agent {
     let root = fake.root();
     let runtime = RuntimeDir::open(runtime.path()).unwrap();
-    let foreign = runtime.foreign(&root).unwrap();
-    let blocks = Blocks::read(&root, &foreign).unwrap();
+    let seen = runtime.seen(&root).unwrap();
+    let blocks = Blocks::read(&root, &seen.foreign).unwrap();
     let wish = LimitsWish { min: Some(ByteSize::from_mib(384)), ..LimitsWish::default() };
     let controller = Controller::new(Settings {
         block: SIZE,
@@ -210,7 +251,7 @@ fn agent(fake: &FakeRoot, device: &FakeDevice, runtime: &TempDir, now: u64) -> A
         senses: Senses::open(&root).0,
         root,
         runtime,
-        foreign,
+        seen,
         blocks,
         link,
         controller,
@@ -279,7 +320,7 @@ fn a_restarted_agent_tells_what_it_finds_and_leaves_what_was_never_its_own() {
     let mut world = World::new();
     write_state(&world.fake.root(), BlockId(7), StateRequest::Offline).unwrap();
     world.restart();
-    assert_eq!(world.agent.parts.foreign, BTreeSet::new(), "the first agent saw it online");
+    assert_eq!(world.agent.parts.seen.foreign, BTreeSet::new(), "the first agent saw it online");
     world.run(20_000);
     let offline = world.offline();
     world.restart();
@@ -419,11 +460,11 @@ fn somebody_elses_hand_is_noticed_and_told() {
     write_state(&root, BlockId(2), StateRequest::Offline).unwrap();
     world.grow_to(150);
     world.run(5_100);
-    assert_eq!(world.agent.parts.foreign, BTreeSet::from([BlockId(2)]));
+    assert_eq!(world.agent.parts.seen.foreign, BTreeSet::from([BlockId(2)]));
     let believed = world.believed();
     assert!(!believed.contains(&2), "it is not ours to give");
     world.restart();
-    assert_eq!(world.agent.parts.foreign, BTreeSet::from([BlockId(2)]));
+    assert_eq!(world.agent.parts.seen.foreign, BTreeSet::from([BlockId(2)]));
 }
 
 #[test]
@@ -461,6 +502,101 @@ fn a_report_that_waits_is_not_sent_after_its_block_was_taken_back() {
         _ => false,
     };
     assert!(!world.heard.iter().any(names_it), "the host would drop it in use");
+}
+
+#[test]
+fn a_plain_balloon_is_told_of_each_block_and_hears_before_one_is_used_again() {
+    let mut world = World::plain();
+    world.run(20_000);
+    assert_eq!(world.offline(), BTreeSet::from([3, 4, 5, 6, 7]));
+    assert_eq!(world.inflated(), world.offline());
+    assert_eq!(world.device.actual(), SIZE.size().times(5));
+    assert!(world.statistics > 0);
+    world.grow_to(350);
+    world.run(3_000);
+    assert!(world.online() > 3, "{}", world.agent.note());
+    assert_eq!(world.inflated(), world.offline());
+}
+
+#[test]
+fn the_target_of_a_plain_host_is_met_and_kept() {
+    let mut world = World::plain();
+    world.grow_to(660);
+    world.run(4_000);
+    assert_eq!(world.online(), 8, "nothing is to spare");
+    world.device.configure(|config| config.balloon.num_pages.set(256 * 200));
+    world.run(10_000);
+    assert_eq!(world.inflated(), BTreeSet::from([6, 7]), "{}", world.agent.note());
+    world.grow_to(750);
+    world.run(3_000);
+    assert_eq!(world.online(), 6, "the host wants them");
+    world.device.configure(|config| config.balloon.num_pages.set(0));
+    world.run(3_000);
+    assert!(world.online() > 6, "{}", world.agent.note());
+    assert_eq!(world.inflated(), world.offline());
+}
+
+#[test]
+fn a_restarted_agent_tells_a_plain_balloon_all_that_is_offline_once_more() {
+    let mut world = World::plain();
+    world.run(20_000);
+    let offline = world.offline();
+    world.pages.clear();
+    world.restart();
+    world.run(2_000);
+    assert_eq!((world.inflated(), world.offline()), (offline.clone(), offline));
+    assert_eq!(world.device.actual(), SIZE.size().times(5));
+}
+
+#[test]
+fn a_plain_balloon_is_said_goodbye_to_even_while_it_is_told_once_more() {
+    let mut world = World::plain();
+    world.run(20_000);
+    world.restart();
+    world.step(Woken::default());
+    world.agent.begin_farewell();
+    let is_over = (0..50).any(|_| {
+        let now = Instant::from_millis(world.now);
+        let is_over = world.agent.end_farewell(now);
+        world.host();
+        is_over
+    });
+    assert!(is_over);
+}
+
+#[test]
+fn the_stock_driver_of_a_plain_balloon_finds_what_it_is_about_to_take() {
+    let mut world = World::plain();
+    world.device.configure(|config| config.balloon.num_pages.set(256 * 200));
+    world.run(20_000);
+    assert_eq!(world.offline(), BTreeSet::from([3, 4, 5, 6, 7]));
+    world.agent.make_room_for_stock_driver();
+    assert_eq!(world.offline(), BTreeSet::from([5, 6, 7]), "it will inflate 200 MiB");
+}
+
+/// The pin moves the device's memory out of ZONE_MOVABLE, but on a guest without one it stays where it
+/// is, and where it is the kernel would try to empty the block for ever.
+#[test]
+fn the_block_of_the_devices_memory_is_never_stolen_whatever_is_plugged_in() {
+    let mut world = World::new();
+    world.agent.parts.blocks.keep([BlockId(6)]);
+    world.run(20_000);
+    assert_eq!(world.offline(), BTreeSet::from([2, 3, 4, 5, 7]));
+    world.fake.add_blocks(SIZE, [(8, FakeBlock::MOVABLE), (9, FakeBlock::MOVABLE)]);
+    world.fake.set_meminfo(meminfo(5 * 128, 100));
+    world.run(20_000);
+    let offline: BTreeSet<u64> =
+        (0..10).filter(|block| world.state(*block).0 == State::Offline).collect();
+    assert!(offline.contains(&9) && !offline.contains(&6), "{offline:?}");
+    // A restarted agent's memory lies elsewhere.
+    world.restart();
+    world.agent.parts.blocks.keep([BlockId(1)]);
+    world.agent.set_mode(Mode::Restore);
+    world.run(5_000);
+    world.agent.set_mode(Mode::Tune);
+    world.fake.set_meminfo(meminfo(10 * 128, 100));
+    world.run(60_000);
+    assert_eq!(world.state(6).0, State::Offline, "{}", world.agent.note());
 }
 
 #[test]

@@ -86,10 +86,7 @@ impl Area {
     pub fn prepare(path: &Path, pagemap: &Pagemap) -> Result<Self, DmaError> {
         let fail = |source| DmaError::File { path: path.into(), source };
         let file = open(path).map_err(fail)?;
-        let kind = rustix::fs::fstatfs(&file).map_err(|error| fail(error.into()))?.f_type;
-        if kind != TMPFS_MAGIC {
-            return Err(DmaError::NotTmpfs(path.into()));
-        }
+        Self::must_be_tmpfs(path)?;
         let pages = Pages::of_file(&file, PAGES).map_err(fail)?;
         // A write makes each page real; a hole of the file would be mapped to no page of its own.
         pages.clear();
@@ -99,6 +96,19 @@ impl Area {
         let area = Self { pages, places, _pin: Some(pin) };
         area.verify(pagemap)?;
         Ok(area)
+    }
+
+    /// Checks that a file or directory lies on a tmpfs.
+    ///
+    /// # Errors
+    /// [`DmaError::NotTmpfs`], [`DmaError::File`].
+    pub fn must_be_tmpfs(path: &Path) -> Result<(), DmaError> {
+        let fail =
+            |error: rustix::io::Errno| DmaError::File { path: path.into(), source: error.into() };
+        match rustix::fs::statfs(path).map_err(fail)?.f_type {
+            TMPFS_MAGIC => Ok(()),
+            _ => Err(DmaError::NotTmpfs(path.into())),
+        }
     }
 
     /// An area whose pages lie where somebody says: for fakes.

@@ -21,6 +21,14 @@ pub struct Pin {
 }
 
 impl Pin {
+    /// Whether memory can be pinned here: pins a page for a moment.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn probe() -> io::Result<()> {
+        Self::new(&Pages::anonymous(1)?).map(drop)
+    }
+
     /// Pins all of `pages`.
     ///
     /// # Errors

@@ -8,22 +8,34 @@
 //! `hdev->vhost_ops` failed), as Cloud Hypervisor does. So the configuration is read only when the
 //! device has just shown that it lives.
 //!
+//! It is the same link to any balloon. Below it a `Carrier` is either the block queue of a Memtide
+//! device or, on any other balloon, the standard queues (`plain`), where the host is told, and
+//! nobody is asked.
+//!
 //! What the agent may rely on:
 //!
 //! * After [`Link::settle`] the device carries out no steal and no hello that was sent before.
 //! * A hello names every block that is offline, so requests that were lost need not be repeated.
 
-use std::collections::VecDeque;
+mod carrier;
+mod kind;
+mod outbox;
+mod plain;
+
 use std::io;
 use std::time::Duration;
 
 use memtide_policy::guest::DeviceState;
 use memtide_units::{ByteSize, GpaRange, Instant, Pfn};
-use memtide_wire::block::{Hello, RANGES_MAX, RefuseReason, Request, Response, Verdict};
-use memtide_wire::config::{Extension, NoExtension};
+use memtide_wire::block::{Hello, RefuseReason, Request, Response, Verdict};
+use memtide_wire::stats::Stat;
 
+pub use self::kind::{Kind, Plainness};
+
+use self::carrier::{Carrier, Received};
+use self::outbox::Outbox;
 use crate::dma::Area;
-use crate::virtio::block_queue::{BlockQueue, QueueError, SendError};
+use crate::virtio::block_queue::{QueueError, SendError};
 use crate::virtio::transport::{Transport, TransportError};
 
 /// A device answers each request at once; punching a batch of large blocks may take a while.
@@ -33,13 +45,6 @@ const RESET_DEADLINE: Duration = Duration::from_secs(2);
 /// Pauses between two attempts to start the device: doubling from the first to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LAST: Duration = Duration::from_secs(8);
-/// Requests that wait, at most. Only telemetry comes without end, and it waits for nobody.
-const OUTBOX_MAX: usize = 64;
-
-/// One report names so many of the host's pages at most, or one range: dropping 256 MiB of 4 KiB
-/// pages takes the host 30 to 50 ms, in which the device answers nobody else. Pages of 2 MiB are
-/// dropped as quickly, each.
-const PAGES_AT_ONCE: u64 = 1 << 16;
 
 /// While reports wait to be sent, the configuration is looked at this often at most. Until then a new
 /// target or a wish for a new hello is not seen.
@@ -55,6 +60,8 @@ const HELLO_EPOCH: usize = 32;
 pub enum LinkEvent {
     /// A request was answered.
     Answered(Request, Response),
+    /// The host asks for statistics ([`Link::send_statistics`]).
+    StatisticsWanted,
     /// A request has not been answered for long. It still may be.
     Silent,
     /// The device was lost, and why. What had not been answered never will be.
@@ -74,13 +81,12 @@ enum Loss {
     Enable(#[from] io::Error),
     #[error("it refused the hello: {0}")]
     Hello(RefuseReason),
-    #[error(transparent)]
-    NoExtension(#[from] NoExtension),
 }
 
 #[derive(Debug)]
 struct InFlight {
     request: Request,
+    /// When it was sent, or went on for the last time.
     since: Instant,
     is_late: bool,
 }
@@ -102,7 +108,7 @@ enum State {
         pause: Duration,
     },
     Up {
-        queue: BlockQueue,
+        carrier: Carrier,
         in_flight: Option<InFlight>,
         is_greeted: bool,
     },
@@ -127,18 +133,18 @@ pub struct Link {
     transport: Transport,
     enable: Enable,
     state: State,
-    outbox: VecDeque<Request>,
+    outbox: Outbox,
     config: HostConfig,
     /// When the device was last seen well.
     well: Instant,
     /// The last reset was seen to end.
     is_stopped: bool,
     guaranteed: ByteSize,
-    /// Size of the host's pages under this guest.
-    reclaim_unit: ByteSize,
     /// The configuration may have changed since it was looked at, which was then.
     owes_look: bool,
     looked: Instant,
+    /// What one report names at most.
+    drops_at_once: ByteSize,
 }
 
 impl Link {
@@ -148,14 +154,14 @@ impl Link {
             transport,
             enable,
             state: State::Down { area: Some(area), retry: Some(now), pause: RETRY_FIRST },
-            outbox: VecDeque::new(),
+            outbox: Outbox::default(),
             config: HostConfig::default(),
             well: now,
             is_stopped: true,
             guaranteed: ByteSize::ZERO,
-            reclaim_unit: Pfn::SIZE,
             owes_look: false,
             looked: now,
+            drops_at_once: ByteSize::ZERO,
         }
     }
 
@@ -198,23 +204,26 @@ impl Link {
 
     /// Queues a request. Telemetry is dropped while anything else waits: there will be more.
     pub fn post(&mut self, request: Request) {
-        let is_telemetry = matches!(request, Request::Telemetry(_));
-        if is_telemetry && !self.outbox.is_empty() {
-            return;
+        if !(self.is_deaf() && matches!(request, Request::Telemetry(_))) {
+            self.outbox.post(request);
         }
-        if self.outbox.len() >= OUTBOX_MAX {
-            tracing::warn!("{OUTBOX_MAX} requests wait for the device: one is dropped");
-            return;
-        }
-        self.outbox.push_back(request);
     }
 
-    /// Queues a report of ranges that were taken offline, in one request with those that wait.
+    /// True where telemetry would be answered by nobody: the answer would be taken for a sign of life,
+    /// and the configuration be read of a device that may have died.
+    fn is_deaf(&self) -> bool {
+        let State::Up { carrier, .. } = &self.state else { return false };
+        matches!(carrier, Carrier::Plain(_, Plainness::OtherVersion))
+    }
+
+    /// Whether this is a plain balloon: the host is told, not asked, and knows of pages alone.
+    pub fn is_plain(&self) -> bool {
+        matches!(self.state, State::Up { carrier: Carrier::Plain(..), .. })
+    }
+
+    /// Queues a report of ranges that were taken offline, with those that wait.
     pub fn report_stolen(&mut self, ranges: Vec<GpaRange>) {
-        match self.outbox.back_mut() {
-            Some(Request::Steal(waiting)) => waiting.extend(ranges),
-            _ => self.post(Request::Steal(ranges)),
-        }
+        self.outbox.report(ranges);
     }
 
     /// Takes back the report of a range that has not been sent in any form; false where it has.
@@ -231,14 +240,7 @@ impl Link {
     /// Forgets a report that waits: the range is not offline any more, whatever a hello said. True
     /// where there was one.
     pub fn forget_report(&mut self, range: GpaRange) -> bool {
-        let waiting = self.outbox.iter_mut().find_map(|request| match request {
-            Request::Steal(ranges) if ranges.contains(&range) => Some(ranges),
-            _ => None,
-        });
-        let Some(ranges) = waiting else { return false };
-        ranges.retain(|waiting| *waiting != range);
-        self.outbox.retain(|request| *request != Request::Steal(Vec::new()));
-        true
+        self.outbox.forget_report(range)
     }
 
     /// The device has interrupted, or shown in another way that it lives: there may be something to
@@ -251,8 +253,7 @@ impl Link {
 
     fn look_if_due(&mut self, now: Instant) {
         let is_idle = matches!(self.state, State::Up { in_flight: None, is_greeted: true, .. });
-        let is_hurried = matches!(self.outbox.front(), Some(Request::Steal(_)))
-            && now.since(self.looked) < LOOKS_APART;
+        let is_hurried = self.outbox.is_at_a_report() && now.since(self.looked) < LOOKS_APART;
         if self.owes_look && is_idle && !is_hurried {
             self.owes_look = false;
             self.looked = now;
@@ -266,21 +267,30 @@ impl Link {
     fn look(&mut self) {
         let before = self.config;
         let field = |offset| self.transport.config_u32(offset).unwrap_or(0);
+        let balloon = || Pfn::SIZE.times(field(NUM_PAGES).into());
+        if self.is_plain() {
+            // All that such a host ever says is its target.
+            let balloon = balloon();
+            let moved = u32::from(balloon != before.balloon);
+            let generation = before.generation.wrapping_add(moved);
+            self.config = HostConfig { balloon, generation, hello_epoch: 0 };
+            return;
+        }
         // First: what changes while the rest is read moves it once more, and is seen the next time.
         let generation = field(GENERATION);
         if generation == before.generation && !self.needs_hello() {
             return;
         }
-        let balloon = Pfn::SIZE.times(field(NUM_PAGES).into());
-        self.config = HostConfig { balloon, generation, hello_epoch: field(HELLO_EPOCH) };
+        self.config =
+            HostConfig { balloon: balloon(), generation, hello_epoch: field(HELLO_EPOCH) };
         if self.config.hello_epoch != before.hello_epoch {
             self.greet_again();
         }
     }
 
-    /// Reads and clears the interrupt status. What it says proves nothing.
-    pub fn acknowledge_interrupt(&self) {
-        self.transport.acknowledge_interrupt();
+    /// Reads and clears the interrupt status: whether there was one. What it says proves nothing more.
+    pub fn acknowledge_interrupt(&self) -> bool {
+        self.transport.acknowledge_interrupt() != 0
     }
 
     /// Does whatever is due, up to the next event; call it until no event comes back. `hello` makes
@@ -312,17 +322,36 @@ impl Link {
             return Ok(());
         }
         self.look_if_due(now);
-        self.send_next(now, hello)
+        if let State::Up { carrier, .. } = &mut self.state
+            && carrier.wants_statistics()?
+        {
+            events.push(LinkEvent::StatisticsWanted);
+        }
+        self.send_next(now, hello)?;
+        // Some requests a plain balloon's carrier answers by itself.
+        events.extend(self.receive(now)?);
+        Ok(())
     }
 
     fn receive(&mut self, now: Instant) -> Result<Option<LinkEvent>, Loss> {
-        let State::Up { queue, in_flight, is_greeted } = &mut self.state else { return Ok(None) };
+        let State::Up { carrier, in_flight, is_greeted } = &mut self.state else {
+            return Ok(None);
+        };
+        let received = carrier.receive(&self.transport)?;
         let Some(mut flight) = in_flight.take() else { return Ok(None) };
-        let Some(response) = queue.receive()? else {
-            let is_news = !flight.is_late && now.since(flight.since) >= ANSWER_DEADLINE;
-            flight.is_late |= is_news;
-            *in_flight = Some(flight);
-            return Ok(is_news.then_some(LinkEvent::Silent));
+        let response = match received {
+            Received::Answer(response) => response,
+            Received::Progress => {
+                self.well = now;
+                *in_flight = Some(InFlight { since: now, is_late: false, ..flight });
+                return Ok(None);
+            }
+            Received::Nothing => {
+                let is_news = !flight.is_late && now.since(flight.since) >= ANSWER_DEADLINE;
+                flight.is_late |= is_news;
+                *in_flight = Some(flight);
+                return Ok(is_news.then_some(LinkEvent::Silent));
+            }
         };
         self.well = now;
         self.guaranteed = response.min;
@@ -330,7 +359,10 @@ impl Link {
             // Of another epoch: the configuration is looked at before the next one.
             (_, Verdict::Refused(RefuseReason::NoHello)) => *is_greeted = false,
             (Request::Hello(_), Verdict::Refused(reason)) => return Err(Loss::Hello(reason)),
-            (Request::Hello(_), _) => *is_greeted = true,
+            (Request::Hello(_), _) => {
+                *is_greeted = true;
+                self.outbox.set_backlog(carrier.untold());
+            }
             _ => {}
         }
         Ok(Some(LinkEvent::Answered(flight.request, response)))
@@ -344,35 +376,32 @@ impl Link {
             self.look();
         }
         let epoch = self.config.hello_epoch;
-        let next =
-            if self.needs_hello() { Some(Request::Hello(hello(epoch))) } else { self.take_next() };
-        let State::Up { queue, in_flight, .. } = &mut self.state else { return Ok(()) };
+        let next = if self.needs_hello() {
+            Some(Request::Hello(hello(epoch)))
+        } else {
+            self.outbox.next(self.drops_at_once)
+        };
+        let State::Up { carrier, in_flight, .. } = &mut self.state else { return Ok(()) };
         let Some(request) = next else { return Ok(()) };
-        match queue.send(&self.transport, &request) {
+        match carrier.send(&self.transport, &request, self.config.balloon) {
             Ok(()) => *in_flight = Some(InFlight { request, since: now, is_late: false }),
             Err(SendError::TooLong(len)) => tracing::error!("a request of {len} bytes is dropped"),
-            Err(SendError::Busy) => self.outbox.push_front(request),
+            Err(SendError::Busy) => self.outbox.put_back(request),
         }
         Ok(())
     }
 
-    /// What waits longest; of a report as much as the host drops in a moment. While it does that,
-    /// what has gone offline since joins the rest.
-    fn take_next(&mut self) -> Option<Request> {
-        let most = self.reclaim_unit.times(PAGES_AT_ONCE);
-        let Some(Request::Steal(waiting)) = self.outbox.front_mut() else {
-            return self.outbox.pop_front();
-        };
-        let mut named = ByteSize::ZERO;
-        let fits = |range: &&GpaRange| {
-            named += range.len();
-            named <= most
-        };
-        let count = waiting.iter().take_while(fits).count().clamp(1, RANGES_MAX);
-        if count >= waiting.len() {
-            return self.outbox.pop_front();
+    /// Hands statistics over after [`LinkEvent::StatisticsWanted`].
+    pub fn send_statistics(&mut self, stats: &[Stat]) {
+        if let State::Up { carrier, .. } = &mut self.state {
+            carrier.send_statistics(&self.transport, stats);
         }
-        Some(Request::Steal(waiting.drain(..count).collect()))
+    }
+
+    /// True where the device has done something that [`Self::service`] would take in: a look at
+    /// memory alone, for who has no interrupt.
+    pub fn has_news(&self) -> bool {
+        matches!(&self.state, State::Up { carrier, .. } if carrier.has_news())
     }
 
     fn needs_hello(&self) -> bool {
@@ -388,7 +417,7 @@ impl Link {
 
     /// Forgets questions that have not been sent: they were answered in another way.
     pub fn forget_returns(&mut self) {
-        self.outbox.retain(|request| !matches!(request, Request::Return(_)));
+        self.outbox.forget_returns();
     }
 
     /// Looks whether the device still says that it is well; a register read.
@@ -401,24 +430,20 @@ impl Link {
     fn start(&mut self) -> Result<(), Loss> {
         self.transport.reset(RESET_DEADLINE)?;
         self.is_stopped = true;
-        self.transport.negotiate()?;
-        let extension = Extension::find(&self.transport.config()?)?;
-        self.reclaim_unit = ByteSize::from_bytes(extension.reclaim_unit.get().into());
+        let kind = Kind::of(&self.transport.config()?);
+        self.drops_at_once = kind.drops_at_once();
         (self.enable)()?;
-        let index = extension.block_queue.get();
-        self.transport.queue_size_max(index)?;
         let State::Down { area, .. } = &mut self.state else { return Ok(()) };
-        let Some(area) = area.take() else { return Err(Loss::Broken) };
-        let queue = match BlockQueue::start(&self.transport, index, area) {
-            Ok(queue) => queue,
-            Err((error, area)) => {
-                let retry = Some(self.well);
-                self.state = State::Down { area: Some(area), retry, pause: RETRY_FIRST };
+        let Some(memory) = area.take() else { return Err(Loss::Broken) };
+        let carrier = match Carrier::start(kind, &self.transport, memory) {
+            Ok(carrier) => carrier,
+            Err((error, unused)) => {
+                *area = Some(unused);
                 return Err(error.into());
             }
         };
         self.transport.driver_ok();
-        self.state = State::Up { queue, in_flight: None, is_greeted: false };
+        self.state = State::Up { carrier, in_flight: None, is_greeted: false };
         Ok(())
     }
 
@@ -439,10 +464,10 @@ impl Link {
             }
         };
         // What was stolen or asked for is told again by hello and by the policy.
-        self.outbox.retain(|request| matches!(request, Request::Taken(_)));
+        self.outbox.keep_only_news();
         let down = State::Down { area: None, retry: None, pause: RETRY_FIRST };
         let (area, pause) = match std::mem::replace(&mut self.state, down) {
-            State::Up { queue, .. } => (Some(queue.into_area()), RETRY_FIRST),
+            State::Up { carrier, .. } => (Some(carrier.into_area()), RETRY_FIRST),
             State::Down { area, pause, .. } => (area, (pause * 2).min(RETRY_LAST)),
         };
         self.state = State::Down { area, retry: now.map(|now| now + pause), pause };
@@ -477,6 +502,11 @@ impl Link {
     pub fn is_idle(&self) -> bool {
         self.outbox.is_empty()
             && matches!(self.state, State::Up { in_flight: None, is_greeted: true, .. })
+    }
+
+    /// What the host may have been told of already is not told again: there is no time for it.
+    pub fn forget_backlog(&mut self) {
+        self.outbox.set_backlog(Vec::new());
     }
 
     /// Stops the device for good.

@@ -83,6 +83,11 @@ impl BlockQueue {
         &self.area
     }
 
+    /// True where the device has used something that was not taken in yet.
+    pub fn has_used(&self) -> bool {
+        self.ring.has_used()
+    }
+
     /// True while a request has not been answered.
     pub fn is_busy(&self) -> bool {
         self.ring.is_busy()
@@ -171,7 +176,7 @@ mod tests {
     fn started(fake: &FakeDevice) -> (Transport, BlockQueue) {
         let transport = fake.transport();
         transport.reset(RESET_DEADLINE).unwrap();
-        transport.negotiate().unwrap();
+        transport.negotiate(0).unwrap();
         let queue = BlockQueue::start(&transport, 5, fake.area()).unwrap();
         transport.driver_ok();
         (transport, queue)

@@ -1,22 +1,27 @@
-//! A device for tests: the registers of QEMU's vhost-user balloon, and the device's side of the
-//! block queue in the same memory that the driver uses.
+//! A device for tests: the registers of QEMU's vhost-user balloon or of its own plain one, and the
+//! device's side of the queues in the same memory that the driver uses.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use memtide_units::{ByteSize, Gpa};
+use memtide_units::{ByteSize, Gpa, Pfn};
 use memtide_wire::block::{Request, Response, Verdict};
-use memtide_wire::config::{BalloonConfig, CONFIG_LEN, ConfigSpace, Extension};
-use memtide_wire::features;
+use memtide_wire::config::{BalloonConfig, CONFIG_LEN, ConfigSpace, EXTENSION_OFFSET, Extension};
+use memtide_wire::stats::{self, Stat};
+use memtide_wire::{features, pfn};
 
+use super::balloon_queues::Way;
 use super::caps::Layout;
 use super::mmio::Registers;
 use super::transport::{QueueAddresses, Transport};
 use crate::dma::{Area, PAGE, PAGES, Pages};
 
+/// Queues of a Memtide device, and of QEMU's own.
 const QUEUES: u16 = 6;
+const QUEUES_PLAIN: u16 = 3;
 const BLOCK_QUEUE: u16 = 5;
+const STATS_QUEUE: u16 = 2;
 /// Pages of the fake's area lie here, in falling order: nothing is contiguous.
 const TOP: u64 = 0x20_0000;
 
@@ -27,10 +32,30 @@ struct Queue {
     avail: u64,
     used: u64,
     is_enabled: bool,
+    rung: bool,
+    /// Chains taken so far, free-running.
+    seen: u16,
+}
+
+/// An array of pages that the driver has sent to a plain balloon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Given {
+    pub(crate) way: Way,
+    pub(crate) frames: Vec<Pfn>,
+}
+
+/// What the driver has made available in one chain.
+struct Offered {
+    head: u16,
+    bytes: Vec<u8>,
+    /// Where the first writable buffer lies.
+    response_at: Option<u64>,
 }
 
 struct State {
     config: ConfigSpace,
+    /// A balloon without the extension.
+    is_plain: bool,
     offered: u64,
     accepts_features: bool,
     select: [u32; 2],
@@ -40,9 +65,7 @@ struct State {
     queue_select: u16,
     queue_max: u16,
     queues: BTreeMap<u16, Queue>,
-    rung: bool,
     isr: u8,
-    seen: u16,
     memory: Pages,
     config_reads: u32,
 }
@@ -70,6 +93,7 @@ impl FakeDevice {
         };
         Self(Rc::new(RefCell::new(State {
             config,
+            is_plain: false,
             offered: features::VERSION_1 | features::STATS_VQ | features::RING_EVENT_IDX,
             accepts_features: true,
             select: [0; 2],
@@ -79,12 +103,21 @@ impl FakeDevice {
             queue_select: 0,
             queue_max: 128,
             queues: BTreeMap::new(),
-            rung: false,
             isr: 0,
-            seen: 0,
             memory: Pages::anonymous(PAGES).unwrap(),
             config_reads: 0,
         })))
+    }
+
+    /// A balloon as QEMU makes it: 16 bytes of configuration, three queues, no extension.
+    pub(crate) fn plain() -> Self {
+        let fake = Self::new();
+        {
+            let mut state = fake.0.borrow_mut();
+            state.is_plain = true;
+            state.offered |= features::PAGE_POISON | features::MUST_TELL_HOST;
+        }
+        fake
     }
 
     pub(crate) fn registers(&self) -> Rc<dyn Registers> {
@@ -147,7 +180,12 @@ impl FakeDevice {
         change(&mut state.config);
         let generation = state.config.extension.generation.get();
         state.config.extension.generation.set(generation + 1);
-        state.isr |= 1;
+        state.isr |= if state.is_plain { 3 } else { 1 };
+    }
+
+    /// What the driver says is in the balloon.
+    pub(crate) fn actual(&self) -> ByteSize {
+        Pfn::SIZE.times(self.0.borrow().config.balloon.actual.get().into())
     }
 
     /// Takes the next request, if one is there, and answers it.
@@ -155,68 +193,97 @@ impl FakeDevice {
         &self,
         respond: impl FnOnce(u32, &Request) -> Response,
     ) -> Option<(u32, Request)> {
-        let (bytes, response_at) = self.request()?;
-        let (sequence, request) = Request::decode(&bytes).unwrap();
+        let offered = self.take(BLOCK_QUEUE)?;
+        let (sequence, request) = Request::decode(&offered.bytes).unwrap();
         let response = respond(sequence, &request).encode();
-        self.complete(response_at, &response);
+        self.give_back(BLOCK_QUEUE, &offered, &response);
         Some((sequence, request))
     }
 
     /// The request that waits, if one does; it goes on waiting.
     pub(crate) fn waiting(&self) -> Option<Request> {
-        let rung = self.0.borrow().rung;
-        let request = self.request();
-        self.0.borrow_mut().rung = rung;
-        request.map(|(bytes, _)| Request::decode(&bytes).unwrap().1)
+        let before = self.0.borrow().queues.get(&BLOCK_QUEUE).copied()?;
+        let request = self.take(BLOCK_QUEUE);
+        self.0.borrow_mut().queues.insert(BLOCK_QUEUE, before);
+        request.map(|offered| Request::decode(&offered.bytes).unwrap().1)
     }
 
     /// Answers the next request with these bytes.
     pub(crate) fn answer_bytes(&self, bytes: &[u8]) {
-        let (_, response_at) = self.request().unwrap();
-        self.complete(response_at, bytes);
+        let offered = self.take(BLOCK_QUEUE).unwrap();
+        self.give_back(BLOCK_QUEUE, &offered, bytes);
     }
 
-    /// The readable bytes of the chain that waits, and where its writable part lies.
-    fn request(&self) -> Option<(Vec<u8>, u64)> {
+    /// Takes up to `most` arrays from a plain balloon's inflate and deflate queues, and gives each
+    /// back.
+    pub(crate) fn take_pages(&self, most: usize) -> Vec<Given> {
+        let mut given = vec![];
+        for (index, way) in [(0, Way::Inflate), (1, Way::Deflate)] {
+            while given.len() < most {
+                let Some(offered) = self.take(index) else { break };
+                assert!(offered.bytes.len() <= 1024, "longer than any driver's");
+                given.push(Given { way, frames: pfn::frames(&offered.bytes).collect() });
+                self.give_back(index, &offered, &[]);
+            }
+        }
+        given
+    }
+
+    /// Reads the statistics that were handed over, and wants others.
+    pub(crate) fn take_statistics(&self) -> Option<Vec<Stat>> {
+        let offered = self.take(STATS_QUEUE)?;
+        self.give_back(STATS_QUEUE, &offered, &[]);
+        Some(stats::decode(&offered.bytes))
+    }
+
+    /// Takes the next chain of a queue. Its buffers lie one behind the other in the table.
+    fn take(&self, index: u16) -> Option<Offered> {
         let state = &mut *self.0.borrow_mut();
-        let queue = *state.queues.get(&BLOCK_QUEUE).filter(|queue| queue.is_enabled)?;
-        let memory = &state.memory;
-        if state.status & 4 == 0 || read_u16(memory, queue.avail + 2) == state.seen {
+        let is_running = state.status & 4 != 0;
+        let memory = state.memory.clone();
+        let queue = state.queues.get_mut(&index).filter(|queue| queue.is_enabled && is_running)?;
+        if read_u16(&memory, queue.avail + 2) == queue.seen {
             return None;
         }
-        assert!(state.rung, "a request without a notification would wait for ever");
-        state.rung = false;
-        let slot = u64::from(state.seen % queue.size);
-        let mut next = read_u16(memory, queue.avail + 4 + 2 * slot);
-        let mut bytes = vec![];
+        assert!(queue.rung, "a request without a notification would wait for ever");
+        let slot = u64::from(queue.seen % queue.size);
+        let head = read_u16(&memory, queue.avail + 4 + 2 * slot);
+        queue.seen = queue.seen.wrapping_add(1);
+        queue.rung = read_u16(&memory, queue.avail + 2) != queue.seen;
+        let mut offered = Offered { head, bytes: vec![], response_at: None };
+        let mut next = head;
         loop {
-            let at = queue.desc + 16 * u64::from(next);
-            let (page, offset) = find(at);
-            let gpa = memory.load_u64(page * PAGE + offset);
-            let len = memory.load_u32(page * PAGE + offset + 8);
-            let flags = memory.load_u16(page * PAGE + offset + 12);
+            let (page, offset) = find(queue.desc + 16 * u64::from(next));
+            let at = page * PAGE + offset;
+            let (gpa, len) = (memory.load_u64(at), memory.load_u32(at + 8));
+            let flags = memory.load_u16(at + 12);
             if flags & 2 != 0 {
-                return Some((bytes, gpa));
+                offered.response_at = Some(gpa);
+                return Some(offered);
             }
             let (page, offset) = find(gpa);
-            bytes.extend(memory.read(page * PAGE + offset, len as usize));
-            assert!(flags & 1 != 0, "no room for a response");
-            next = memory.load_u16(find(at).0 * PAGE + find(at).1 + 14);
+            offered.bytes.extend(memory.read(page * PAGE + offset, len as usize));
+            if flags & 1 == 0 {
+                return Some(offered);
+            }
+            next = memory.load_u16(at + 14);
         }
     }
 
-    fn complete(&self, response_at: u64, bytes: &[u8]) {
+    fn give_back(&self, index: u16, offered: &Offered, bytes: &[u8]) {
         let state = &mut *self.0.borrow_mut();
-        let queue = state.queues[&BLOCK_QUEUE];
+        let queue = state.queues[&index];
         let memory = &state.memory;
-        let (page, offset) = find(response_at);
-        memory.write(page * PAGE + offset, bytes);
-        let (page, offset) = find(queue.used + 4 + 8 * u64::from(state.seen % queue.size));
-        memory.store_u32(page * PAGE + offset, 0);
+        if let Some(response_at) = offered.response_at {
+            let (page, offset) = find(response_at);
+            memory.write(page * PAGE + offset, bytes);
+        }
+        let used = read_u16(memory, queue.used + 2);
+        let (page, offset) = find(queue.used + 4 + 8 * u64::from(used % queue.size));
+        memory.store_u32(page * PAGE + offset, offered.head.into());
         memory.store_u32(page * PAGE + offset + 4, bytes.len() as u32);
-        state.seen = state.seen.wrapping_add(1);
         let (page, offset) = find(queue.used + 2);
-        memory.store_u16(page * PAGE + offset, state.seen);
+        memory.store_u16(page * PAGE + offset, used.wrapping_add(1));
         state.isr |= 1;
     }
 
@@ -244,7 +311,11 @@ fn read_u16(memory: &Pages, gpa: u64) -> u16 {
 
 impl State {
     fn config_byte(&self, at: usize) -> u8 {
-        let mut byte = [0];
+        let mut byte = [0xff];
+        if self.is_plain && at >= EXTENSION_OFFSET {
+            // As QEMU answers past the end.
+            return byte[0];
+        }
         self.config.read(at, &mut byte);
         byte[0]
     }
@@ -253,9 +324,13 @@ impl State {
         self.queues.entry(self.queue_select).or_default()
     }
 
+    fn queue_count(&self) -> u16 {
+        if self.is_plain { QUEUES_PLAIN } else { QUEUES }
+    }
+
     fn reset(&mut self) {
         self.queues.clear();
-        (self.status, self.seen, self.rung, self.driver_features) = (0, 0, false, 0);
+        (self.status, self.driver_features) = (0, 0);
     }
 }
 
@@ -279,8 +354,8 @@ impl Registers for FakeDevice {
     fn read_u16(&self, at: usize) -> u16 {
         let mut state = self.0.borrow_mut();
         match at {
-            18 => QUEUES,
-            24 if state.queue_select >= QUEUES => 0,
+            18 => state.queue_count(),
+            24 if state.queue_select >= state.queue_count() => 0,
             24 => state.queue_max,
             28 => state.queue().is_enabled.into(),
             30 => state.queue_select,
@@ -322,7 +397,7 @@ impl Registers for FakeDevice {
             28 => state.queue().is_enabled = value != 0,
             0x3000..0x4000 => {
                 assert_eq!((at - 0x3000) / 4, usize::from(value), "wrong doorbell");
-                state.rung = true;
+                state.queues.entry(value).or_default().rung = true;
             }
             _ => panic!("write of two bytes at {at:#x}"),
         }
@@ -341,6 +416,7 @@ impl Registers for FakeDevice {
             32 | 36 => state.queue().desc = half(state.queue().desc, at == 36),
             40 | 44 => state.queue().avail = half(state.queue().avail, at == 44),
             48 | 52 => state.queue().used = half(state.queue().used, at == 52),
+            0x2004 => _ = state.config.write(4, &value.to_le_bytes()),
             _ => panic!("write of four bytes at {at:#x}"),
         }
     }

@@ -1,12 +1,13 @@
-//! A split virtqueue in one 4 KiB page, with one chain in flight (virtio 1.3, 2.7).
+//! A split virtqueue in one 4 KiB page, with one batch of chains in flight (virtio 1.3, 2.7).
 //!
 //! ```text
 //!    0  128 descriptors of 16 bytes: addr u64 | len u32 | flags u16 | next u16
 //! 2048  available: flags u16 | idx u16 | ring[128] u16 | used_event u16
 //! 2560  used: flags u16 | idx u16 | ring[128] of (id u32 | len u32) | avail_event u16
 //! ```
-//! The chain always starts at descriptor 0; the device finds it in the available ring, and what
-//! the device writes is compared with what was asked, never followed.
+//! A batch is one chain that starts at descriptor 0, or several of one descriptor each; the next one
+//! goes out when all of it has come back. What the device writes is compared with what was asked,
+//! never followed.
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -47,22 +48,22 @@ pub struct Buffer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RingError {
     /// It used a chain that was not in flight.
-    #[error(
-        "the device used descriptor {id} at index {index}, and chain 0 was the only one in flight"
-    )]
+    #[error("the device used descriptor {id} at index {index}, and no chain of it was in flight")]
     NotInFlight {
         /// The descriptor that it named.
         id: u32,
         /// Its used index.
         index: u16,
     },
-    /// It moved its index by more than the one chain in flight.
-    #[error("the device's used index went from {from} to {to} with one chain in flight")]
+    /// It moved its index by more than the chains in flight.
+    #[error("the device's used index went from {from} to {to} with {in_flight} chains in flight")]
     Index {
         /// Where it was.
         from: u16,
         /// Where it is.
         to: u16,
+        /// How many had not come back.
+        in_flight: u16,
     },
 }
 
@@ -75,6 +76,8 @@ pub struct Ring {
     avail: u16,
     /// How many used entries were seen, free-running.
     used: u16,
+    /// First descriptors of the chains in flight, a bit for each.
+    heads: u128,
 }
 
 impl Ring {
@@ -83,7 +86,7 @@ impl Ring {
     pub fn new(page: Pages, size: u16) -> Self {
         debug_assert!(size.is_power_of_two() && size <= SIZE_MAX);
         page.clear();
-        Self { page, size, avail: 0, used: 0 }
+        Self { page, size, avail: 0, used: 0, heads: 0 }
     }
 
     /// Its parts' addresses, for a page that lies at `gpa`.
@@ -101,33 +104,68 @@ impl Ring {
         self.avail != self.used
     }
 
+    /// True where the device has used something that was not taken yet: a look at memory alone.
+    pub fn has_used(&self) -> bool {
+        self.page.load_u16(USED + 2) != self.used
+    }
+
     /// Makes one chain of `buffers` available. The caller rings the doorbell. At most `size`
     /// buffers, and no chain in flight, or nothing is done and `false` comes back.
     #[must_use]
-    pub fn submit(&mut self, buffers: &[Buffer]) -> bool {
-        if self.is_busy() || buffers.is_empty() || buffers.len() > usize::from(self.size) {
+    pub fn submit(&mut self, chain: &[Buffer]) -> bool {
+        if !self.takes(chain) {
+            return false;
+        }
+        for (n, buffer) in chain.iter().enumerate() {
+            let more = if n + 1 < chain.len() { F_NEXT } else { 0 };
+            self.describe(n, *buffer, more);
+        }
+        self.publish(1);
+        true
+    }
+
+    /// Makes a chain of each of `buffers` available, all at once. At most `size` of them, and none
+    /// in flight, or nothing is done and `false` comes back.
+    #[must_use]
+    pub fn submit_each(&mut self, buffers: &[Buffer]) -> bool {
+        if !self.takes(buffers) {
             return false;
         }
         for (n, buffer) in buffers.iter().enumerate() {
-            let more = if n + 1 < buffers.len() { F_NEXT } else { 0 };
-            let write = if buffer.direction == Direction::FromDevice { F_WRITE } else { 0 };
-            self.page.store_u64(16 * n, buffer.gpa.0);
-            self.page.store_u32(16 * n + 8, buffer.len);
-            self.page.store_u16(16 * n + 12, more | write);
-            self.page.store_u16(16 * n + 14, n as u16 + 1);
+            self.describe(n, *buffer, 0);
         }
-        let slot = usize::from(self.avail % self.size);
-        self.page.store_u16(AVAIL + 4 + 2 * slot, 0);
-        self.avail = self.avail.wrapping_add(1);
-        // Descriptors and ring entry must be seen before the index that publishes them ...
+        self.publish(buffers.len() as u16);
+        true
+    }
+
+    fn takes(&self, buffers: &[Buffer]) -> bool {
+        !self.is_busy() && !buffers.is_empty() && buffers.len() <= usize::from(self.size)
+    }
+
+    fn describe(&self, n: usize, buffer: Buffer, more: u16) {
+        let write = if buffer.direction == Direction::FromDevice { F_WRITE } else { 0 };
+        self.page.store_u64(16 * n, buffer.gpa.0);
+        self.page.store_u32(16 * n + 8, buffer.len);
+        self.page.store_u16(16 * n + 12, more | write);
+        self.page.store_u16(16 * n + 14, n as u16 + 1);
+    }
+
+    /// Chains that start at descriptors 0 to `chains` - 1.
+    fn publish(&mut self, chains: u16) {
+        for head in 0..chains {
+            let slot = usize::from(self.avail.wrapping_add(head) % self.size);
+            self.page.store_u16(AVAIL + 4 + 2 * slot, head);
+            self.heads |= 1 << head;
+        }
+        self.avail = self.avail.wrapping_add(chains);
+        // Descriptors and ring entries must be seen before the index that publishes them ...
         fence(Ordering::Release);
         self.page.store_u16(AVAIL + 2, self.avail);
         // ... and the index before the device is told to look (a store to its registers).
         fence(Ordering::SeqCst);
-        true
     }
 
-    /// The number of bytes that the device wrote into the chain that has come back, if it has.
+    /// The number of bytes that the device wrote into the next chain that has come back, if one has.
     /// What it wrote is visible to loads after this.
     ///
     /// # Errors
@@ -137,18 +175,21 @@ impl Ring {
         if index == self.used {
             return Ok(None);
         }
-        if !self.is_busy() || index != self.used.wrapping_add(1) {
-            return Err(RingError::Index { from: self.used, to: index });
+        let in_flight = self.avail.wrapping_sub(self.used);
+        if index.wrapping_sub(self.used) > in_flight {
+            return Err(RingError::Index { from: self.used, to: index, in_flight });
         }
         // The index must be seen before the entry and the buffers that it publishes.
         fence(Ordering::Acquire);
         let slot = usize::from(self.used % self.size);
         let id = self.page.load_u32(USED + 4 + 8 * slot);
         let len = self.page.load_u32(USED + 8 + 8 * slot);
-        if id != 0 {
+        let head = 1_u128.checked_shl(id).unwrap_or(0);
+        if self.heads & head == 0 {
             return Err(RingError::NotInFlight { id, index });
         }
-        self.used = index;
+        self.heads &= !head;
+        self.used = self.used.wrapping_add(1);
         Ok(Some(len))
     }
 }
@@ -193,13 +234,42 @@ mod tests {
     fn a_device_that_lies_is_caught() {
         let (mut ring, page) = ring();
         device_uses(&page, 1, 0, 0);
-        assert_eq!(ring.take(), Err(RingError::Index { from: 0, to: 1 }), "nothing in flight");
+        assert_eq!(
+            ring.take(),
+            Err(RingError::Index { from: 0, to: 1, in_flight: 0 }),
+            "nothing in flight"
+        );
         let (mut ring, page) = self::ring();
         assert!(ring.submit(&[buffer(Direction::ToDevice)]));
         device_uses(&page, 2, 0, 0);
-        assert_eq!(ring.take(), Err(RingError::Index { from: 0, to: 2 }));
+        assert_eq!(ring.take(), Err(RingError::Index { from: 0, to: 2, in_flight: 1 }));
         device_uses(&page, 1, 3, 0);
         assert_eq!(ring.take(), Err(RingError::NotInFlight { id: 3, index: 1 }));
+    }
+
+    #[test]
+    fn a_batch_comes_back_in_any_order_and_each_chain_once() {
+        let (mut ring, page) = ring();
+        for round in 0..30_000_u16 {
+            let base = round.wrapping_mul(3);
+            assert!(ring.submit_each(&[buffer(Direction::ToDevice); 3]));
+            assert_eq!(page.load_u16(AVAIL + 2), base.wrapping_add(3));
+            device_uses(&page, base.wrapping_add(1), 2, 0);
+            assert_eq!((ring.take(), ring.take()), (Ok(Some(0)), Ok(None)));
+            assert!(ring.is_busy() && !ring.submit_each(&[buffer(Direction::ToDevice)]));
+            device_uses(&page, base.wrapping_add(2), 0, 0);
+            device_uses(&page, base.wrapping_add(3), 1, 0);
+            assert!(ring.has_used());
+            assert_eq!((ring.take(), ring.take()), (Ok(Some(0)), Ok(Some(0))));
+            assert!(!ring.is_busy() && !ring.has_used());
+        }
+        assert!(ring.submit_each(&[buffer(Direction::ToDevice); 2]));
+        let start = page.load_u16(USED + 2);
+        device_uses(&page, start.wrapping_add(1), 1, 0);
+        device_uses(&page, start.wrapping_add(2), 1, 0);
+        assert_eq!(ring.take(), Ok(Some(0)));
+        let twice = RingError::NotInFlight { id: 1, index: start.wrapping_add(2) };
+        assert_eq!(ring.take(), Err(twice));
     }
 
     #[test]

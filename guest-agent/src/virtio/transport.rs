@@ -204,11 +204,12 @@ impl Transport {
         status & status::NEEDS_RESET != 0 || status & status::DRIVER_OK == 0
     }
 
-    /// After a reset: says that a driver is there, and takes VERSION_1 and nothing else.
+    /// After a reset: says that a driver is there, and takes VERSION_1 and what the device offers of
+    /// `wanted`. Answers with what was taken.
     ///
     /// # Errors
     /// [`TransportError::NotModern`], [`TransportError::FeaturesRefused`].
-    pub fn negotiate(&self) -> Result<(), TransportError> {
+    pub fn negotiate(&self, wanted: u64) -> Result<u64, TransportError> {
         self.add_status(status::ACKNOWLEDGE);
         self.add_status(status::DRIVER);
         let offered = self.device_features();
@@ -216,17 +217,17 @@ impl Transport {
             self.add_status(status::FAILED);
             return Err(TransportError::NotModern(offered));
         }
+        let taken = offered & (wanted | features::VERSION_1);
         for half in 0..2_u32 {
             self.common.write_u32(common::DRIVER_FEATURE_SELECT, half);
-            let bits = (features::VERSION_1 >> (32 * half)) as u32;
-            self.common.write_u32(common::DRIVER_FEATURE, bits);
+            self.common.write_u32(common::DRIVER_FEATURE, (taken >> (32 * half)) as u32);
         }
         self.add_status(status::FEATURES_OK);
         if self.status() & status::FEATURES_OK == 0 {
             self.add_status(status::FAILED);
-            return Err(TransportError::FeaturesRefused(features::VERSION_1));
+            return Err(TransportError::FeaturesRefused(taken));
         }
-        Ok(())
+        Ok(taken)
     }
 
     fn device_features(&self) -> u64 {
@@ -301,6 +302,13 @@ impl Transport {
         (offset + 4 <= self.device.size()).then(|| self.device.read_u32(offset))
     }
 
+    /// Writes one 32-bit field of the device's configuration, where it has such bytes.
+    pub fn set_config_u32(&self, offset: usize, value: u32) {
+        if offset + 4 <= self.device.size() {
+            self.device.write_u32(offset, value);
+        }
+    }
+
     /// The device's whole configuration, as much of [`CONFIG_LEN`] as there is, at one point in
     /// time. Under vhost-user each access is a question to the back end (44-54 us): use it once,
     /// and [`Self::config_u32`] after.
@@ -346,7 +354,7 @@ mod tests {
         let fake = FakeDevice::new();
         let transport = fake.transport();
         transport.reset(RESET_DEADLINE).unwrap();
-        transport.negotiate().unwrap();
+        assert_eq!(transport.negotiate(features::MUST_TELL_HOST).unwrap(), features::VERSION_1);
         assert_eq!(transport.queue_size_max(5).unwrap(), 128);
         let addresses = QueueAddresses { desc: 0x1_0000_1000, avail: 0x1800, used: 0x1a00 };
         transport.enable_queue(5, 128, addresses).unwrap();
@@ -372,11 +380,11 @@ mod tests {
         let queues = transport.queue_size_max(6).unwrap_err().to_string();
         assert!(queues.contains("num_vqs=6"), "{queues}");
         fake.offer(features::STATS_VQ);
-        assert!(matches!(transport.negotiate(), Err(TransportError::NotModern(_))));
+        assert!(matches!(transport.negotiate(0), Err(TransportError::NotModern(_))));
         fake.offer(features::VERSION_1);
         fake.refuse_features();
         transport.reset(RESET_DEADLINE).unwrap();
-        assert!(matches!(transport.negotiate(), Err(TransportError::FeaturesRefused(_))));
+        assert!(matches!(transport.negotiate(0), Err(TransportError::FeaturesRefused(_))));
     }
 
     #[test]

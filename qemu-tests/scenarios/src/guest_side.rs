@@ -440,7 +440,7 @@ fn block_number(path: &str) -> Option<memtide_units::BlockId> {
 }
 
 /// What becomes the guest's /opt/memtide.
-fn tools(programs: &Built, agent: Unit) -> Result<Tools, ScenarioError> {
+pub(crate) fn tools(programs: &Built, agent: Unit) -> Result<Tools, ScenarioError> {
     let mut tools = Tools::new(programs.program("memtide-lab-guest")?)?;
     for name in ["memtide-agent", "memtide-workload"] {
         tools.program(name, programs.program(name)?)?;

@@ -11,6 +11,8 @@ pub mod error;
 pub mod guest_side;
 pub mod host_side;
 pub mod interrupt;
+pub mod lockdown;
+pub mod plain_balloon;
 pub mod player;
 pub mod report;
 pub mod run;

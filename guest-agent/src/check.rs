@@ -1,0 +1,270 @@
+//! `memtide-agent check`: what the agent would find here, and what would follow, without touching
+//! anything.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use memtide_sysfs::damon::{self, Absence, Module};
+use memtide_sysfs::kpageflags::PageFlags;
+use memtide_sysfs::psi::Psi;
+use memtide_sysfs::{Root, memory};
+
+use crate::config::{Config, DamonUse};
+use crate::dma::{Area, DmaError};
+use crate::run::RunError;
+use crate::runtime::RuntimeError;
+use crate::status::Lack;
+use crate::takeover::{self, LoadModule, TakeoverError, UIO};
+
+/// What cannot be learned from files.
+pub struct Probes<'a> {
+    /// Whether a module can be loaded, without loading it.
+    pub can_load: LoadModule<'a>,
+    /// Whether memory can be pinned.
+    pub can_pin: &'a dyn Fn() -> io::Result<()>,
+}
+
+/// What was looked at, and what was found.
+#[derive(Debug)]
+pub struct Line {
+    what: &'static str,
+    found: Found,
+}
+
+/// What was found.
+#[derive(Debug)]
+pub enum Found {
+    /// All is well; how.
+    Well(String),
+    /// The agent works without it, and how.
+    Lacks(Lack),
+    /// The agent cannot run.
+    Forbids(RunError),
+}
+
+/// The whole look.
+#[derive(Debug)]
+pub struct Report(Vec<Line>);
+
+impl Report {
+    /// Why the agent cannot run here, if it cannot: the first reason.
+    pub fn obstacle(self) -> Option<RunError> {
+        self.0.into_iter().find_map(|line| match line.found {
+            Found::Forbids(error) => Some(error),
+            Found::Well(_) | Found::Lacks(_) => None,
+        })
+    }
+}
+
+/// Looks at everything that the agent needs or would like to have.
+pub fn check(config: &Config, root: &Root, probes: &Probes<'_>) -> Report {
+    Report(vec![
+        Line { what: "balloon", found: balloon(config, root) },
+        Line { what: "lockdown", found: lockdown(root) },
+        Line { what: "module", found: module(root, probes) },
+        Line { what: "pinning", found: pinning(probes) },
+        Line { what: "directory", found: directory(&config.runtime_dir) },
+        Line { what: "blocks", found: blocks(root) },
+        Line { what: "pressure", found: pressure(root) },
+        Line { what: "access", found: access(config, root) },
+        Line { what: "page flags", found: page_flags(root) },
+    ])
+}
+
+fn balloon(config: &Config, root: &Root) -> Found {
+    match takeover::find(root, config.pci) {
+        Ok(function) => {
+            let driver = function.driver.as_deref().unwrap_or("no driver");
+            let (address, vendor, device) = (function.address, function.vendor, function.device);
+            Found::Well(format!("{address} ({vendor:04x}:{device:04x}), driven by {driver}"))
+        }
+        Err(error) => Found::Forbids(error.into()),
+    }
+}
+
+fn lockdown(root: &Root) -> Found {
+    match takeover::lockdown(root) {
+        Ok(None) => Found::Well("none".into()),
+        Ok(Some(mode)) => Found::Forbids(TakeoverError::Lockdown(mode).into()),
+        Err(error) => Found::Forbids(error.into()),
+    }
+}
+
+fn module(root: &Root, probes: &Probes<'_>) -> Found {
+    if root.exists(format!("sys/bus/pci/drivers/{UIO}")) {
+        return Found::Well(format!("{UIO} is loaded"));
+    }
+    match (probes.can_load)(UIO) {
+        Ok(()) => Found::Well(format!("{UIO} can be loaded")),
+        Err(error) => Found::Forbids(TakeoverError::NoModule(error.to_string()).into()),
+    }
+}
+
+fn pinning(probes: &Probes<'_>) -> Found {
+    match (probes.can_pin)() {
+        Ok(()) => Found::Well("memory for the device can be pinned".into()),
+        Err(error) => Found::Forbids(DmaError::Pin(error).into()),
+    }
+}
+
+/// The directory itself may not be there yet: what it will lie on is what counts.
+fn directory(path: &Path) -> Found {
+    let Some(there) = path.ancestors().find(|path| path.exists()) else {
+        return Found::Forbids(DmaError::NotTmpfs(path.into()).into());
+    };
+    match Area::must_be_tmpfs(there) {
+        Ok(()) => Found::Well(format!("{} is on a tmpfs", path.display())),
+        Err(error) => Found::Forbids(error.into()),
+    }
+}
+
+fn blocks(root: &Root) -> Found {
+    let (size, blocks) = match memory::block_size(root).and_then(|s| Ok((s, memory::list(root)?))) {
+        Ok(found) => found,
+        Err(error) => return Found::Forbids(RuntimeError::NoBlocks(error).into()),
+    };
+    if memory::may_hold_own_structs(root) {
+        return Found::Lacks(Lack::plain_blocks());
+    }
+    let may_go = blocks.iter().filter(|block| !block.never_offline()).count();
+    let size = size.size();
+    Found::Well(format!("{} of {size}, {may_go} of them may go offline", blocks.len()))
+}
+
+fn pressure(root: &Root) -> Found {
+    match Psi::read(root) {
+        Ok(_) => Found::Well("PSI tells of it".into()),
+        Err(error) => Found::Lacks(Lack::psi(&error.to_string())),
+    }
+}
+
+fn access(config: &Config, root: &Root) -> Found {
+    if config.damon == DamonUse::Off {
+        return Found::Lacks(Lack::damon("switched off by the configuration (damon = \"off\")"));
+    }
+    match damon::probe(root) {
+        Ok(_) => Found::Well("DAMON is free".into()),
+        Err(Absence::UsedBy(Module::Stat)) if config.damon == DamonUse::TakeOver => {
+            Found::Well("DAMON is damon_stat's, which is switched off for the agent".into())
+        }
+        Err(absence) => Found::Lacks(Lack::damon(&absence.to_string())),
+    }
+}
+
+fn page_flags(root: &Root) -> Found {
+    match PageFlags::open(root) {
+        Ok(_) => Found::Well("the kernel tells what its pages are".into()),
+        Err(error) => Found::Lacks(Lack::census(&error.to_string())),
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Line { what, found } in &self.0 {
+            match found {
+                Found::Well(how) => writeln!(f, "ok     {what:<10} {how}")?,
+                Found::Lacks(lack) => {
+                    writeln!(f, "lacks  {what:<10} {}: {}", lack.what, lack.effect)?;
+                }
+                Found::Forbids(error) => writeln!(f, "no     {what:<10} {error}")?,
+            }
+        }
+        let forbids = self.0.iter().any(|line| matches!(line.found, Found::Forbids(_)));
+        f.write_str(if forbids {
+            "The agent cannot run here.\n"
+        } else {
+            "The agent can run here. Whether the balloon has a gate shows when it does.\n"
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Wishes;
+    use memtide_sysfs::fake::{FakeBlock, FakeRoot};
+    use memtide_units::BlockSize;
+    use rustix::io::Errno;
+
+    fn guest() -> FakeRoot {
+        let fake = FakeRoot::new();
+        let kind = |n| if n == 0 { FakeBlock::HOLE } else { FakeBlock::KERNEL };
+        fake.add_blocks(BlockSize::X86_SMALL, (0..8).map(|n| (n, kind(n))));
+        let balloon = "0000:00:03.0".parse().unwrap();
+        fake.add_pci(balloon, [0x1af4, 0x1002, 0x1af4, 5], Some("virtio-pci"));
+        fake.set_psi(Psi::default());
+        fake
+    }
+
+    fn look(fake: &FakeRoot, probes: &Probes<'_>) -> (String, Option<u8>) {
+        let wishes =
+            Wishes { runtime_dir: Some("/dev/shm/memtide-agent".into()), ..Wishes::default() };
+        let report = check(&wishes.check().unwrap(), &fake.root(), probes);
+        (report.to_string(), report.obstacle().map(|error| error.exit_status()))
+    }
+
+    fn fine() -> Probes<'static> {
+        Probes { can_load: &|_| Ok(()), can_pin: &|| Ok(()) }
+    }
+
+    #[test]
+    fn a_good_guest_is_looked_at_and_left_as_it_was() {
+        let fake = guest();
+        let (text, status) = look(&fake, &fine());
+        assert_eq!((status, fake.writes()), (None, vec![]), "{text}");
+        for line in [
+            "ok     balloon    0000:00:03.0 (1af4:1002), driven by virtio-pci",
+            "ok     module     uio_pci_generic can be loaded",
+            "ok     blocks     8 of 128 MiB, 7 of them may go offline",
+            "lacks  access     access monitoring (DAMON)",
+            "The agent can run here.",
+        ] {
+            assert!(text.contains(line), "{line:?} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn each_obstacle_has_a_sentence_and_a_status_of_its_own() {
+        let denied = || Err(io::Error::from(Errno::PERM));
+        type Case<'a> = (&'a str, u8, &'a dyn Fn(&FakeRoot), Probes<'a>);
+        let cases: [Case<'_>; 6] = [
+            (
+                "no virtio balloon",
+                4,
+                &|fake| fake.remove("sys/bus/pci/devices/0000:00:03.0"),
+                fine(),
+            ),
+            (
+                "several virtio balloons",
+                5,
+                &|fake| {
+                    let second = "0000:00:04.0".parse().unwrap();
+                    fake.add_pci(second, [0x1af4, 0x1045, 0x1af4, 0x1100], None);
+                },
+                fine(),
+            ),
+            (
+                "locked down (integrity)",
+                6,
+                &|fake| fake.put("sys/kernel/security/lockdown", "none [integrity] x\n"),
+                fine(),
+            ),
+            (
+                "not found",
+                7,
+                &|_| {},
+                Probes { can_load: &|_| Err(io::Error::other("not found")), ..fine() },
+            ),
+            ("io_uring_disabled", 8, &|_| {}, Probes { can_pin: &denied, ..fine() }),
+            ("cannot take memory offline", 3, &|fake| fake.remove("sys/devices/system"), fine()),
+        ];
+        for (sentence, expected, change, probes) in cases {
+            let fake = guest();
+            change(&fake);
+            let (text, status) = look(&fake, &probes);
+            assert_eq!(status, Some(expected), "{text}");
+            assert!(text.contains(sentence) && text.contains("cannot run here"), "{text}");
+        }
+    }
+}

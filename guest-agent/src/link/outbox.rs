@@ -1,0 +1,108 @@
+//! What waits to be sent, and in which order it goes.
+
+use std::collections::VecDeque;
+
+use memtide_units::{ByteSize, GpaRange};
+use memtide_wire::block::{RANGES_MAX, Request};
+
+/// Requests that wait, at most. Only telemetry comes without end, and it waits for nobody.
+const MAX: usize = 64;
+
+/// The requests that wait.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    waiting: VecDeque<Request>,
+    /// Blocks that are in the host's books and that it is told of once more, when nothing else is
+    /// to be said: it may have been told of them by an earlier agent, or not.
+    backlog: VecDeque<GpaRange>,
+}
+
+impl Outbox {
+    /// Adds a request. Telemetry is dropped while anything else waits: there will be more.
+    pub(super) fn post(&mut self, request: Request) {
+        let is_telemetry = matches!(request, Request::Telemetry(_));
+        if is_telemetry && !self.waiting.is_empty() {
+            return;
+        }
+        if self.waiting.len() >= MAX {
+            tracing::warn!("{MAX} requests wait for the device: one is dropped");
+            return;
+        }
+        self.waiting.push_back(request);
+    }
+
+    /// Adds a report of ranges that were taken offline, to one that waits if there is one.
+    pub(super) fn report(&mut self, ranges: Vec<GpaRange>) {
+        match self.waiting.back_mut() {
+            Some(Request::Steal(waiting)) => waiting.extend(ranges),
+            _ => self.post(Request::Steal(ranges)),
+        }
+    }
+
+    /// Has these told once more, in place of all that were to be.
+    pub(super) fn set_backlog(&mut self, blocks: Vec<GpaRange>) {
+        self.backlog = blocks.into();
+    }
+
+    /// Forgets a report that waits, of either kind. True where it was not in the host's books yet.
+    pub(super) fn forget_report(&mut self, range: GpaRange) -> bool {
+        self.backlog.retain(|waiting| *waiting != range);
+        let waiting = self.waiting.iter_mut().find_map(|request| match request {
+            Request::Steal(ranges) if ranges.contains(&range) => Some(ranges),
+            _ => None,
+        });
+        let Some(ranges) = waiting else { return false };
+        ranges.retain(|waiting| *waiting != range);
+        self.waiting.retain(|request| *request != Request::Steal(Vec::new()));
+        true
+    }
+
+    /// Forgets questions: they were answered in another way.
+    pub(super) fn forget_returns(&mut self) {
+        self.waiting.retain(|request| !matches!(request, Request::Return(_)));
+    }
+
+    /// Forgets all that a hello and the policy will say again.
+    pub(super) fn keep_only_news(&mut self) {
+        self.waiting.retain(|request| matches!(request, Request::Taken(_)));
+        self.backlog.clear();
+    }
+
+    /// What goes next: whatever is quick, or of a report as much as the host drops in a moment
+    /// (`most`, but one range at least). While it does that, what has gone offline since joins the
+    /// rest, and a return may go in between.
+    pub(super) fn next(&mut self, most: ByteSize) -> Option<Request> {
+        let is_quick = |request: &Request| !matches!(request, Request::Steal(_));
+        if let Some(quick) = self.waiting.iter().position(is_quick) {
+            return self.waiting.remove(quick);
+        }
+        let Some(Request::Steal(waiting)) = self.waiting.front_mut() else {
+            return self.backlog.pop_front().map(|range| Request::Steal(vec![range]));
+        };
+        let mut named = ByteSize::ZERO;
+        let fits = |range: &&GpaRange| {
+            named += range.len();
+            named <= most
+        };
+        let count = waiting.iter().take_while(fits).count().clamp(1, RANGES_MAX);
+        if count >= waiting.len() {
+            return self.waiting.pop_front();
+        }
+        Some(Request::Steal(waiting.drain(..count).collect()))
+    }
+
+    /// True where a report is what goes next.
+    pub(super) fn is_at_a_report(&self) -> bool {
+        self.waiting.front().is_some_and(|request| matches!(request, Request::Steal(_)))
+    }
+
+    /// Puts one back that could not be sent.
+    pub(super) fn put_back(&mut self, request: Request) {
+        self.waiting.push_front(request);
+    }
+
+    /// True where nothing waits that is news to the host.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+}

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use memtide_api::device::Role;
-use memtide_balloon::{Balloon, Event, Rings, Settings};
+use memtide_balloon::{Balloon, Event, Settings};
 use memtide_units::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
@@ -256,7 +256,7 @@ impl Service {
         session.ask_statistics(&mut self.balloon, now);
         // Said while no driver runs, it is for the one that starts: a migrated one does not read
         // the configuration by itself.
-        if self.balloon.rings() != Rings::Stopped && self.balloon.take_look_again() {
+        if session.has_driver() && self.balloon.take_look_again() {
             session.look_again();
         }
     }

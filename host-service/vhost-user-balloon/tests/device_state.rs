@@ -76,10 +76,11 @@ fn a_guest_goes_on_with_another_device() {
     // The guest's rings go on where they were, and its agent hears that it should look.
     vm.set_up(0, 0);
     vm.set_up(BLOCK_QUEUE, 2);
-    (0..6).for_each(|index| {
-        vhost::vhost_user::VhostUserFrontend::set_vring_enable(&mut vm.frontend, index, true)
-            .unwrap();
-    });
+    // The block queue is the last that is enabled, and the device has its turn before that.
+    for index in 0..6 {
+        vm.frontend.set_vring_enable(index, true).unwrap();
+        device.control().ok(Request::Status);
+    }
     wait_readable(&vm.calls[BLOCK_QUEUE]);
     vm.calls[BLOCK_QUEUE].read().unwrap();
     assert_eq!(device.control().status().actual, ByteSize::from_mib(1), "no driver began anew");

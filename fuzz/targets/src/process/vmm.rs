@@ -40,6 +40,8 @@ pub(super) mod number {
     pub(in super::super) const GET_MAX_MEM_SLOTS: u32 = 36;
     pub(in super::super) const ADD_MEM_REG: u32 = 37;
     pub(in super::super) const REM_MEM_REG: u32 = 38;
+    pub(in super::super) const SET_DEVICE_STATE_FD: u32 = 42;
+    pub(in super::super) const CHECK_DEVICE_STATE: u32 = 43;
 }
 use number::*;
 
@@ -270,7 +272,9 @@ fn due(request: u32, flags: u32, payload: &[u8], is_believed: bool) -> Due {
         | GET_PROTOCOL_FEATURES
         | GET_QUEUE_NUM
         | GET_MAX_MEM_SLOTS
-        | GET_VRING_BASE => Due::Reply(8),
+        | GET_VRING_BASE
+        | SET_DEVICE_STATE_FD
+        | CHECK_DEVICE_STATE => Due::Reply(8),
         GET_CONFIG => {
             let size = payload.get(4..8).and_then(|size| size.try_into().ok());
             let size = size.map_or(0, u32::from_ne_bytes) as usize;

@@ -249,6 +249,12 @@ impl Session {
         self.rings.iter().any(Vring::is_halted)
     }
 
+    /// True while rings run and none is being started or stopped. In between it is not known who
+    /// drives the device: rings are enabled one by one, and the block queue's turn comes last.
+    pub(crate) fn has_driver(&self) -> bool {
+        !self.is_stopping() && self.rings.iter().any(Vring::is_running)
+    }
+
     /// A kick has arrived on this ring.
     pub(crate) fn kicked(&mut self, index: usize) {
         if let Err(error) = self.rings[index].kicked() {

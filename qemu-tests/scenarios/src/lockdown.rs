@@ -27,10 +27,10 @@ pub fn play(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks 
         Ok(machine.guest().shell(script, COMMAND).map_err(memtide_lab::Error::from)?)
     };
     let ended = wait::until("the unit has failed", SOON, || {
-        let state =
-            shell("systemctl show -P ActiveState -P ExecMainStatus -P NRestarts memtide-agent")?;
-        let state = state.split_whitespace().collect::<Vec<_>>().join(" ");
-        Ok(if state == "failed 6 0" { Look::Found(()) } else { Look::NotYet(state) })
+        let state = shell("systemctl show -p ActiveState,ExecMainStatus,NRestarts memtide-agent")?;
+        let wanted = ["ActiveState=failed", "ExecMainStatus=6", "NRestarts=0"];
+        let is_so = wanted.iter().all(|line| state.lines().any(|found| found == *line));
+        Ok(if is_so { Look::Found(()) } else { Look::NotYet(state) })
     });
     checks.step("the agent ends with status 6 and is not started again", ended);
     let said = shell("/opt/memtide/bin/memtide-agent check 2>&1 || true")

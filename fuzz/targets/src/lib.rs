@@ -37,5 +37,6 @@ pub const TARGETS: &[Target] = &[
     Target { name: "policy", run: policy::run, len_max: 512 },
     Target { name: "rings", run: device::rings::run, len_max: 512 },
     Target { name: "session", run: process::session::run, len_max: 512 },
+    Target { name: "state", run: device::state::run, len_max: 512 },
     Target { name: "wire", run: wire::run, len_max: 512 },
 ];

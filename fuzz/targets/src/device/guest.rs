@@ -140,6 +140,9 @@ enum Step {
     Another,
     /// A region is taken away and put back, as a VMM does.
     Blink(u8),
+    /// The VM is paused and goes on, here or on another host: the rings stay as they are.
+    Pause,
+    Move,
     Configure {
         offset: u8,
         bytes: [u8; 4],
@@ -159,7 +162,7 @@ enum Step {
 #[derive(Clone, Copy, Debug, Arbitrary)]
 enum Start {
     Agent,
-    Stock { features: u8 },
+    Stock { features: u8, poison: u8 },
 }
 
 /// In what pieces the host can drop memory: its pages may be larger than the guest's, and begin
@@ -184,6 +187,9 @@ impl Backing {
 struct World<'m> {
     memory: &'m Memory,
     backing: Backing,
+    settings: Settings,
+    /// What the guest fills its free pages with, and wants to find there again.
+    poison: u32,
     given: &'m RefCell<Given>,
     balloon: Balloon,
     host: Host<'m>,
@@ -203,8 +209,9 @@ pub fn run(data: &[u8]) {
         meter::within(MEMORY_MAX, || {
             let given = RefCell::new(Given::default());
             let mut input = Unstructured::new(data);
-            let Ok((hold, backing)) = <(bool, Backing)>::arbitrary(&mut input) else { return };
-            let rule = if hold { LocalRule::Hold } else { LocalRule::Grant };
+            let Ok((rule, backing)) = <(u8, Backing)>::arbitrary(&mut input) else { return };
+            let rules = [LocalRule::Grant, LocalRule::Target, LocalRule::Hold];
+            let rule = rules[usize::from(rule) % 3];
             let mut world = World::new(memory, backing, &given, rule);
             for _ in 0..STEPS_MAX {
                 let Ok(step) = Step::arbitrary(&mut input) else { break };
@@ -231,6 +238,8 @@ impl<'m> World<'m> {
         let mut world = Self {
             memory,
             backing,
+            settings,
+            poison: 0,
             given,
             balloon,
             host: Host { given, fails: false },
@@ -254,8 +263,12 @@ impl<'m> World<'m> {
     /// A driver sets the device up: fresh rings, and the roles that its features give them.
     fn start(&mut self, start: Start) {
         let (acked, rings) = match start {
-            Start::Agent => (u64::MAX, Rings::WithBlock),
-            Start::Stock { features: bits } => {
+            Start::Agent => (!features::PAGE_POISON, Rings::WithBlock),
+            Start::Stock { features: bits, poison } => {
+                // As a VMM does, which tells the features only when the driver is done.
+                let value = [0, 0, 0xaaaa_aaaa, 1][usize::from(poison) % 4];
+                self.balloon.write_config(POISON_VAL, &u32::to_le_bytes(value));
+                self.poison = value;
                 let kept = features::MUST_TELL_HOST
                     | features::STATS_VQ
                     | features::PAGE_POISON
@@ -265,11 +278,35 @@ impl<'m> World<'m> {
             }
         };
         self.balloon.set_features(acked & self.balloon.offered_features());
+        if self.balloon.features() & features::PAGE_POISON == 0 {
+            self.poison = 0;
+        }
         let driver = |n| FakeDriver::new(RINGS + n * FakeDriver::LEN, SIZE);
         self.drivers = (0..QUEUES as u64).map(driver).collect();
         self.drivers.iter().for_each(|driver| driver.clear(self.memory));
         self.queues = self.drivers.iter().map(FakeDriver::queue).collect();
         self.balloon.set_rings(rings);
+        self.balloon.driver_begins();
+    }
+
+    /// The rings stop, and go on where they were.
+    fn pause(&mut self, meanwhile: impl FnOnce(&mut Self)) {
+        let rings = self.balloon.rings();
+        if let Some(ring) = self.ring_of(QueueRole::Stats) {
+            self.balloon.stats_ring_stopped(&mut self.queues[ring]);
+        }
+        self.balloon.set_rings(Rings::Stopped);
+        meanwhile(self);
+        self.balloon.set_rings(rings);
+    }
+
+    /// Another device takes over, with what this one saved.
+    fn change_hosts(&mut self) {
+        let (state, acked) = (self.balloon.save_state(), self.balloon.features());
+        self.balloon = Balloon::new(self.settings, self.now());
+        self.balloon.set_memory_parts(self.backing.parts());
+        self.balloon.load_state(&state).expect("what a device saves, a device loads");
+        self.balloon.set_features(acked);
     }
 
     /// The rings stop. What waited in them will never be carried out: its pages are the guest's.
@@ -351,7 +388,9 @@ impl<'m> World<'m> {
                 self.balloon.set_memory_parts(rest);
                 self.balloon.set_memory_parts(self.backing.parts());
             }
-            Step::Configure { offset, bytes } => self.balloon.write_config(offset.into(), &bytes),
+            Step::Pause => self.pause(|_| {}),
+            Step::Move => self.pause(Self::change_hosts),
+            Step::Actual(pages) => self.balloon.write_config(4, &pages.to_le_bytes()),
             Step::AskStatistics => self.ask_statistics(),
             Step::Controller(true) => self.balloon.controller_attached(),
             Step::Controller(false) => self.balloon.controller_left(now),
@@ -532,13 +571,6 @@ impl<'m> World<'m> {
         });
     }
 
-    /// Does the guest fill its free pages with something (virtio 1.3, 5.5.6.7)?
-    fn is_poisoned(&self) -> bool {
-        let mut value = [0; 4];
-        self.balloon.read_config(POISON_VAL, &mut value);
-        self.balloon.features() & features::PAGE_POISON != 0 && value != [0; 4]
-    }
-
     /// The device works on one ring; says what it left.
     fn work(&mut self, ring: usize) -> Option<Left> {
         let now = self.now();
@@ -546,7 +578,7 @@ impl<'m> World<'m> {
         if !self.is_running(ring) {
             return None;
         }
-        self.given.borrow_mut().poisoned = self.is_poisoned();
+        self.given.borrow_mut().poisoned = self.poison != 0;
         let mut moment = Moment { now, host: &mut self.host };
         let mut queue = Ring { queue: &mut self.queues[ring], memory: self.memory };
         let pass = self.balloon.process(role, &mut queue, &mut moment);

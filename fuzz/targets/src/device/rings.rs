@@ -261,7 +261,8 @@ pub fn run(data: &[u8]) {
 
 impl<'m> World<'m> {
     fn new(memory: &'m Memory, input: &mut Unstructured<'_>) -> arbitrary::Result<Self> {
-        let local_rule = if bool::arbitrary(input)? { LocalRule::Hold } else { LocalRule::Grant };
+        let rules = [LocalRule::Grant, LocalRule::Target, LocalRule::Hold];
+        let local_rule = rules[usize::from(u8::arbitrary(input)?) % 3];
         let settings = Settings { local_rule, ..Settings::default() };
         let mut balloon = Balloon::new(settings, Instant::from_millis(0));
         let ranges = memory::ranges().to_vec();

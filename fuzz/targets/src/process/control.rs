@@ -9,6 +9,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 
 use arbitrary::{Arbitrary, Unstructured};
+use memtide_api::device::LocalRule as api;
 use memtide_api::device::{Call, Decision, FromDevice, Request, Role};
 use memtide_api::http;
 use memtide_api::line::{LineBuffer, LineError, to_line};
@@ -52,6 +53,7 @@ enum What {
     Status,
     SetTarget(u64),
     SetMin(u64),
+    SetLocalRule(u8),
     Decide { ticket: u8, decision: u8 },
     AskHello,
 }
@@ -74,6 +76,9 @@ impl What {
                     2 => Decision::Deny("vm-limit".into()),
                     _ => Decision::Hold("because".into()),
                 },
+            },
+            Self::SetLocalRule(rule) => Request::SetLocalRule {
+                rule: [api::Grant, api::Target, api::Hold][usize::from(rule) % 3],
             },
             Self::AskHello => Request::AskHello,
         }

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 
 use arbitrary::Arbitrary;
 use rustix::event::EventfdFlags;
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom};
 use rustix::pipe::PipeFlags;
 
 /// A name that no other mapping of the process has.
@@ -34,6 +34,8 @@ pub(super) enum Kind {
     Pipe,
     /// A channel for the device's own messages.
     Channel,
+    /// A file that a device's state may be in.
+    State,
     Directory,
 }
 
@@ -47,6 +49,7 @@ pub(super) struct Descriptors {
     sealed: OwnedFd,
     read_only: OwnedFd,
     null: OwnedFd,
+    state: OwnedFd,
     pub(super) kick: OwnedFd,
     call: OwnedFd,
     pipe: OwnedFd,
@@ -87,6 +90,7 @@ impl Descriptors {
             sealed,
             read_only: File::open("/proc/self/exe").expect("this program").into(),
             null: File::options().read(true).write(true).open("/dev/null").expect("it").into(),
+            state: memfd(0),
             kick: eventfd(0),
             call: eventfd(0),
             pipe,
@@ -125,13 +129,26 @@ impl Descriptors {
             Kind::Call => &self.call,
             Kind::Pipe => &self.pipe,
             Kind::Channel => &self.channel,
+            Kind::State => &self.state,
             Kind::Directory => &self.directory,
         }
         .as_fd()
     }
 
+    /// Has the file hold this state, to be read from its start.
+    pub(super) fn put_state(&self, state: &[u8]) {
+        rustix::fs::ftruncate(&self.state, 0).expect("a file of our own");
+        rustix::io::pwrite(&self.state, state, 0).expect("a file of our own");
+        rustix::fs::seek(&self.state, SeekFrom::Start(0)).expect("a file");
+    }
+
     /// Takes out what an input has left in them.
     pub(super) fn drain(&self) {
+        self.put_state(&[]);
+        // A device that took one of these for a channel has moved its offset.
+        for fd in [&self.low, &self.blocks, &self.odd, &self.sealed, &self.read_only] {
+            rustix::fs::seek(fd, SeekFrom::Start(0)).expect("a file");
+        }
         let mut bytes = [0; 4096];
         for fd in [&self.kick, &self.call, &self._pipe_reader, &self.hearer] {
             while matches!(rustix::io::read(fd, &mut bytes), Ok(1..)) {}

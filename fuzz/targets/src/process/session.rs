@@ -156,6 +156,17 @@ enum Step<'a> {
         room: u8,
     },
     Kick,
+    /// A file is made to hold the device's own state, with so many changes, or anything.
+    KeepState {
+        changes: Vec<(u8, u8)>,
+    },
+    PutState(&'a [u8]),
+    Transfer {
+        load: bool,
+        phase: bool,
+        fd: Option<Kind>,
+    },
+    CheckState,
     /// The VMM cuts a file short that the device has mapped, or makes it longer.
     Cut(u32),
     Wait(u16),
@@ -241,10 +252,14 @@ pub fn run(data: &[u8]) {
         }
         for _ in 0..STEPS_MAX {
             let Ok(step) = Step::arbitrary(&mut input) else { break };
-            if !take(&mut vmm, &step) || input.is_empty() {
+            if !take(&mut vmm, &step) {
+                return;
+            }
+            if input.is_empty() {
                 break;
             }
         }
+        vmm.settle();
     });
 }
 
@@ -330,6 +345,24 @@ fn take_more(vmm: &mut Vmm<'_>, step: &Step<'_>) -> bool {
             vmm.ask(&ask.bytes(vmm.device.balloon().hello_epoch()), room)
         }
         Step::Kick => vmm.kick(),
+        Step::KeepState { changes } => {
+            let mut state = vmm.device.balloon().save_state();
+            for (at, byte) in changes.iter().take(8) {
+                let at = usize::from(*at) % state.len();
+                state[at] = *byte;
+            }
+            vmm.memory.files.put_state(&state);
+            true
+        }
+        Step::PutState(state) => {
+            vmm.memory.files.put_state(state);
+            true
+        }
+        Step::Transfer { load, phase, fd } => {
+            let parameters = halves(&[u32::from(*load), u32::from(*phase)]);
+            vmm.send(SET_DEVICE_STATE_FD, 0, &parameters, fd.as_slice())
+        }
+        Step::CheckState => vmm.send(CHECK_DEVICE_STATE, 0, &[], &[]),
         Step::Cut(len) => {
             vmm.memory.cut(u64::from(len % 0x2_0000));
             true

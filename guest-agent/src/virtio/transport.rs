@@ -51,8 +51,9 @@ const CONFIG_ATTEMPTS: u32 = 10;
 /// Why the device cannot be driven.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
-    /// A structure lies outside its BAR, or is shorter than its fields.
-    #[error("the device's {what} structure ({place:?}) does not lie in its BAR")]
+    /// A structure lies outside its BAR, is shorter than its fields, or lies so that they would be
+    /// off their boundaries.
+    #[error("the device's {what} structure ({place:?}) does not lie in its BAR as it must")]
     Place {
         /// Which structure.
         what: &'static str,
@@ -145,7 +146,8 @@ impl Transport {
         map: impl Fn(u8) -> io::Result<Rc<dyn Registers>>,
     ) -> Result<Self, TransportError> {
         let mut bars: BTreeMap<u8, Rc<dyn Registers>> = BTreeMap::new();
-        let mut window = |what, place: Place, least: usize| {
+        // `least` bytes, on a multiple of `boundary` (virtio 1.3, 4.1.4.3 to 4.1.4.6).
+        let mut window = |what, place: Place, least: usize, boundary: u32| {
             let registers = match bars.get(&place.bar) {
                 Some(registers) => Rc::clone(registers),
                 None => {
@@ -159,14 +161,17 @@ impl Transport {
             let (Ok(offset), Ok(len)) = (place.offset.try_into(), place.length.try_into()) else {
                 return Err(wrong);
             };
-            Window::new(registers, offset, len).filter(|window| window.size() >= least).ok_or(wrong)
+            let window = Window::new(registers, offset, len);
+            let is_usable =
+                |window: &Window| window.size() >= least && place.offset.is_multiple_of(boundary);
+            window.filter(is_usable).ok_or(wrong)
         };
         Ok(Self {
-            common: window("common configuration", layout.common, common::LEN)?,
-            notify: window("notification", layout.notify, 2)?,
+            common: window("common configuration", layout.common, common::LEN, 4)?,
+            notify: window("notification", layout.notify, 2, 2)?,
             notify_multiplier: layout.notify_multiplier,
-            isr: window("interrupt status", layout.isr, 1)?,
-            device: window("device configuration", layout.device, 4)?,
+            isr: window("interrupt status", layout.isr, 1, 1)?,
+            device: window("device configuration", layout.device, 4, 4)?,
         })
     }
 
@@ -258,7 +263,8 @@ impl Transport {
     /// Sets queue `index` up and enables it.
     ///
     /// # Errors
-    /// [`TransportError::Place`] where its doorbell lies outside the notification structure.
+    /// [`TransportError::Place`] where its doorbell lies outside the notification structure, or off
+    /// its boundary.
     pub fn enable_queue(
         &self,
         index: u16,
@@ -272,7 +278,7 @@ impl Transport {
         self.common.write_u64(common::QUEUE_DEVICE, addresses.used);
         let offset = u32::from(self.common.read_u16(common::QUEUE_NOTIFY_OFF));
         let at = offset.saturating_mul(self.notify_multiplier) as usize;
-        if at.saturating_add(2) > self.notify.size() {
+        if at.saturating_add(2) > self.notify.size() || !at.is_multiple_of(2) {
             let place = Place { bar: 0, offset, length: self.notify_multiplier };
             return Err(TransportError::Place { what: "queue notification", place });
         }
@@ -397,5 +403,24 @@ mod tests {
         layout = fake.layout();
         layout.common.length = 20;
         assert!(Transport::open(&layout, |_| Ok(fake.registers())).is_err());
+    }
+
+    #[test]
+    fn a_structure_off_its_boundary_is_refused() {
+        let fake = FakeDevice::new();
+        let good = fake.layout();
+        let moved = |place: Place| Place { offset: place.offset + 1, length: 0x100, ..place };
+        for layout in [
+            Layout { common: moved(good.common), ..good },
+            Layout { notify: moved(good.notify), ..good },
+            Layout { device: moved(good.device), ..good },
+        ] {
+            let opened = Transport::open(&layout, |_| Ok(fake.registers()));
+            assert!(matches!(opened, Err(TransportError::Place { .. })), "{layout:?}");
+        }
+        let odd = Layout { notify_multiplier: 3, ..good };
+        let transport = Transport::open(&odd, |_| Ok(fake.registers())).unwrap();
+        let addresses = QueueAddresses { desc: 0x1000, avail: 0x1800, used: 0x1a00 };
+        assert!(transport.enable_queue(5, 128, addresses).is_err());
     }
 }

@@ -143,10 +143,7 @@ enum Step {
     /// The VM is paused and goes on, here or on another host: the rings stay as they are.
     Pause,
     Move,
-    Configure {
-        offset: u8,
-        bytes: [u8; 4],
-    },
+    Actual(u32),
     Controller(bool),
     Decide {
         ticket: u8,

@@ -185,6 +185,7 @@ impl<'m> Vmm<'m> {
         }
         let replies = std::mem::take(&mut self.replies);
         let mut rest = &replies[..];
+        let questions = self.questions();
         while !rest.is_empty() {
             let word = |n: usize| u32::from_ne_bytes(rest[4 * n..4 * n + 4].try_into().expect("4"));
             assert!(rest.len() >= 12, "half a head: {rest:x?}");
@@ -194,6 +195,10 @@ impl<'m> Vmm<'m> {
             self.take_reply(request, len);
             rest = &rest[12 + len..];
         }
+        if self.questions() < questions {
+            // What was sent behind the question is looked at in the next round.
+            return;
+        }
         // Each round looks at all that was sent: what is due is there, as far as nothing is waited
         // for first.
         let looked_at = self.sent.iter().position(|sent| sent.due == Due::Later);
@@ -202,15 +207,22 @@ impl<'m> Vmm<'m> {
         assert!(missing.is_none(), "no reply to {missing:?}");
     }
 
+    /// Questions after the outcome of a transfer that are not answered yet.
+    fn questions(&self) -> usize {
+        self.sent.iter().filter(|sent| sent.due == Due::Later).count()
+    }
+
     /// In the end a transfer has taken too long, and that is said.
     pub(super) fn settle(&mut self) {
-        if self.in_step && !self.sent.is_empty() {
-            self.now += 20_000;
-            // What was sent behind the question is looked at after it.
-            self.round();
-            self.round();
-            assert!(self.sent.is_empty(), "no reply to {:?}", self.sent.front());
+        if !self.in_step {
+            return;
         }
+        // One question after the other, and what was sent behind the last one.
+        for _ in 0..=self.questions() {
+            self.now += 20_000;
+            self.round();
+        }
+        assert!(self.sent.is_empty(), "no reply to {:?}", self.sent.front());
     }
 
     fn take_reply(&mut self, request: u32, len: usize) {

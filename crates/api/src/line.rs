@@ -10,26 +10,58 @@ use serde::de::DeserializeOwned;
 /// maps, and 509 memory slots of about 100 bytes.
 pub const LINE_MAX: usize = 512 << 10;
 
+/// Longest line to a device, in bytes: a call has no lists in it.
+pub const CALL_MAX: usize = 4 << 10;
+
 /// A peer's line that is no message.
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
-    /// No newline within [`LINE_MAX`] bytes.
-    #[error("the peer sent more than {LINE_MAX} bytes without ending a line")]
-    TooLong,
+    /// No newline within as many bytes as a line may have.
+    #[error("the peer sent more than {0} bytes without ending a line")]
+    TooLong(usize),
     /// Not the JSON that was expected.
     #[error("a line is not understood: {0}")]
     Json(#[from] serde_json::Error),
 }
 
 /// Collects bytes and hands out whole lines.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct LineBuffer {
     bytes: Vec<u8>,
     /// How far a newline has been looked for already.
     searched: usize,
+    /// Bytes that a line may have.
+    max: usize,
+}
+
+impl Default for LineBuffer {
+    /// For lines of up to [`LINE_MAX`] bytes.
+    fn default() -> Self {
+        Self::for_lines_of(LINE_MAX)
+    }
 }
 
 impl LineBuffer {
+    /// For lines of up to `max` bytes.
+    pub fn for_lines_of(max: usize) -> Self {
+        Self { bytes: Vec::new(), searched: 0, max }
+    }
+
+    /// Bytes that are kept.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// True where no bytes are kept.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Is a whole line there?
+    pub fn has_line(&self) -> bool {
+        self.bytes[self.searched..].contains(&b'\n')
+    }
+
     /// Adds what was read from the peer.
     pub fn extend(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
@@ -44,13 +76,14 @@ impl LineBuffer {
         let Some(offset) = self.bytes[self.searched..].iter().position(|byte| *byte == b'\n')
         else {
             self.searched = self.bytes.len();
-            return if self.bytes.len() > LINE_MAX { Err(LineError::TooLong) } else { Ok(None) };
+            let is_too_long = self.bytes.len() > self.max;
+            return if is_too_long { Err(LineError::TooLong(self.max)) } else { Ok(None) };
         };
         let end = self.searched + offset;
         let line: Vec<u8> = self.bytes.drain(..=end).collect();
         self.searched = 0;
-        if end > LINE_MAX {
-            return Err(LineError::TooLong);
+        if end > self.max {
+            return Err(LineError::TooLong(self.max));
         }
         Ok(Some(serde_json::from_slice(&line[..end])?))
     }
@@ -92,7 +125,13 @@ mod tests {
     fn an_endless_line_is_refused() {
         let mut buffer = LineBuffer::default();
         buffer.extend(&vec![b' '; LINE_MAX + 1]);
-        assert!(matches!(buffer.next_message::<u32>(), Err(LineError::TooLong)));
+        assert!(matches!(buffer.next_message::<u32>(), Err(LineError::TooLong(LINE_MAX))));
+        let mut short = LineBuffer::for_lines_of(3);
+        short.extend(b"123\n1234\n");
+        assert!(short.has_line());
+        assert_eq!(short.next_message::<u32>().unwrap(), Some(123));
+        assert!(matches!(short.next_message::<u32>(), Err(LineError::TooLong(3))));
+        assert!(!short.has_line());
     }
 
     proptest! {

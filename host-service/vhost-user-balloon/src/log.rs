@@ -23,14 +23,24 @@ impl EventLog {
             write(event);
             return;
         }
-        match self.limiter.admit(now) {
-            Some(0) => write(event),
-            Some(suppressed) => {
-                write(event);
-                tracing::info!(suppressed, "more of the like was not written down before this");
-            }
-            None => {}
+        if self.admits(now) {
+            write(event);
         }
+    }
+
+    /// Writes down what somebody on the host can make happen as often as they like.
+    pub(crate) fn warn(&mut self, now: Instant, text: impl FnOnce() -> String) {
+        if self.admits(now) {
+            tracing::warn!("{}", text());
+        }
+    }
+
+    fn admits(&mut self, now: Instant) -> bool {
+        let suppressed = self.limiter.admit(now);
+        if let Some(1..) = suppressed {
+            tracing::info!(suppressed, "more of the like was not written down before this");
+        }
+        suppressed.is_some()
     }
 }
 

@@ -96,7 +96,7 @@ impl Service {
         };
         let control = options.control.map(BoundSocket::listen).transpose()?;
         let balloon = Balloon::new(options.settings, now);
-        let (control, log) = (Control::new(control), EventLog::new(now));
+        let (control, log) = (Control::new(control, now), EventLog::new(now));
         let systemd = Systemd::default();
         Ok(Self { clock, listener, balloon, session, control, log, systemd })
     }
@@ -135,7 +135,7 @@ impl Service {
                         session.kicked(index);
                     }
                 }
-                Token::ControlListener => self.control.accept(),
+                Token::ControlListener => self.control.accept(now),
                 Token::Client(id) => {
                     if let Err(gone) = self.serve_client(id, now) {
                         self.drop_client(id, &gone, now);
@@ -174,14 +174,20 @@ impl Service {
             }
             session.kicks().for_each(|(index, fd)| add(Token::Kick(index), fd, PollFlags::IN));
         }
-        if let Some(listener) = &self.listener {
-            add(Token::VmmListener, listener.as_fd(), PollFlags::IN);
+        let listeners = [
+            (Token::VmmListener, self.listener.as_ref()),
+            (Token::ControlListener, self.control.listener()),
+        ];
+        let now = self.clock.now();
+        for (token, listener) in listeners {
+            if let Some(listener) = listener.filter(|it| it.rests_until(now).is_none()) {
+                add(token, listener.as_fd(), PollFlags::IN);
+            }
         }
-        if let Some(listener) = self.control.listener() {
-            add(Token::ControlListener, listener, PollFlags::IN);
-        }
-        for (id, fd, has_output) in self.control.clients() {
-            let flags = if has_output { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        for (id, fd, waits) in self.control.clients() {
+            let mut flags = PollFlags::empty();
+            flags.set(PollFlags::IN, waits.input);
+            flags.set(PollFlags::OUT, waits.output);
             add(Token::Client(id), fd, flags);
         }
         let timeout = self.time_left().map(timespec);
@@ -189,7 +195,11 @@ impl Service {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
-        let ready = tokens.into_iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
+        let is_ready = |(token, fd): &(Token, &PollFd<'_>)| {
+            let asked = matches!(token, Token::Client(id) if self.control.has_calls(*id));
+            asked || !fd.revents().is_empty()
+        };
+        let ready = tokens.into_iter().zip(&fds).filter(is_ready);
         Ok(ready.map(|(token, _)| token).collect())
     }
 
@@ -202,22 +212,27 @@ impl Service {
             let due = [session.work_due(now), session.notice_due(now), stats, transfer];
             due.into_iter().flatten().min()
         });
-        let due = [of_session, self.systemd.due()];
+        let calls = self.control.has_any_calls().then_some(now);
+        let listeners = [self.listener.as_ref(), self.control.listener()];
+        let rest = listeners.into_iter().flatten().filter_map(|it| it.rests_until(now)).min();
+        let due = [of_session, self.systemd.due(), calls, rest];
         Some(due.into_iter().flatten().min()?.since(now))
     }
 
     fn accept_vmm(&mut self, now: Instant) {
-        let accepted = self.listener.as_ref().map_or(Ok(None), BoundSocket::accept);
+        let accepted = self.listener.as_mut().map_or(Ok(None), |listener| listener.accept(now));
         match accepted.and_then(|stream| stream.map(|s| Session::new(s, now)).transpose()) {
             Ok(Some(_)) if self.session.is_some() => {
-                tracing::warn!("a second VMM is turned away: one is connected");
+                self.log.warn(now, || "a second VMM is turned away: one is connected".into());
             }
             Ok(Some(session)) => {
                 tracing::info!("a VMM has connected");
                 self.session = Some(session);
             }
             Ok(None) => {}
-            Err(error) => tracing::warn!("a VMM could not be accepted: {error}"),
+            Err(error) => {
+                self.log.warn(now, || format!("a VMM could not be accepted: {error}"));
+            }
         }
     }
 
@@ -277,7 +292,7 @@ impl Service {
     }
 
     fn drop_client(&mut self, id: ClientId, gone: &Gone, now: Instant) {
-        if self.control.remove(id, gone) == Some(Role::Controller) {
+        if self.control.remove(id, gone, now) == Some(Role::Controller) {
             tracing::info!("the controller has left");
             self.balloon.controller_left(now);
         }

@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use memtide_units::Instant;
 use rustix::fs::Mode;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -17,6 +19,9 @@ const PATH_MAX: usize = 107;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 16;
+
+/// Between a failure to take a connection and the next attempt.
+const REST: Duration = Duration::from_secs(1);
 
 /// Why a program cannot listen on a path.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +78,8 @@ pub(crate) struct BoundSocket {
     listener: UnixListener,
     /// The path and the inode that was made there.
     made: Option<(PathBuf, u64)>,
+    /// No connection is taken before, since taking one has failed.
+    rests_until: Option<Instant>,
 }
 
 impl BoundSocket {
@@ -84,7 +91,7 @@ impl BoundSocket {
             Endpoint::Inherited(listener) => {
                 let failed = |source| ListenError::Inherited { source };
                 listener.set_nonblocking(true).map_err(failed)?;
-                Ok(Self { listener, made: None })
+                Ok(Self { listener, made: None, rests_until: None })
             }
         }
     }
@@ -97,16 +104,27 @@ impl BoundSocket {
         remove_stale(path)?;
         let listener = bind_with_mode(path).map_err(|e| failed(e.into()))?;
         let inode = std::fs::symlink_metadata(path).map_err(failed)?.ino();
-        Ok(Self { listener, made: Some((path.into(), inode)) })
+        Ok(Self { listener, made: Some((path.into(), inode)), rests_until: None })
     }
 
-    /// The next connection, or `None` where nobody waits.
-    pub(crate) fn accept(&self) -> io::Result<Option<UnixStream>> {
+    /// The next connection, or `None` where nobody waits. After a failure it rests for a while: who
+    /// cannot be taken for want of descriptors or memory waits still, and would be found again at
+    /// once.
+    pub(crate) fn accept(&mut self, now: Instant) -> io::Result<Option<UnixStream>> {
+        self.rests_until = None;
         match self.listener.accept() {
             Ok((stream, _)) => Ok(Some(stream)),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(e) => Err(e),
+            Err(e) => {
+                self.rests_until = Some(now + REST);
+                Err(e)
+            }
         }
+    }
+
+    /// Until when nobody is to be taken.
+    pub(crate) fn rests_until(&self, now: Instant) -> Option<Instant> {
+        self.rests_until.filter(|until| *until > now)
     }
 }
 
@@ -184,11 +202,12 @@ mod tests {
         let path = directory.path().join("vm.sock");
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
-        let bound = BoundSocket::bind(&path).unwrap();
+        let mut bound = BoundSocket::bind(&path).unwrap();
+        let now = Instant::default();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
-        assert!(bound.accept().unwrap().is_none());
+        assert!(bound.accept(now).unwrap().is_none());
         let _client = UnixStream::connect(&path).unwrap();
-        assert!(bound.accept().unwrap().is_some());
+        assert!(bound.accept(now).unwrap().is_some());
         drop(bound);
         assert!(!path.exists());
     }

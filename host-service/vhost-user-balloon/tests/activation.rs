@@ -45,6 +45,14 @@ impl Started {
     }
 }
 
+impl Drop for Started {
+    /// A test that fails leaves no program behind.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// Standard input and output become the descriptors 3 and 4: a shell can do that, and knows the
 /// process id that the program will have.
 fn start(names: &str, words: &[&str], sockets: [OwnedFd; 2], folder: tempfile::TempDir) -> Started {

@@ -304,16 +304,3 @@ fn one_controller_at_a_time_and_only_it_steers() {
     assert!(format!("{:?}", other.line()).contains("bad-request"));
     assert_eq!(other.status().min, BLOCK, "the connection goes on");
 }
-
-#[test]
-fn the_ninth_client_is_turned_away() {
-    let (device, _vm) = vm();
-    let mut clients: Vec<Client> = (0..8).map(|_| device.control()).collect();
-    clients.iter_mut().for_each(|client| _ = client.status());
-    assert!(!device.control().is_served());
-    clients.pop();
-    let start = std::time::Instant::now();
-    while !device.control().is_served() {
-        assert!(start.elapsed() < DEADLINE);
-    }
-}

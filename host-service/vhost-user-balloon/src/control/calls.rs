@@ -7,13 +7,19 @@ use memtide_units::Instant;
 use super::{ClientId, Gone, status, translate};
 use crate::service::Service;
 
+/// Calls of one client that are answered before others get their turn: the VMM above all, which has a
+/// virtual processor wait for us.
+const CALLS_AT_ONCE: usize = 16;
+
 impl Service {
     /// Reads what a client sent and answers it.
     pub(crate) fn serve_client(&mut self, id: ClientId, now: Instant) -> Result<(), Gone> {
         let Some(client) = self.control.client(id) else { return Ok(()) };
         client.flush()?;
-        client.read()?;
-        while let Some(call) = self.control.client(id).map_or(Ok(None), |c| c.next_call())? {
+        client.read(now)?;
+        for _ in 0..CALLS_AT_ONCE {
+            let call = self.control.client(id).map_or(Ok(None), |client| client.next_call())?;
+            let Some(call) = call else { break };
             let reply = self.answer(id, call, now);
             self.control.reply(id, reply)?;
         }
@@ -95,6 +101,10 @@ impl Service {
         if role == Role::Controller && controller.is_some_and(|other| other != id) {
             let text = "another client is attached as controller; attach as observer, or stop it";
             return Err(refusal("controller-present", text.into()));
+        }
+        if role == Role::Observer && !self.control.has_room_to_watch(id) {
+            let text = "as many clients watch as may; end one of them";
+            return Err(refusal("too-many-clients", text.into()));
         }
         match (role, controller) {
             (Role::Controller, _) => self.balloon.controller_attached(),

@@ -24,8 +24,8 @@ impl Stepper {
     }
 
     /// Lets a client in, as if it had connected to the control socket.
-    pub fn admit(&mut self, client: UnixStream) {
-        self.0.control.admit(client);
+    pub fn admit(&mut self, client: UnixStream, now: Instant) {
+        self.0.control.admit(client, now);
     }
 
     /// One round of the loop at this time. `ready` must be something that can be read, so that the

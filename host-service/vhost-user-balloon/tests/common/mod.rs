@@ -491,9 +491,18 @@ impl Client {
         serde_json::from_str(&line).unwrap()
     }
 
-    /// True where the device answers, false where it has closed the connection.
+    /// True where the device answers, false where it has turned the client away.
     pub fn is_served(&mut self) -> bool {
         let _ = self.reader.get_mut().write_all(b"{\"id\":1,\"call\":\"status\"}\n");
-        matches!(self.reader.fill_buf(), Ok(bytes) if !bytes.is_empty())
+        let mut line = String::new();
+        self.reader.read_line(&mut line).is_ok() && line.starts_with("{\"id\":1,\"ok\":")
+    }
+
+    /// What comes until the device hangs up.
+    pub fn rest(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        // A connection that was reset has ended too.
+        let _ = std::io::Read::read_to_end(&mut self.reader, &mut bytes);
+        bytes
     }
 }

@@ -149,7 +149,11 @@ impl Client {
         let id = self.next_id;
         self.next_id += 1;
         let line = to_line(&Call { id, call: request }).map_err(|e| self.io(e))?;
-        self.stream.write_all(&line).map_err(|e| self.io(e))?;
+        match self.stream.write_all(&line) {
+            // It has hung up, and may have said why before.
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
+            sent => sent.map_err(|e| self.io(e))?,
+        }
         let deadline = Instant::now() + ANSWER_WITHIN;
         loop {
             match self.message(Some(deadline))? {
@@ -278,6 +282,25 @@ mod tests {
         };
         assert!(refused("not-controller").contains("memtide vm NAME set --target"));
         assert!(refused("no-such-ticket").ends_with("no"));
+    }
+
+    #[test]
+    fn who_is_turned_away_at_the_door_learns_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vm.ctl");
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = std::thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            stream
+                .write_all(
+                    b"{\"id\":0,\"error\":{\"name\":\"too-many-clients\",\"message\":\"full\"}}\n",
+                )
+                .unwrap();
+        });
+        // Whether the call is written before or after the device has hung up.
+        let error = Client::connect(&path).unwrap_err().to_string();
+        server.join().unwrap();
+        assert!(error.contains("too-many-clients: full"), "{error}");
     }
 
     #[test]

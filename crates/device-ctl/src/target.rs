@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use memtide_api::device::{DeviceStatus, Driver, Request};
+use memtide_api::device::{DeviceStatus, Driver, Event, Request};
 use memtide_units::ByteSize;
 use serde::Serialize;
 
@@ -16,7 +16,7 @@ use crate::output::print;
 /// A balloon is made of pages of this size (virtio 1.3, 5.5.6).
 const PAGE: ByteSize = ByteSize::from_kib(4);
 
-/// How often progress is looked at where no event tells of it: an agent's blocks take some time each.
+/// How often progress is looked at. A stock driver tells of each MiB, hundreds of them a second.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// How far the guest has come.
@@ -100,8 +100,20 @@ fn follow(client: &mut Client, wait: Duration, form: Form) -> Result<(), CtlErro
             return Err(CtlError::Deadline(too_late(&status, now, wait)));
         }
         shown.show(now, form)?;
-        client.event(Some(deadline.min(Instant::now() + LOOK_EVERY)))?;
+        pass_time(client, deadline, &shown)?;
     }
+}
+
+/// Lets events pass until it is time for another look, or the guest seems to have arrived.
+fn pass_time(client: &mut Client, deadline: Instant, shown: &Shown) -> Result<(), CtlError> {
+    let next = deadline.min(Instant::now() + LOOK_EVERY);
+    while let Some(event) = client.event(Some(next))? {
+        let target = shown.last.map(|last| last.target);
+        if matches!(event, Event::Balloon { actual } if Some(actual) == target) {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn set(status: &DeviceStatus, now: Progress) -> String {
@@ -156,7 +168,7 @@ impl Shown {
         if form == Form::Json {
             return print(&json_line(&now)?);
         }
-        let text = format!("balloon {} of {}, guest {}", now.balloon, now.target, now.guest);
+        let text = format!("balloon {}, wanted {}, guest {}", now.balloon, now.target, now.guest);
         let mut stderr = io::stderr().lock();
         if stderr.is_terminal() {
             self.line_is_open = true;

@@ -122,6 +122,7 @@ fn with_stock_driver() -> DeviceStatus {
         target: mib(512),
         actual: mib(384),
         decider: Decider::Controller,
+        counters: Counters { inflated: mib(384), punches: 390, ..Counters::default() },
         stats: stats.into_iter().map(|(name, value)| (name.into(), value)).collect(),
         stats_age_ms: Some(310),
         ..DeviceStatus::default()

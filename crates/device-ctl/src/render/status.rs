@@ -109,15 +109,23 @@ pub(crate) fn brief(status: &DeviceStatus) -> String {
 fn counters(counters: &Counters) -> String {
     let mut text = String::new();
     let Counters { inflated, deflated, reported, stolen, returned, taken, .. } = counters;
+    if [inflated, deflated, reported].iter().any(|size| !size.is_zero()) {
+        let moved = format!("{inflated} inflated, {deflated} deflated, {reported} reported");
+        text += &line("stock", &moved);
+    }
+    if [stolen, returned, taken].iter().any(|size| !size.is_zero()) {
+        let moved = format!("{stolen} stolen, {returned} returned, {taken} taken unasked");
+        text += &line("agent", &moved);
+    }
+    if counters.returns_asked > 0 {
+        let returns = format!(
+            "{} asked, {} granted, {} held",
+            counters.returns_asked, counters.returns_granted, counters.returns_held
+        );
+        text += &line("returns", &returns);
+    }
     text +=
-        &line("stock", &format!("{inflated} inflated, {deflated} deflated, {reported} reported"));
-    text += &line("agent", &format!("{stolen} stolen, {returned} returned, {taken} taken unasked"));
-    let returns = format!(
-        "{} asked, {} granted, {} held",
-        counters.returns_asked, counters.returns_granted, counters.returns_held
-    );
-    text += &line("returns", &returns);
-    text += &line("punches", &format!("{}, {} failed", counters.punches, counters.punch_errors));
+        &line("holes", &format!("{} punched, {} failed", counters.punches, counters.punch_errors));
     for (name, count) in &counters.refused {
         text += &line("refused", &format!("{name} {count} times"));
     }

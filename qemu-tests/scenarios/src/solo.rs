@@ -70,14 +70,19 @@ impl Device {
         &self.socket
     }
 
+    /// Its control socket.
+    pub fn control_socket(&self) -> PathBuf {
+        let mut name = self.socket.clone().into_os_string();
+        name.push(".ctl");
+        name.into()
+    }
+
     /// A new connection to its control socket.
     ///
     /// # Errors
     /// Where it does not listen.
     pub fn control(&self) -> Result<Control, ScenarioError> {
-        let mut name = self.socket.clone().into_os_string();
-        name.push(".ctl");
-        Control::connect(Path::new(&name))
+        Control::connect(&self.control_socket())
     }
 
     /// How it is.

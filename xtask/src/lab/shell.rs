@@ -6,11 +6,13 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use memtide_lab::cargo::{Profile, build};
 use memtide_lab::machine::{Console, Machine, MachineSpec};
+use memtide_lab::rundir::RunDir;
 use memtide_lab::tools::{RUNNER, Tools};
 use memtide_lab::{Balloon, Kernel, Lab};
-use memtide_scenarios::guest_side::{GuestOptions, Shape, Unit};
+use memtide_scenarios::guest_side::{GuestOptions, GuestSide, Shape, Unit};
 use memtide_scenarios::host_side::{HostLimits, VM};
 use memtide_scenarios::run::Stage;
+use memtide_scenarios::solo::Device;
 use memtide_units::ByteSize;
 
 use super::{Result, set_up};
@@ -39,6 +41,8 @@ enum With {
     Agent,
     /// The device and memtided, but the guest's stock driver.
     Stock,
+    /// The device by itself, for `vhost-user-balloon ctl`, and the guest's stock driver.
+    Device,
     /// QEMU's own balloon and nothing of ours.
     QemuBalloon,
     /// No balloon.
@@ -54,9 +58,38 @@ pub(crate) fn run(arguments: &Shell) -> Result<()> {
     match arguments.with {
         With::Agent => staged(&lab, arguments, console, Unit::Enabled),
         With::Stock => staged(&lab, arguments, console, Unit::Absent),
+        With::Device => alone(&lab, arguments, console),
         With::QemuBalloon => plain(&lab, arguments, console, (Balloon::Qemu, &artifacts)),
         With::Nothing => plain(&lab, arguments, console, (Balloon::None, &artifacts)),
     }
+}
+
+/// A guest on our device, which nobody steers but the user.
+fn alone(lab: &Lab, arguments: &Shell, console: Console) -> Result<()> {
+    let programs = programs::build()?;
+    let artifacts = PathBuf::from("artifacts/shell");
+    std::fs::create_dir_all(&artifacts)?;
+    let sockets = RunDir::new()?;
+    let device = Device::start(&programs, sockets.path(), &artifacts, &[])?;
+    let program = programs.program("vhost-user-balloon")?;
+    eprintln!("logs: {}/", artifacts.display());
+    eprintln!(
+        "in another terminal:\n  alias ctl='{} ctl {}'",
+        program.display(),
+        device.control_socket().display()
+    );
+    eprintln!("  ctl status; ctl target 512MiB --wait; ctl stats; ctl watch");
+    eprintln!("Leave it with `exit` or Ctrl-d; Ctrl-a x ends it at once.\n");
+    let options = GuestOptions {
+        kernel: arguments.kernel,
+        memory: arguments.memory,
+        artifacts,
+        agent: Unit::Absent,
+        console,
+        shape: Shape::default(),
+    };
+    GuestSide::start(lab, &programs, device.vhost_socket(), &options)?.wait_end(SESSION)?;
+    Ok(())
 }
 
 /// A guest on our device, with memtided beside it.

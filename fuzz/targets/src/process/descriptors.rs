@@ -37,6 +37,14 @@ pub(super) enum Kind {
     /// A file that a device's state may be in.
     State,
     Directory,
+    /// The end of a pipe that a state may come through: each input has its own, see [`Feed`].
+    Feed,
+}
+
+impl Kind {
+    fn bit(self) -> u32 {
+        1 << self as u32
+    }
 }
 
 /// One of each, made once. Nothing that the device may do to them outlives an input, but for the
@@ -53,13 +61,15 @@ pub(super) struct Descriptors {
     pub(super) kick: OwnedFd,
     call: OwnedFd,
     pipe: OwnedFd,
-    _pipe_reader: OwnedFd,
+    pipe_reader: OwnedFd,
     channel: OwnedFd,
     hearer: OwnedFd,
     directory: OwnedFd,
     /// Can always be read.
     pub(super) ready: OwnedFd,
-    lent: Cell<bool>,
+    /// Kinds that the device was lent, or that were written to, since they were last as at first: a
+    /// bit for each.
+    touched: Cell<u32>,
 }
 
 pub(super) fn memfd(len: u64) -> OwnedFd {
@@ -76,8 +86,7 @@ fn eventfd(count: u32) -> OwnedFd {
 
 impl Descriptors {
     pub(super) fn new(low: u64, blocks: u64) -> Self {
-        let (pipe_reader, pipe) =
-            rustix::pipe::pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).expect("a pipe");
+        let (pipe_reader, pipe) = pipe();
         let (channel, hearer) = UnixStream::pair().expect("a pair of sockets");
         hearer.set_nonblocking(true).expect("a socket");
         let sealed = memfd(1 << 20);
@@ -94,30 +103,33 @@ impl Descriptors {
             kick: eventfd(0),
             call: eventfd(0),
             pipe,
-            _pipe_reader: pipe_reader,
+            pipe_reader,
             channel: channel.into(),
             hearer: hearer.into(),
             directory: File::open("/").expect("it is there").into(),
             ready: eventfd(1),
-            lent: Cell::new(false),
+            touched: Cell::new(0),
         }
     }
 
-    /// Guest memory is not as it was from now on.
-    pub(super) fn lend(&self) {
-        self.lent.set(true);
+    /// This one is not as it was from now on.
+    pub(super) fn touch(&self, kind: Kind) {
+        self.touched.set(self.touched.get() | kind.bit());
     }
 
-    /// True where it has been lent since this was last asked.
-    pub(super) fn take_lent(&self) -> bool {
-        self.lent.replace(false)
+    fn is_touched(&self, kind: Kind) -> bool {
+        self.touched.get() & kind.bit() != 0
     }
 
-    pub(super) fn get(&self, kind: Kind) -> BorrowedFd<'_> {
-        if matches!(kind, Kind::Low | Kind::Blocks | Kind::Odd) {
-            self.lend();
-        }
-        match kind {
+    /// True where guest memory may not be as it was at first.
+    pub(super) fn is_memory_touched(&self) -> bool {
+        [Kind::Low, Kind::Blocks, Kind::Odd].into_iter().any(|kind| self.is_touched(kind))
+    }
+
+    /// One of this kind, but for [`Kind::Feed`].
+    pub(super) fn get(&self, kind: Kind) -> Option<BorrowedFd<'_>> {
+        self.touch(kind);
+        let fd = match kind {
             Kind::Low => &self.low,
             Kind::Blocks => &self.blocks,
             Kind::Odd => &self.odd,
@@ -131,55 +143,121 @@ impl Descriptors {
             Kind::Channel => &self.channel,
             Kind::State => &self.state,
             Kind::Directory => &self.directory,
-        }
-        .as_fd()
+            Kind::Feed => return None,
+        };
+        Some(fd.as_fd())
     }
 
     /// Has the file hold this state, to be read from its start.
     pub(super) fn put_state(&self, state: &[u8]) {
+        self.touch(Kind::State);
         rustix::fs::ftruncate(&self.state, 0).expect("a file of our own");
         rustix::io::pwrite(&self.state, state, 0).expect("a file of our own");
         rustix::fs::seek(&self.state, SeekFrom::Start(0)).expect("a file");
     }
 
-    /// Takes out what an input has left in them.
+    /// A kick of the guest's: one descriptor for all rings.
+    pub(super) fn kick(&self) {
+        self.touch(Kind::Kick);
+        // A counter that is full is a kick as well.
+        _ = rustix::io::write(&self.kick, &1_u64.to_ne_bytes());
+    }
+
+    /// Takes out what an input has left in them. What it has not touched is left alone: that would
+    /// be most of the system calls of a short input.
     pub(super) fn drain(&self) {
-        self.put_state(&[]);
-        // A device that took one of these for a channel has moved its offset.
-        for fd in [&self.low, &self.blocks, &self.odd, &self.sealed, &self.read_only] {
+        if self.is_touched(Kind::State) {
+            self.put_state(&[]);
+        }
+        let files = [
+            (Kind::Low, &self.low),
+            (Kind::Blocks, &self.blocks),
+            (Kind::Odd, &self.odd),
+            (Kind::Sealed, &self.sealed),
+            (Kind::ReadOnly, &self.read_only),
+        ];
+        for (_, fd) in files.into_iter().filter(|(kind, _)| self.is_touched(*kind)) {
+            // A device that took it for a channel has moved its offset.
             rustix::fs::seek(fd, SeekFrom::Start(0)).expect("a file");
         }
+        let channels = [
+            (Kind::Kick, &self.kick),
+            (Kind::Call, &self.call),
+            (Kind::Pipe, &self.pipe_reader),
+            (Kind::Channel, &self.hearer),
+        ];
         let mut bytes = [0; 4096];
-        for fd in [&self.kick, &self.call, &self._pipe_reader, &self.hearer] {
+        for (_, fd) in channels.into_iter().filter(|(kind, _)| self.is_touched(*kind)) {
             while matches!(rustix::io::read(fd, &mut bytes), Ok(1..)) {}
+        }
+        self.touched.set(0);
+    }
+}
+
+/// A pipe that bytes are put into until it ends.
+pub(super) struct Feed {
+    pub(super) reader: OwnedFd,
+    writer: Option<OwnedFd>,
+    pub(super) written: usize,
+}
+
+impl Feed {
+    pub(super) fn new() -> Self {
+        let (reader, writer) = pipe();
+        Self { reader, writer: Some(writer), written: 0 }
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8], ends: bool) {
+        if let Some(writer) = &self.writer {
+            // One that is full stays full until the device reads.
+            self.written += rustix::io::write(writer, bytes).unwrap_or(0);
+        }
+        if ends {
+            self.writer = None;
         }
     }
 }
 
-/// What a process holds of its kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Its reading and its writing end.
+fn pipe() -> (OwnedFd, OwnedFd) {
+    rustix::pipe::pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).expect("a pipe")
+}
+
+/// What this process holds of its kernel.
 pub(super) struct Holdings {
+    /// Open, as it is read after each input.
+    statm: File,
     descriptors: usize,
-    /// Pages of address space.
-    pages: u64,
+    /// Pages of address space, when they were last looked at.
+    pages: Cell<u64>,
 }
 
 impl Holdings {
     pub(super) fn now() -> Self {
-        let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux has it");
-        let pages = statm.split(' ').next().and_then(|pages| pages.parse().ok());
-        Self { descriptors: open_descriptors(), pages: pages.expect("it begins with the size") }
+        let statm = File::open("/proc/self/statm").expect("Linux has it");
+        let pages = Cell::new(address_space(&statm));
+        Self { statm, descriptors: open_descriptors(), pages }
     }
 
     /// # Panics
-    /// Where more is held than `before`.
-    pub(super) fn check(self, before: Self) {
-        assert_eq!(self.descriptors, before.descriptors, "descriptors were left open");
+    /// Where more is held than at first.
+    pub(super) fn check(&self) {
+        assert_eq!(open_descriptors(), self.descriptors, "descriptors were left open");
         // The heap grows now and then: only where something has, it is looked at closely.
-        if self.pages > before.pages {
+        let pages = address_space(&self.statm);
+        if pages > self.pages.replace(pages) {
             assert_eq!(mappings_of_guest_memory(), 2, "guest memory is mapped still");
         }
     }
+}
+
+/// Pages of it, the first number of `statm` (Documentation/filesystems/proc.rst).
+fn address_space(statm: &File) -> u64 {
+    let mut text = [0; 128];
+    let len = rustix::io::pread(statm, &mut text, 0).expect("Linux has it");
+    let size = text[..len].split(|byte| *byte == b' ').next();
+    let size = size.and_then(|size| std::str::from_utf8(size).ok()?.parse().ok());
+    size.expect("it begins with the size")
 }
 
 /// From Linux 6.2 on the directory's size is the number of open descriptors (fs/proc/fd.c).

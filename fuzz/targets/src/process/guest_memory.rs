@@ -7,7 +7,7 @@ use memtide_units::{ByteSize, Gpa, GpaRange};
 use rustix::fs::FallocateFlags;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
-use super::descriptors::{Descriptors, ODD_LEN};
+use super::descriptors::{Descriptors, Kind, ODD_LEN};
 
 /// Rings and buffers lie below this; it is little, as all of it is zeroed after each input.
 pub(super) const LOW_LEN: u64 = 0x3_0000;
@@ -41,12 +41,12 @@ impl GuestMemory {
 
     /// To be written to.
     pub(super) fn map(&self) -> &GuestMemoryMmap {
-        self.files.lend();
+        self.files.touch(Kind::Low);
         &self.map
     }
 
     pub(super) fn write(&self, at: u64, bytes: &[u8]) {
-        self.files.lend();
+        self.files.touch(Kind::Low);
         // Where there is no memory there is nothing to write to.
         _ = match at.checked_sub(ODD_START).filter(|into| *into < ODD_PAGES_LEN) {
             // Not through a mapping: it may be cut short.
@@ -57,15 +57,16 @@ impl GuestMemory {
 
     /// Cuts the odd file short, or makes it longer again.
     pub(super) fn cut(&self, len: u64) {
-        self.files.lend();
+        self.files.touch(Kind::Odd);
         rustix::fs::ftruncate(&self.files.odd, len).expect("it is not sealed");
     }
 
     /// As before the first input. What lies in the blocks is seldom touched, and goes as a whole.
     pub(super) fn clean(&self) {
+        let is_touched = self.files.is_memory_touched();
         self.files.drain();
         // Most inputs never come as far as to hand memory over.
-        if !self.files.take_lent() {
+        if !is_touched {
             return;
         }
         let zeros = [0; LOW_LEN as usize];

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::io::{ErrorKind, IoSlice, Read};
 use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use memtide_balloon::fake::{Buffer, FakeDriver};
@@ -14,7 +15,7 @@ use memtide_units::Instant;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use vhost_user_balloon::fuzzing::Stepper;
 
-use super::descriptors::Kind;
+use super::descriptors::{Feed, Kind};
 use super::guest_memory::{
     BLOCKS_LEN, BLOCKS_START, GuestMemory, LOW_LEN, ODD_PAGES_LEN, ODD_START, USER_BASE,
 };
@@ -80,6 +81,26 @@ impl Due {
     }
 }
 
+/// Where a transfer of the device's state stands after all messages that were sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transfer {
+    /// There is none, or its outcome is known as soon as the message was read: to files, and from
+    /// them, all goes at once, and where nothing can go at all it has failed.
+    Settled,
+    /// The other end of the channel may not have written all, or have no room.
+    MayWait,
+}
+
+impl Transfer {
+    /// One that was begun, if it was, with these descriptors.
+    fn through(fds: &[Kind]) -> Self {
+        match fds {
+            [Kind::Kick | Kind::Call | Kind::Pipe | Kind::Channel | Kind::Feed] => Self::MayWait,
+            _ => Self::Settled,
+        }
+    }
+}
+
 /// A message that may be answered still.
 #[derive(Clone, Copy, Debug)]
 struct Sent {
@@ -93,10 +114,18 @@ pub(super) struct Vmm<'m> {
     pub(super) device: Stepper,
     pub(super) memory: &'m GuestMemory,
     pub(super) drivers: Vec<FakeDriver>,
+    /// Bytes and descriptors of whole messages that go out together: a VMM's messages may arrive
+    /// that way.
+    unsent: (Vec<u8>, Vec<Kind>),
     sent: VecDeque<Sent>,
     replies: Vec<u8>,
+    transfer: Transfer,
+    /// What [`Kind::Feed`] is, once there is one.
+    feed: Option<Feed>,
     /// Messages end where their heads say.
     in_step: bool,
+    /// The device may have looked at something already.
+    has_begun: bool,
     pub(super) now: u64,
 }
 
@@ -107,13 +136,27 @@ impl<'m> Vmm<'m> {
         let device = Stepper::start(theirs, settings).expect("a socket is a connection");
         let driver = |n| FakeDriver::new(RINGS + n * FakeDriver::LEN, SIZE);
         let drivers = (0..QUEUES as u64).map(driver).collect();
-        let (sent, replies) = (VecDeque::new(), Vec::new());
-        Self { socket, device, memory, drivers, sent, replies, in_step: true, now: 0 }
+        Self {
+            socket,
+            device,
+            memory,
+            drivers,
+            unsent: Default::default(),
+            sent: VecDeque::new(),
+            replies: Vec::new(),
+            transfer: Transfer::Settled,
+            feed: None,
+            in_step: true,
+            has_begun: false,
+            now: 0,
+        }
     }
 
     /// One round of the device. False where the connection has ended, as it may once the messages
     /// are out of step.
     pub(super) fn round(&mut self) -> bool {
+        self.flush();
+        self.has_begun = true;
         let now = Instant::from_millis(self.now);
         self.device.round(&self.memory.files.ready, now).expect("poll does not fail");
         self.read_replies();
@@ -128,35 +171,50 @@ impl<'m> Vmm<'m> {
         self.round()
     }
 
-    /// Sends a whole message.
+    /// Sends a whole message, at the next round at the latest.
     fn post(&mut self, request: u32, flags: u32, payload: &[u8], fds: &[Kind]) {
         let flags = VERSION | flags & !3;
-        let mut bytes = Vec::with_capacity(12 + payload.len());
+        if self.in_step {
+            let due = self.due(request, flags, payload, fds);
+            self.sent.push_back(Sent { request, due });
+        }
+        // Descriptors arrive with the first byte of those that they were sent with.
+        if !fds.is_empty() {
+            self.flush();
+        }
+        let (bytes, kinds) = &mut self.unsent;
         for word in [request, flags, payload.len() as u32] {
             bytes.extend(word.to_ne_bytes());
         }
         bytes.extend(payload);
-        if self.in_step {
-            let is_believed = flags & REPLY == 0 && fds.len() <= FDS_MAX;
-            let due = due(request, flags, payload, is_believed);
-            self.sent.push_back(Sent { request, due });
-        }
-        self.send_bytes(&bytes, fds);
+        kinds.extend(fds);
     }
 
     /// Sends bytes that are not known to be a message, or half of one.
     pub(super) fn send_raw(&mut self, bytes: &[u8], fds: &[Kind]) -> bool {
         // Descriptors travel with a byte at least.
-        if bytes.is_empty() {
-            return self.round();
+        if !bytes.is_empty() {
+            self.in_step = false;
+            self.flush();
+            self.send_bytes(bytes, fds);
         }
-        self.in_step = false;
-        self.send_bytes(bytes, fds);
         self.round()
     }
 
-    fn send_bytes(&self, bytes: &[u8], fds: &[Kind]) {
-        let fds: Vec<_> = fds.iter().map(|kind| self.memory.files.get(*kind)).collect();
+    fn flush(&mut self) {
+        let (bytes, fds) = std::mem::take(&mut self.unsent);
+        if !bytes.is_empty() {
+            self.send_bytes(&bytes, &fds);
+        }
+    }
+
+    fn send_bytes(&mut self, bytes: &[u8], fds: &[Kind]) {
+        if fds.contains(&Kind::Feed) {
+            self.feed.get_or_insert_with(Feed::new);
+        }
+        let feed = self.feed.as_ref().map(|feed| feed.reader.as_fd());
+        let fds: Vec<_> = fds.iter().map(|kind| self.memory.files.get(*kind).or(feed)).collect();
+        let fds: Vec<_> = fds.into_iter().flatten().collect();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(32))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() {
@@ -168,12 +226,68 @@ impl<'m> Vmm<'m> {
         _ = rustix::net::sendmsg(&self.socket, &[IoSlice::new(bytes)], &mut control, flags);
     }
 
+    /// Puts bytes into the pipe, the last ones where it `ends`.
+    pub(super) fn feed(&mut self, bytes: &[u8], ends: bool) -> bool {
+        self.feed.get_or_insert_with(Feed::new).write(bytes, ends);
+        self.round()
+    }
+
+    /// Puts so many more bytes of the device's own state into it.
+    pub(super) fn feed_state(&mut self, len: usize, ends: bool) -> bool {
+        let state = self.device.balloon().save_state();
+        let from = self.feed.as_ref().map_or(0, |feed| feed.written).min(state.len());
+        self.feed(&state[from..state.len().min(from + len)], ends)
+    }
+
+    /// What must come back for a message that goes out now.
+    fn due(&mut self, request: u32, flags: u32, payload: &[u8], fds: &[Kind]) -> Due {
+        let is_believed =
+            flags & REPLY == 0 && fds.len() <= FDS_MAX && payload.len() <= CONFIG_HEAD + CONFIG_MAX;
+        match request {
+            GET_FEATURES
+            | GET_PROTOCOL_FEATURES
+            | GET_QUEUE_NUM
+            | GET_MAX_MEM_SLOTS
+            | GET_VRING_BASE => Due::Reply(8),
+            SET_DEVICE_STATE_FD => {
+                if is_believed {
+                    self.transfer = Transfer::through(fds);
+                }
+                Due::Reply(8)
+            }
+            CHECK_DEVICE_STATE if is_believed => {
+                match std::mem::replace(&mut self.transfer, Transfer::Settled) {
+                    Transfer::Settled => Due::Reply(8),
+                    Transfer::MayWait => Due::Later,
+                }
+            }
+            CHECK_DEVICE_STATE => Due::Reply(8),
+            GET_CONFIG => {
+                let size = payload.get(4..8).and_then(|size| size.try_into().ok());
+                let size = size.map_or(0, u32::from_ne_bytes) as usize;
+                // Short of its whole head it is refused by an empty reply.
+                if is_believed && payload.len() >= CONFIG_HEAD && size <= CONFIG_MAX {
+                    Due::Reply(CONFIG_HEAD + size)
+                } else {
+                    Due::Any
+                }
+            }
+            _ if flags & NEED_REPLY != 0 => Due::Perhaps,
+            _ => Due::Nothing,
+        }
+    }
+
     fn read_replies(&mut self) {
         let mut bytes = [0; 8192];
         loop {
             match self.socket.read(&mut bytes) {
-                Ok(0) => break,
-                Ok(len) => self.replies.extend(&bytes[..len]),
+                Ok(len) => {
+                    self.replies.extend(&bytes[..len]);
+                    // There is no more.
+                    if len < bytes.len() {
+                        break;
+                    }
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
                 Err(error) => panic!("the socket fails: {error}"),
@@ -264,7 +378,10 @@ impl<'m> Vmm<'m> {
         let n = ring as u32;
         self.drivers[ring] = FakeDriver::new(RINGS + u64::from(n) * FakeDriver::LEN, SIZE);
         self.drivers[ring].clear(self.memory.map());
-        self.post(GET_VRING_BASE, 0, &halves(&[n, 0]), &[]);
+        // A ring that runs cannot be laid anew; before the first round none does.
+        if self.has_begun {
+            self.post(GET_VRING_BASE, 0, &halves(&[n, 0]), &[]);
+        }
         self.post(SET_VRING_NUM, 0, &halves(&[n, SIZE.into()]), &[]);
         self.post(SET_VRING_BASE, 0, &halves(&[n, 0]), &[]);
         let driver = &self.drivers[ring];
@@ -283,8 +400,7 @@ impl<'m> Vmm<'m> {
 
     /// The guest kicks: all rings share one descriptor, so all of them are looked at.
     pub(super) fn kick(&mut self) -> bool {
-        // A counter that is full is a kick as well.
-        _ = rustix::io::write(&self.memory.files.kick, &1_u64.to_ne_bytes());
+        self.memory.files.kick();
         self.round()
     }
 
@@ -297,32 +413,6 @@ impl<'m> Vmm<'m> {
         ];
         self.drivers[BLOCK_QUEUE].add(self.memory.map(), &buffers);
         self.kick()
-    }
-}
-
-fn due(request: u32, flags: u32, payload: &[u8], is_believed: bool) -> Due {
-    match request {
-        GET_FEATURES
-        | GET_PROTOCOL_FEATURES
-        | GET_QUEUE_NUM
-        | GET_MAX_MEM_SLOTS
-        | GET_VRING_BASE
-        | SET_DEVICE_STATE_FD => Due::Reply(8),
-        // Of one that cannot be believed the device says at once that nothing came of it.
-        CHECK_DEVICE_STATE => Due::Later,
-        GET_CONFIG => {
-            let size = payload.get(4..8).and_then(|size| size.try_into().ok());
-            let size = size.map_or(0, u32::from_ne_bytes) as usize;
-            let is_whole = payload.len() >= CONFIG_HEAD && size <= CONFIG_MAX && is_believed;
-            // Short of its whole head it is refused by an empty reply.
-            if is_whole && payload.len() <= CONFIG_HEAD + CONFIG_MAX {
-                Due::Reply(CONFIG_HEAD + size)
-            } else {
-                Due::Any
-            }
-        }
-        _ if flags & NEED_REPLY != 0 => Due::Perhaps,
-        _ => Due::Nothing,
     }
 }
 

@@ -34,8 +34,8 @@ fn a_guest_cannot_talk_its_controller_away() {
         vm.drivers[BLOCK_QUEUE].add(&vm.memory.map, &buffers);
     }
     vm.kicks[BLOCK_QUEUE].write(1).unwrap();
-    assert_eq!(vm.stop_rings(&[INFLATE]), [0], "the VMM is served meanwhile");
     controller.event(|event| matches!(event, Event::Taken { .. }).then_some(()));
+    assert_eq!(vm.stop_rings(&[INFLATE]), [0], "the VMM is served meanwhile");
     controller.status();
 }
 

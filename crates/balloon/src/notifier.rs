@@ -4,7 +4,7 @@
 //! 11.1 dies of a null pointer when that message reaches a device that is not started
 //! (`vub_config_notifier`). That it does not is up to whoever sends it (the device process hands it
 //! over in two halves); this is about *when*: changes are told together, only to a device that runs,
-//! and not while its driver starts, since that reads the configuration by itself.
+//! and not while its driver starts, which resets and starts it once or twice.
 
 use std::time::Duration;
 
@@ -33,10 +33,11 @@ impl ConfigNotifier {
         self.started.get_or_insert(now);
     }
 
-    /// They do not run any more. What was to be told is forgotten: the next driver reads the
-    /// configuration when it starts.
+    /// They do not run any more. What was to be told stays to be told: the same driver may go on
+    /// (a VM that was paused, a region that came back) and reads nothing by itself. One that starts
+    /// anew reads the configuration once more than it needs to.
     pub fn stopped(&mut self) {
-        *self = Self { sent: self.sent, ..Self::default() };
+        self.started = None;
     }
 
     /// One of its rings has stopped, perhaps as the first of all: it has to settle again.
@@ -46,7 +47,7 @@ impl ConfigNotifier {
 
     /// The configuration has changed.
     pub fn changed(&mut self) {
-        self.pending = self.started.is_some();
+        self.pending = true;
     }
 
     /// When the message may go out; `None` where there is nothing to tell.
@@ -88,15 +89,19 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_device_is_never_told() {
+    fn a_stopped_device_is_told_once_it_has_settled_again() {
         let mut notifier = ConfigNotifier::default();
         notifier.changed();
         assert_eq!(notifier.due(), None);
         notifier.started(at(0));
-        assert!(!notifier.take(at(5000)), "the driver has read it at its start");
-        notifier.changed();
         notifier.stopped();
-        assert!(!notifier.take(at(9000)));
+        assert!(!notifier.take(at(9000)), "never while it is stopped");
+        notifier.started(at(9000));
+        assert!(!notifier.take(at(9199)));
+        assert!(notifier.take(at(9200)), "its driver goes on, and has read nothing");
+        notifier.stopped();
+        notifier.started(at(9300));
+        assert!(!notifier.take(at(20_000)), "one change is one message");
     }
 
     proptest! {

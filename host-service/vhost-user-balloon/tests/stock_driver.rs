@@ -174,10 +174,40 @@ fn a_message_that_a_stop_overtakes_says_nothing() {
     vm.channel.read_exact(&mut message).unwrap();
     assert_eq!(message, [2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], "a request that nobody knows");
     assert!(!is_readable_within(&vm.channel, Duration::from_millis(500)));
-    // The next driver reads the configuration when it starts, and hears of what comes then.
-    vm.set_up(INFLATE, 0);
-    (0..6).for_each(|index| vm.frontend.set_vring_enable(index, true).unwrap());
+    // It may be the same driver that goes on. It hears of it in its time, and of what comes then.
+    go_on(&mut vm);
+    vm.channel.read_exact(&mut message).unwrap();
+    assert_eq!(message[0..4], [2, 0, 0, 0]);
     client.ok(Request::SetTarget { balloon: ByteSize::from_mib(2) });
+    vm.channel.read_exact(&mut message).unwrap();
+    assert_eq!(message[0..4], [2, 0, 0, 0]);
+}
+
+/// A VMM that has paused its guest lets it go on, with the rings as they were.
+fn go_on(vm: &mut Vm) {
+    vm.set_up(INFLATE, 0);
+    vm.set_up(DEFLATE, 0);
+    (0..6).for_each(|index| vm.frontend.set_vring_enable(index, true).unwrap());
+}
+
+#[test]
+fn a_driver_that_was_paused_before_it_was_told_hears_of_it_when_it_goes_on() {
+    let (device, mut vm) = vm(0, &[INFLATE, DEFLATE]);
+    device.control().ok(Request::SetTarget { balloon: ByteSize::from_mib(1) });
+    vm.stop_rings(&[INFLATE, DEFLATE]);
+    assert!(!is_readable_within(&vm.channel, Duration::from_millis(500)), "QEMU would die of it");
+    let before = Instant::now();
+    go_on(&mut vm);
+    let mut message = [0; 12];
+    vm.channel.set_read_timeout(Some(DEADLINE)).unwrap();
+    vm.channel.read_exact(&mut message).unwrap();
+    assert!(before.elapsed() >= Duration::from_millis(200), "{:?}", before.elapsed());
+    assert_eq!(message, [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    // Its rings' memory goes and comes: no message of the VMM stops anything.
+    device.control().ok(Request::SetTarget { balloon: ByteSize::from_mib(2) });
+    let high = vm.memory.regions().pop().unwrap();
+    vm.frontend.remove_mem_region(&high).unwrap();
+    vm.frontend.add_mem_region(&high).unwrap();
     vm.channel.read_exact(&mut message).unwrap();
     assert_eq!(message[0..4], [2, 0, 0, 0]);
 }

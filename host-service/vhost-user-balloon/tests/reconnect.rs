@@ -6,9 +6,12 @@ mod common;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use common::{BLOCK, Client, DEADLINE, Device, Memory, Vm, block, hello};
+use common::{
+    BLOCK, Client, DEADLINE, Device, EVENT_IDX, Memory, Vm, block, hello, is_readable_within,
+    wait_readable,
+};
 use memtide_api::device::{Decision, Event, Request};
 use memtide_balloon::fake::Buffer;
 use memtide_balloon::{BLOCK_QUEUE, QUEUES, Settings};
@@ -17,6 +20,7 @@ use memtide_wire::block::{
     HoldReason, RefuseReason, Request as Ask, ReturnRequest, Urgency, Verdict,
 };
 use memtide_wire::config::Extension;
+use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -69,6 +73,41 @@ fn chains_that_nobody_answered_are_answered_by_the_next_device() {
         assert_eq!(counters.inflated, ByteSize::from_kib(4 * 2), "and those alone");
         vm.pages(INFLATE, [0x1005]);
         assert_eq!(vm.stop_rings(&[INFLATE]), [6]);
+    }
+}
+
+#[test]
+fn answers_that_a_dead_device_did_not_tell_of_are_told_by_the_next() {
+    for features in [0, EVENT_IDX] {
+        let (device, socket) = Device::connected(Settings::default());
+        let mut vm = Vm::start(socket, features, &[INFLATE]);
+        // It dies between the answer and the interrupt: the driver has not heard of the first.
+        let answered = inflate(&mut vm, 0x1000);
+        vm.kicks[INFLATE].write(1).unwrap();
+        wait_readable(&vm.calls[INFLATE]);
+        device.end();
+
+        let (device, socket) = Device::connected(Settings::default());
+        let mut vm = vm.reconnected(socket, features);
+        vm.hand_over(INFLATE, 1);
+        wait_readable(&vm.calls[INFLATE]);
+        vm.calls[INFLATE].read().unwrap();
+        assert_eq!(vm.drivers[INFLATE].take_used(&vm.memory.map), [(answered, 0)]);
+        enable(&mut vm);
+        assert!(!is_readable_within(&vm.calls[INFLATE], Duration::from_millis(200)), "once");
+        // The other order, of Cloud Hypervisor: the descriptor comes before the start.
+        assert_eq!(vm.stop_rings(&[INFLATE]), [1]);
+        vm.frontend.set_vring_call(INFLATE, &vm.calls[INFLATE]).unwrap();
+        assert!(vm.calls[INFLATE].read().is_err(), "a ring that is stopped tells nothing");
+        vm.frontend.set_vring_kick(INFLATE, &vm.kicks[INFLATE]).unwrap();
+        wait_readable(&vm.calls[INFLATE]);
+        vm.calls[INFLATE].read().unwrap();
+        // A stop is quiet.
+        enable(&mut vm);
+        vm.frontend.set_vring_enable(INFLATE, false).unwrap();
+        vm.frontend.get_vring_base(INFLATE).unwrap();
+        device.end();
+        assert!(vm.calls[INFLATE].read().is_err());
     }
 }
 

@@ -42,7 +42,7 @@ pub(crate) enum Switch {
 enum Told {
     #[default]
     Yes,
-    /// There was nothing to tell it with.
+    /// Perhaps not, and there is nothing to tell it with.
     NotYet,
 }
 
@@ -131,6 +131,11 @@ impl Vring {
     /// a stop, so that place is right whatever became of the device that served the ring before. The
     /// VMM's base may not be: Cloud Hypervisor's, after a reconnect, skips all that was never
     /// answered.
+    ///
+    /// Where the place is the used ring's, its last answers may never have been told: whoever gave
+    /// them died, or gave the ring up, before it interrupted the driver. Linux waits for that without
+    /// end (`tell_host`), so it is interrupted once, as libvhost-user does with each call descriptor.
+    /// A driver that has seen them all finds nothing, which is harmless (virtio 1.3, 2.7.10.2).
     pub(crate) fn rebind(&mut self, table: &MemoryTable, features: u64) -> Result<(), BrokenRing> {
         let place = match &self.state {
             State::Stopped => return Ok(()),
@@ -156,6 +161,10 @@ impl Vring {
         queue.set_next_avail(self.next_available);
         queue.set_next_used(used);
         self.state = State::Ready(queue);
+        if place.is_none() {
+            // One that cannot be written to is found out by the next answer.
+            _ = self.call();
+        }
         Ok(())
     }
 

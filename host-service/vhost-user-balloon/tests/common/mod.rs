@@ -270,8 +270,14 @@ impl Vm {
         }
     }
 
-    /// Sets one ring up as QEMU does it, from `base` on.
+    /// Sets one ring up as QEMU does it, from `base` on. The interrupt that comes of a start is taken.
     pub fn set_up(&mut self, index: usize, base: u16) {
+        self.hand_over(index, base);
+        let _ = self.calls[index].read();
+    }
+
+    /// The same, with that interrupt left to be seen.
+    pub fn hand_over(&mut self, index: usize, base: u16) {
         let driver = &self.drivers[index];
         self.frontend.set_vring_num(index, driver.size()).unwrap();
         self.frontend.set_vring_base(index, base).unwrap();

@@ -394,7 +394,11 @@ impl Balloon {
 
     /// Counts a ring that makes no sense, and tells of it at a limited rate: its addresses and
     /// indices come from the guest.
+    ///
+    /// Inflated pages that wait for the rest of their host page are forgotten: where a ring is given
+    /// up, what was read through it may not have been what the guest wrote, a deflate as well.
     pub fn note_bad_ring(&mut self, now: Instant, text: impl FnOnce() -> String) {
+        self.host_pages.clear();
         self.refuse("bad-ring", now, text);
     }
 

@@ -134,6 +134,15 @@ fn what_ends_a_balloon_ends_the_memory_of_it() {
 }
 
 #[test]
+fn a_ring_that_is_given_up_forgets_everything() {
+    // A deflate in memory that was lost reads as another one, and is answered.
+    assert!(is_forgotten(|guest| {
+        deflate(guest, [0]);
+        guest.balloon.note_bad_ring(guest.now, || "memory was lost".into());
+    }));
+}
+
+#[test]
 fn a_deflate_that_cannot_be_read_forgets_everything() {
     assert!(is_forgotten(|guest| {
         let head = guest.add(&[Buffer::Readable(common::MEMORY - 4, 8)]);

@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: long runs of the fuzz targets under libFuzzer, one after the other.
+//! `cargo xtask fuzz`: long runs of the fuzz targets under libFuzzer.
 //!
 //! The stable toolchain suffices: coverage instrumentation is an LLVM pass that `-C` options
 //! reach, and no sanitizer is used (they need a nightly; what they would find is looked for in the
@@ -6,8 +6,10 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -30,65 +32,88 @@ const RESULTS: &str = "artifacts/fuzz";
 /// Longer inputs take longer and find nothing that shorter ones do not: in bytes.
 const LEN_MAX: usize = 512;
 
-/// Time between two lines of progress.
+/// Time between two lines of progress of a target.
 const PROGRESS: Duration = Duration::from_secs(15);
+
+/// Seconds by the clock after which an input has hung. The targets limit the processor's time
+/// themselves: a machine that is suspended or busy with other things is not to look like a hang.
+const TIMEOUT: u32 = 300;
 
 /// Arguments of `cargo xtask fuzz`.
 #[derive(Debug, Args)]
 pub(crate) struct Fuzz {
-    /// Only this target (default: all, one after the other).
+    /// Only these targets (default: all).
     #[arg(value_name = "TARGET")]
-    target: Option<String>,
+    targets: Vec<String>,
     /// Inputs that each target is given.
     #[arg(long, value_name = "N", default_value_t = 1_000_000)]
     runs: u64,
-    /// Gives TARGET this one input instead: what a run that failed has left behind.
-    #[arg(long, value_name = "FILE", requires = "target")]
+    /// Targets that run at the same time, each on a processor of its own.
+    #[arg(long, value_name = "N", default_value_t = NonZeroUsize::MIN)]
+    jobs: NonZeroUsize,
+    /// Gives the one TARGET this one input instead: what a run that failed has left behind.
+    #[arg(long, value_name = "FILE", requires = "targets")]
     input: Option<PathBuf>,
-    /// Puts those inputs that earlier runs found and that reach something new into TARGET's corpus.
-    #[arg(long, requires = "target", conflicts_with = "input")]
+    /// Puts those inputs that earlier runs found and that reach something new into the corpora of
+    /// the TARGETs instead.
+    #[arg(long, requires = "targets", conflicts_with = "input")]
     keep: bool,
 }
 
 /// Builds the targets and runs them.
 pub(crate) fn run(arguments: &Fuzz) -> Result<()> {
-    let targets = targets(arguments.target.as_deref())?;
+    let targets = targets(&arguments.targets)?;
+    if arguments.input.is_some() && targets.len() != 1 {
+        return Err("an input goes to one target: name that alone".into());
+    }
     setup::host_programs(&Cache::of_user()?, &[("c++", "g++")], &mut Printed::on_stderr())?;
     let binaries = build(&targets)?;
     if let Some(input) = &arguments.input {
         return Ok(run::run(Command::new(&binaries[0]).arg(input))?);
     }
-    let mut failed = Vec::new();
-    for (target, binary) in targets.iter().zip(&binaries) {
-        let place = Place::of(target)?;
-        if arguments.keep {
-            place.keep(binary)?;
-            continue;
-        }
-        let outcome = fuzz(binary, &place, arguments.runs)?;
-        let line = outcome.summary(target, arguments.runs);
-        println!("{line}");
-        append(Path::new(RESULTS), &line)?;
-        if outcome.crash.is_some() {
-            failed.push(target.as_str());
-        }
+    let runs = targets.iter().map(String::as_str).zip(&binaries);
+    if arguments.keep {
+        return runs.into_iter().try_for_each(|(target, binary)| Place::of(target)?.keep(binary));
     }
-    if failed.is_empty() { Ok(()) } else { Err(format!("{} failed", failed.join(", ")).into()) }
+    fuzz_all(runs, arguments.runs, arguments.jobs)
 }
 
-/// The names of the targets: those of the files in `fuzz/fuzz_targets`.
-fn targets(only: Option<&str>) -> Result<Vec<String>> {
+/// The names of the targets, those of the files in `fuzz/fuzz_targets`; of `only` these if it names
+/// any.
+fn targets(only: &[String]) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir("fuzz/fuzz_targets")? {
         let path = entry?.path();
         names.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
     }
     names.sort_unstable();
-    let Some(only) = only else { return Ok(names) };
-    if !names.iter().any(|name| name == only) {
-        return Err(format!("there is no target {only}: choose of {}", names.join(", ")).into());
+    if let Some(unknown) = only.iter().find(|only| !names.contains(only)) {
+        return Err(format!("there is no target {unknown}: choose of {}", names.join(", ")).into());
     }
-    Ok(vec![only.to_owned()])
+    names.retain(|name| only.is_empty() || only.contains(name));
+    Ok(names)
+}
+
+/// Runs the targets, so many at a time. One that fails does not stop the others.
+fn fuzz_all<'a>(
+    targets: impl Iterator<Item = (&'a str, &'a PathBuf)> + Send,
+    runs: u64,
+    jobs: NonZeroUsize,
+) -> Result<()> {
+    let (queue, ends) = (Mutex::new(targets), Mutex::new(Vec::new()));
+    let next = || queue.lock().ok()?.next();
+    let work = || {
+        while let Some((target, binary)) = next() {
+            let end = match fuzz(target, binary, runs) {
+                Ok(outcome) => outcome.end.failure(target),
+                Err(error) => Some(format!("{target} could not be run: {error}")),
+            };
+            ends.lock().map(|mut ends| ends.extend(end)).unwrap_or_default();
+        }
+    };
+    std::thread::scope(|scope| (0..jobs.get()).for_each(|_| drop(scope.spawn(work))));
+    let failures = ends.into_inner().unwrap_or_default();
+    if failures.is_empty() { Ok(()) } else { Err(failures.join("\n").into()) }
 }
 
 /// Builds the binaries of these targets, instrumented; returns where they lie.
@@ -143,7 +168,7 @@ impl Place {
     }
 }
 
-/// How a run ended.
+/// What came of a run.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Outcome {
     /// Inputs that were tried; those before a crash where there was one.
@@ -151,8 +176,33 @@ struct Outcome {
     took: Duration,
     /// Edges of the program that were reached.
     edges: u64,
-    /// The line that names the input which failed.
-    crash: Option<String>,
+    end: End,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+enum End {
+    #[default]
+    NoCrash,
+    /// On the input in this file.
+    Crash(String),
+    /// It was stopped, or libFuzzer itself failed: with this status.
+    Other(String),
+}
+
+impl End {
+    /// What somebody is told who has to do something about it.
+    fn failure(&self, target: &str) -> Option<String> {
+        match self {
+            Self::NoCrash => None,
+            Self::Crash(input) => Some(format!(
+                "{target} failed: why stands in {RESULTS}/{target}/run.log, and \
+                 `cargo xtask fuzz {target} --input {input}` does it again"
+            )),
+            Self::Other(status) => {
+                Some(format!("{target} {status}: why stands in {RESULTS}/{target}/run.log"))
+            }
+        }
+    }
 }
 
 impl Outcome {
@@ -167,37 +217,51 @@ impl Outcome {
         if let Some(edges) = edges.and_then(|edges| edges.parse().ok()) {
             self.edges = edges;
         }
-        if line.contains("Test unit written to") {
-            self.crash = Some(line.trim().to_owned());
+        if let Some((_, input)) = line.split_once("Test unit written to ") {
+            self.end = End::Crash(input.trim().to_owned());
         }
+    }
+
+    fn progress(&self, target: &str, wanted: u64, elapsed: Duration) -> String {
+        let Self { executions, edges, .. } = self;
+        let rate = *executions as f64 / elapsed.as_secs_f64().max(0.001);
+        let left =
+            Duration::from_secs_f64(wanted.saturating_sub(*executions) as f64 / rate.max(1.0));
+        let minutes = left.as_secs().div_ceil(60);
+        format!("{target}: {executions} inputs, {edges} edges, about {minutes} min to go")
     }
 
     fn summary(&self, target: &str, wanted: u64) -> String {
         let seconds = self.took.as_secs_f64();
         let rate = self.executions as f64 / seconds.max(0.001);
         let Self { executions, edges, .. } = self;
-        let end = self.crash.as_deref().unwrap_or("no crash");
+        let end = match &self.end {
+            End::NoCrash => "no crash",
+            End::Crash(input) => &format!("crash on {input}"),
+            End::Other(status) => status,
+        };
         format!(
-            "{target}: {executions} executions of {wanted} in {seconds:.0} s ({rate:.0}/s), {edges} edges, {end}"
+            "{target}: {executions} inputs of {wanted} in {seconds:.0} s ({rate:.0}/s), {edges} edges, {end}"
         )
     }
 }
 
-fn fuzz(binary: &Path, place: &Place, runs: u64) -> Result<Outcome> {
-    let start = Instant::now();
+/// Runs a target, and tells how it went.
+fn fuzz(target: &str, binary: &Path, runs: u64) -> Result<Outcome> {
+    let (start, place) = (Instant::now(), Place::of(target)?);
     let mut command = Command::new(binary);
     command
         .arg(format!("-runs={runs}"))
         .arg(format!("-artifact_prefix={}/", place.results.display()))
-        .args(["-timeout=10", "-print_final_stats=1"])
+        .arg(format!("-timeout={TIMEOUT}"))
+        .arg("-print_final_stats=1")
         .arg(format!("-max_len={LEN_MAX}"))
         .args([&place.found, &place.seeds])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
     let program = binary.to_string_lossy().into_owned();
-    let mut child =
-        command.spawn().map_err(|source| RunError::Start { program: program.clone(), source })?;
+    let mut child = command.spawn().map_err(|source| RunError::Start { program, source })?;
     let mut log = File::create(place.results.join("run.log"))?;
     let (mut outcome, mut told) = (Outcome::default(), start);
     for line in
@@ -208,14 +272,17 @@ fn fuzz(binary: &Path, place: &Place, runs: u64) -> Result<Outcome> {
         outcome.read(&line);
         if told.elapsed() >= PROGRESS {
             told = Instant::now();
-            eprintln!("  {}", line.trim());
+            eprintln!("  {}", outcome.progress(target, runs, start.elapsed()));
         }
     }
     let status = child.wait()?;
     outcome.took = start.elapsed();
-    if !status.success() && outcome.crash.is_none() {
-        outcome.crash = Some(format!("it ended with {status}: see run.log"));
+    if !status.success() && outcome.end == End::NoCrash {
+        outcome.end = End::Other(format!("ended with {status}"));
     }
+    let line = outcome.summary(target, runs);
+    println!("{line}");
+    append(Path::new(RESULTS), &line)?;
     Ok(outcome)
 }
 
@@ -243,8 +310,23 @@ mod tests {
             outcome.read(line);
         }
         assert_eq!((outcome.executions, outcome.edges), (65_536, 701));
-        assert_eq!(outcome.crash, None);
-        outcome.read("artifact_prefix='./'; Test unit written to ./crash-43994ded");
-        assert!(outcome.summary("wire", 100_000).ends_with("crash-43994ded"));
+        assert_eq!(outcome.end, End::NoCrash);
+        assert!(outcome.summary("wire", 65_536).ends_with("701 edges, no crash"));
+    }
+
+    #[test]
+    fn whoever_has_to_look_is_told_at_what() {
+        let mut outcome = Outcome::default();
+        outcome.read("artifact_prefix='a/'; Test unit written to a/crash-43994ded");
+        assert!(outcome.summary("wire", 9).ends_with("crash on a/crash-43994ded"));
+        let failure = outcome.end.failure("wire").unwrap_or_default();
+        assert!(failure.contains("`cargo xtask fuzz wire --input a/crash-43994ded`"), "{failure}");
+    }
+
+    #[test]
+    fn what_is_left_is_told_in_minutes() {
+        let outcome = Outcome { executions: 1000, ..Outcome::default() };
+        let line = outcome.progress("wire", 10_000, Duration::from_secs(20));
+        assert_eq!(line, "wire: 1000 inputs, 0 edges, about 3 min to go");
     }
 }

@@ -1,10 +1,19 @@
-//! How much memory a piece of code takes at its highest, and what it keeps.
+//! How much memory a piece of code takes at its highest, and how much of the processor's time.
 //!
 //! A limit on what a guest can make the host allocate is only a limit if somebody counts. The
-//! allocator of every program that links this crate does, per thread, in two cells.
+//! allocator of every program that links this crate does, per thread, in two cells. The same goes
+//! for time; that of the thread is counted and not the clock's, so that a machine that is busy with
+//! something else does not look like work without end.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::time::Duration;
+
+use rustix::time::ClockId;
+
+/// Processor time that one input may take, hundreds of times what the slowest do: more is work that
+/// grows faster than the input.
+const TIME_MAX: Duration = Duration::from_secs(1);
 
 /// The system's allocator, with a count.
 struct Counting;
@@ -57,14 +66,25 @@ unsafe impl GlobalAlloc for Counting {
 /// Runs `work`.
 ///
 /// # Panics
-/// Where it had more than `limit` bytes allocated at any time, over what was there before.
+/// Where it had more than `limit` bytes allocated at any time, over what was there before, or took
+/// more than a second of the processor's time.
 pub fn within<T>(limit: usize, work: impl FnOnce() -> T) -> T {
-    let before = NOW.get();
+    let (before, start) = (NOW.get(), processor_time());
     HIGHEST.set(before);
     let result = work();
-    let taken = HIGHEST.get() - before;
+    let (taken, took) = (HIGHEST.get() - before, processor_time() - start);
     assert!(taken <= limit.cast_signed(), "{taken} bytes were allocated, {limit} are the limit");
+    assert!(
+        took <= TIME_MAX,
+        "it took {took:?} of the processor's time, {TIME_MAX:?} are the limit"
+    );
     result
+}
+
+/// What this thread has had so far.
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 #[cfg(test)]
@@ -76,5 +96,17 @@ mod tests {
         within(5000, || drop(vec![1_u8; 4096]));
         let panics = std::panic::catch_unwind(|| within(4000, || drop(vec![1_u8; 4096])));
         assert!(panics.is_err());
+    }
+
+    #[test]
+    fn work_without_end_is_noticed() {
+        let busy = |time: Duration| {
+            let end = processor_time() + time;
+            while processor_time() < end {
+                std::hint::spin_loop();
+            }
+        };
+        within(0, || busy(Duration::from_millis(1)));
+        assert!(std::panic::catch_unwind(|| within(1 << 20, || busy(TIME_MAX))).is_err());
     }
 }

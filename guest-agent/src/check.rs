@@ -61,6 +61,7 @@ impl Report {
 pub fn check(config: &Config, root: &Root, probes: &Probes<'_>) -> Report {
     Report(vec![
         Line { what: "balloon", found: balloon(config, root) },
+        Line { what: "device", found: device(&config.runtime_dir) },
         Line { what: "lockdown", found: lockdown(root) },
         Line { what: "module", found: module(root, probes) },
         Line { what: "pinning", found: pinning(probes) },
@@ -79,6 +80,13 @@ fn balloon(config: &Config, root: &Root) -> Found {
             let (address, vendor, device) = (function.address, function.vendor, function.device);
             Found::Well(format!("{address} ({vendor:04x}:{device:04x}), driven by {driver}"))
         }
+        Err(error) => Found::Forbids(error.into()),
+    }
+}
+
+fn device(runtime_dir: &Path) -> Found {
+    match crate::runtime::must_not_be_silent(runtime_dir) {
+        Ok(()) => Found::Well("no agent has seen it fall silent".into()),
         Err(error) => Found::Forbids(error.into()),
     }
 }

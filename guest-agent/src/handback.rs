@@ -36,6 +36,15 @@ pub enum Stolen {
     Return(Duration),
 }
 
+/// How the device was when an agent last drove it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Device {
+    /// It answered, or was never asked.
+    Answered,
+    /// It did not. Its configuration must not be read, by nobody: not by the stock driver either.
+    Silent,
+}
+
 /// Gives the balloon back to the stock driver when no agent runs, and puts back what the agent
 /// changed in the kernel's settings.
 ///
@@ -46,7 +55,7 @@ pub fn hand_back(config: &Config, root: &Root, stolen: Stolen) -> Result<(), Run
     let left = ours(root, &runtime)?;
     if let Stolen::Return(asking) = stolen
         && !left.is_empty()
-        && !runtime.is_given_up()
+        && !runtime.is_silent()
     {
         tracing::info!("{} stolen blocks are asked back first", left.len());
         drop(runtime);
@@ -76,11 +85,23 @@ fn put_back(
     runtime: &RuntimeDir,
     stolen: Stolen,
 ) -> Result<(), RunError> {
-    let balloons = release_all(config, root);
-    let wanted = balloons.as_ref().map_or(ByteSize::ZERO, |(_, target)| *target);
-    let online = bring_online(root, runtime, stolen, wanted);
+    let device = if runtime.is_silent() { Device::Silent } else { Device::Answered };
+    let balloons = release_all(config, root, device);
+    let online = match (&balloons, device) {
+        (Ok((_, target)), _) => bring_online(root, runtime, stolen, *target),
+        // Nobody is there any more who could drop anything.
+        (Err(_), Device::Silent) => bring_online(root, runtime, stolen, ByteSize::ZERO),
+        (Err(error), Device::Answered) => {
+            tracing::error!(
+                "the balloon cannot be taken away from {} ({error}): it may still drop memory, and \
+                 stolen blocks stay offline",
+                takeover::UIO
+            );
+            Ok(())
+        }
+    };
     let drivers = match &balloons {
-        Ok(_) if runtime.is_given_up() => {
+        Ok(_) if device == Device::Silent => {
             tracing::warn!(
                 "the device was silent and stays without a driver until the guest reboots: the \
                  stock driver would read its configuration, and that ends a VM whose device died"
@@ -98,14 +119,20 @@ fn put_back(
 
 /// Takes every balloon that an agent has left somewhere away from UIO, which stops it, and answers
 /// with what a plain one is to hold for its host.
-fn release_all(config: &Config, root: &Root) -> Result<(Vec<Address>, ByteSize), RunError> {
+fn release_all(
+    config: &Config,
+    root: &Root,
+    device: Device,
+) -> Result<(Vec<Address>, ByteSize), RunError> {
     let addresses = match takeover::left_behind(root, config.pci) {
         Err(error) if error.is_missing() => return Ok((Vec::new(), ByteSize::ZERO)),
         found => found?,
     };
     let mut target = ByteSize::ZERO;
     for address in &addresses {
-        target = target.max(plain_target(config, root, *address).unwrap_or_default());
+        if device == Device::Answered {
+            target = target.max(plain_target(config, root, *address).unwrap_or_default());
+        }
         takeover::release(root, *address)?;
     }
     Ok((addresses, target))
@@ -124,7 +151,8 @@ fn plain_target(config: &Config, root: &Root, address: Address) -> Option<ByteSi
 }
 
 /// Puts blocks online that no agent will: all of them, or as many as the stock driver of a plain
-/// balloon is about to take. The device has been stopped, so it drops nothing any more.
+/// balloon is about to take. Only for a device that has been stopped, or is dead: it drops nothing
+/// any more.
 fn bring_online(
     root: &Root,
     runtime: &RuntimeDir,

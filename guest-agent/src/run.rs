@@ -18,7 +18,7 @@ use crate::dma::{Area, DmaError, Pin};
 use crate::handback::Returning;
 use crate::hands::Hands;
 use crate::hardware::{Attention, Hardware};
-use crate::link::{Kind, Link};
+use crate::link::{ANSWER_DEADLINE, Kind, Link};
 use crate::overcommit::{Found, Overcommit, OvercommitUse};
 use crate::runtime::{RuntimeDir, RuntimeError};
 use crate::senses::Senses;
@@ -109,6 +109,7 @@ impl RunError {
             Self::Dma(DmaError::Pin(_)) => status::NO_PIN,
             Self::Dma(DmaError::NotTmpfs(_)) => status::IMPOSSIBLE,
             Self::Runtime(RuntimeError::NoBlocks(_)) => status::IMPOSSIBLE,
+            Self::Runtime(RuntimeError::Silent(_)) => status::SILENT,
             Self::Own { source, .. } if is_denied(source) => status::LOCKDOWN,
             Self::Dma(_)
             | Self::Runtime(_)
@@ -136,6 +137,7 @@ mod status {
     pub(super) const NO_PIN: u8 = 8;
     pub(super) const LEFT_ALONE: u8 = 9;
     pub(super) const NO_DEVICE_FILE: u8 = 10;
+    pub(super) const SILENT: u8 = 11;
 }
 
 pub(crate) fn own(what: &'static str) -> impl Fn(std::io::Error) -> RunError {
@@ -172,32 +174,35 @@ pub enum Purpose {
 /// # Errors
 /// [`RunError`]. The stock driver has the balloon again, as far as that could be done.
 pub fn run(config: &Config, root: &Root, purpose: Purpose) -> Result<(), RunError> {
+    let runtime = RuntimeDir::open(&config.runtime_dir)?;
+    crate::runtime::must_not_be_silent(&config.runtime_dir)?;
     let signals = Signals::install().map_err(own("signals cannot be handled"))?;
     stay_in_memory();
-    let runtime = RuntimeDir::open(&config.runtime_dir)?;
     let address = takeover::find(root, config.pci)?.address;
     // Before the stock driver is disturbed.
     Pin::probe().map_err(DmaError::Pin)?;
     let uio = takeover::take(root, address, &takeover::modprobe)?;
     let clock = Clock::start();
     let opened = Hardware::open(root, address, &uio, config);
+    let mut device = Device::Answers;
     let result = opened.and_then(|(hardware, transport)| {
         let parts = assemble(config, root, runtime, transport, (&hardware, clock.now()))?;
-        serve(Agent::new(parts), hardware, (clock, purpose), &signals)
+        let (result, left) = serve(Agent::new(parts), hardware, (clock, purpose), &signals);
+        device = left;
+        result
     });
-    if matches!(result, Ok(Device::IsGivenUp)) {
-        crate::runtime::mark_given_up(&config.runtime_dir);
+    if device == Device::IsGivenUp {
         tracing::warn!(
             "the device is silent and stays without a driver: the stock driver would read its \
              configuration, and that ends a VM whose device has died"
         );
-        return Ok(());
+        return result;
     }
     match takeover::give_back(root, address) {
         Ok(()) => tracing::info!("the stock driver has the balloon again"),
         Err(error) => tracing::error!("the balloon cannot be given back: {error}"),
     }
-    result.map(drop)
+    result
 }
 
 /// Page faults of the agent itself must not wait for the memory that it is about to ask for.
@@ -336,7 +341,7 @@ fn serve(
     mut hardware: Hardware,
     (clock, purpose): (Clock, Purpose),
     signals: &Signals,
-) -> Result<Device, RunError> {
+) -> (Result<(), RunError>, Device) {
     let mut systemd = crate::systemd::Notifier::new();
     let mut woken = Woken::default();
     let mut returning = match purpose {
@@ -374,20 +379,26 @@ fn serve(
         agent.make_room_for_stock_driver();
     }
     agent.restore_overcommit();
-    drop(agent);
+    // Closing the uio device ends bus mastering. Should the device not have stopped when it was told
+    // to, that is what keeps it from memory, and so it comes before the pins are let go of.
     drop(hardware);
-    match (result, stopped, device) {
-        // A device that is better left alone is so above all when it does not even stop.
-        (Ok(()), _, Device::IsGivenUp) => Ok(device),
-        (result, stopped, _) => result.and(stopped.map_err(RunError::from)).map(|()| device),
-    }
+    drop(agent);
+    // A device that is better left alone is so above all when it does not even stop.
+    let stopped = if device == Device::IsGivenUp { Ok(()) } else { stopped };
+    (result.and(stopped.map_err(RunError::from)), device)
 }
 
-/// Ends what is under way and tells the host.
+/// Ends what is under way and tells the host. What has been asked is waited for until it is answered
+/// or the device counts as silent: an agent that left before could not tell a dead device from a slow
+/// one, and the stock driver would find out.
 fn farewell(agent: &mut Agent, hardware: &mut Hardware, clock: Clock) {
-    let end = StdInstant::now() + FAREWELL;
+    let start = StdInstant::now();
+    let is_over = |agent: &Agent| match start.elapsed() {
+        time if time < FAREWELL => false,
+        time => time >= FAREWELL + ANSWER_DEADLINE || !agent.parts().link.awaits_answer(),
+    };
     agent.begin_farewell();
-    while !agent.end_farewell(clock.now()) && StdInstant::now() < end {
+    while !agent.end_farewell(clock.now()) && !is_over(agent) {
         hardware.wait(&agent.parts().link, FAREWELL_LOOK);
     }
 }

@@ -7,7 +7,7 @@
 //! converted      there once boot memory has been made movable
 //! overcommit     there while vm.overcommit_memory is changed
 //! damon_stat     there while damon_stat is switched off
-//! given-up       there once an agent has left a silent device without a driver
+//! silent         there while the device does not answer: nobody may read its configuration
 //! status.json    what the running agent says of itself
 //! ```
 //! It must not be removed while blocks are stolen: without the list of foreign blocks the next
@@ -32,6 +32,15 @@ pub enum RuntimeError {
     /// Another agent runs.
     #[error("another memtide-agent runs (it holds {}): stop it first", .0.display())]
     Locked(PathBuf),
+    /// The device did not answer when it was last driven.
+    #[error(
+        "the balloon device had stopped answering an agent that drove it, and is left alone: if its \
+         process on the host has died, the next look at its configuration ends this VM; restart the VM, \
+         or, if you know that the device runs, remove {} and start the agent again; `memtide-agent \
+         hand-back --return-blocks` brings stolen blocks back without it",
+        .0.display()
+    )]
+    Silent(PathBuf),
     /// A file cannot be read or written.
     #[error("{} cannot be used: {source}", .path.display())]
     File {
@@ -123,9 +132,33 @@ impl RuntimeDir {
         self.blocks_path().exists()
     }
 
-    /// Whether an agent has left a silent device without a driver.
-    pub fn is_given_up(&self) -> bool {
-        self.path.join(GIVEN_UP).exists()
+    /// Whether the device did not answer when an agent last drove it.
+    pub fn is_silent(&self) -> bool {
+        must_not_be_silent(&self.path).is_err()
+    }
+
+    /// Remembers that the device does not answer, for whoever comes next: this agent may be killed in
+    /// any moment. The mark goes with the next boot, as the whole directory does.
+    pub fn mark_silent(&self) {
+        let path = self.silent();
+        if let Err(error) = File::create(&path) {
+            tracing::warn!("{} cannot be written: {error}", path.display());
+        }
+    }
+
+    /// The device has answered after all.
+    pub fn clear_silent(&self) {
+        let path = self.silent();
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!("{} cannot be removed: {error}", path.display());
+            }
+            _ => {}
+        }
+    }
+
+    fn silent(&self) -> PathBuf {
+        self.path.join(SILENT)
     }
 
     fn blocks_path(&self) -> PathBuf {
@@ -164,6 +197,8 @@ impl RuntimeDir {
     }
 }
 
+const SILENT: &str = "silent";
+
 /// What agents have seen of the memory blocks since the guest booted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -184,15 +219,14 @@ impl Seen {
     }
 }
 
-const GIVEN_UP: &str = "given-up";
-
-/// Remembers, when the directory is not locked any more, that a silent device was left without a
-/// driver.
-pub fn mark_given_up(runtime_dir: &Path) {
-    let path = runtime_dir.join(GIVEN_UP);
-    if let Err(error) = File::create(&path) {
-        tracing::warn!("{} cannot be written: {error}", path.display());
-    }
+/// Fails where the device did not answer when an agent with this directory last drove it. Then its
+/// process may have died, and whoever reads the device's configuration ends the VM (docs/adr/0008).
+///
+/// # Errors
+/// [`RuntimeError::Silent`].
+pub fn must_not_be_silent(runtime_dir: &Path) -> Result<(), RuntimeError> {
+    let mark = runtime_dir.join(SILENT);
+    if mark.exists() { Err(RuntimeError::Silent(mark)) } else { Ok(()) }
 }
 
 /// Where the agent that uses `runtime_dir` says how it is.

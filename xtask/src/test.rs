@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use memtide_lab::Kernel;
 use memtide_scenarios::checks::Checks;
 use memtide_scenarios::torture::Torture;
-use memtide_scenarios::{end_to_end, lockdown, plain_balloon};
+use memtide_scenarios::{device_death, end_to_end, lockdown, plain_balloon};
 
 use crate::lab::{self, Result};
 use crate::programs;
@@ -100,6 +100,9 @@ fn guests(only: Option<Kernel>, named: Option<&str>) -> Result<Tally> {
     if kernels.contains(&NEWEST) {
         count(format!("lockdown-{NEWEST}"), &|logs| {
             lockdown::play(&lab, &programs, NEWEST, &logs)
+        })?;
+        count(format!("device-death-{NEWEST}"), &|logs| {
+            device_death::play(&lab, &programs, NEWEST, &logs)
         })?;
     }
     for (what, times) in SHORT_TORTURES.into_iter().filter(|_| kernels.contains(&NEWEST)) {

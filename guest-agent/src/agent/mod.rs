@@ -107,6 +107,8 @@ pub struct Agent {
     generation: u32,
     /// Goodbye has not been said yet.
     is_leaving: bool,
+    /// The next agent would learn that the device is silent.
+    is_marked_silent: bool,
 }
 
 impl Agent {
@@ -126,6 +128,7 @@ impl Agent {
             due: Due::default(),
             generation: 0,
             is_leaving: false,
+            is_marked_silent: false,
         }
     }
 
@@ -192,6 +195,16 @@ impl Agent {
 
     /// Reads answers and sends what waits, until neither is left.
     fn exchange(&mut self, now: Instant) {
+        self.pump(now);
+        let is_silent = self.parts.link.is_given_up();
+        if is_silent != self.is_marked_silent {
+            self.is_marked_silent = is_silent;
+            let runtime = &self.parts.runtime;
+            if is_silent { runtime.mark_silent() } else { runtime.clear_silent() }
+        }
+    }
+
+    fn pump(&mut self, now: Instant) {
         for _ in 0..ANSWERS_MAX {
             let limits = self.parts.controller.settings().limits;
             let Parts { root, blocks, link, .. } = &mut self.parts;

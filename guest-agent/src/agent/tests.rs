@@ -357,6 +357,27 @@ fn a_silent_device_is_passed_by_after_ten_seconds_and_hears_of_it_when_it_wakes(
     assert_eq!(world.believed(), world.offline());
 }
 
+/// Whoever comes after it must not read the configuration, whatever becomes of this agent.
+#[test]
+fn what_the_next_agent_must_know_of_a_silent_device_is_on_file_while_it_is_silent() {
+    let mut world = World::new();
+    world.run(20_000);
+    let is_silent = |world: &World| world.agent.parts.runtime.is_silent();
+    assert!(!is_silent(&world));
+    world.answers = false;
+    world.run(7_000);
+    assert!(is_silent(&world), "an agent that is killed now can say nothing any more");
+    world.answers = true;
+    world.run(2_000);
+    assert!(!is_silent(&world), "it was only slow");
+    world.answers = false;
+    world.agent.parts.link.greet_again();
+    world.grow_to(370);
+    world.run(12_000);
+    assert!(world.online() > 3, "it was stopped for that");
+    assert!(is_silent(&world), "and nobody knows whether it lives");
+}
+
 #[test]
 fn a_block_whose_report_nobody_has_answered_stays_offline() {
     let mut world = World::new();

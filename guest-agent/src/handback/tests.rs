@@ -43,9 +43,17 @@ impl Guest {
         guest
     }
 
-    fn hand_back(&self, stolen: Stolen) -> Result<(), RunError> {
+    fn settings(&self) -> Config {
         let wishes = Wishes { runtime_dir: Some(self.dir.path().into()), ..Wishes::default() };
-        hand_back(&wishes.check().unwrap(), &self.fake.root(), stolen)
+        wishes.check().unwrap()
+    }
+
+    fn hand_back(&self, stolen: Stolen) -> Result<(), RunError> {
+        hand_back(&self.settings(), &self.fake.root(), stolen)
+    }
+
+    fn run(&self) -> Result<(), RunError> {
+        run(&self.settings(), &self.fake.root(), Purpose::Serve)
     }
 
     fn driver(&self) -> Option<String> {
@@ -113,7 +121,7 @@ fn damon_is_stopped_before_its_statistics_come_back() {
 #[test]
 fn a_silent_device_stays_without_a_driver() {
     let guest = Guest::abandoned();
-    crate::runtime::mark_given_up(guest.dir.path());
+    RuntimeDir::open(guest.dir.path()).unwrap().mark_silent();
     guest.hand_back(Stolen::Return(Duration::from_secs(1))).unwrap();
     assert_eq!((guest.driver(), guest.offline()), (None, vec![2]));
 }
@@ -126,4 +134,54 @@ fn one_thing_that_fails_does_not_keep_the_others_from_being_done() {
     assert!(guest.hand_back(Stolen::Return(Duration::from_secs(1))).is_err());
     assert_eq!(guest.offline(), [2, 3]);
     assert_eq!(guest.fake.get(OVERCOMMIT), "0\n");
+}
+
+/// A balloon of QEMU's vhost-user kind behind UIO, whose registers are a file: a host that wants a
+/// block in the balloon, and nobody who would answer.
+fn with_registers(guest: &Guest) {
+    const BAR: usize = 0x4000;
+    const NUM_PAGES_OF_A_BLOCK: u32 = 32768;
+    let device = format!("sys/bus/pci/devices/{}", guest.balloon);
+    let mut registers = vec![0; BAR];
+    registers[0x2000..0x2004].copy_from_slice(&NUM_PAGES_OF_A_BLOCK.to_le_bytes());
+    guest.fake.put_bytes(&format!("{device}/config"), &crate::virtio::caps::tests::qemu_config());
+    guest.fake.put_bytes(&format!("{device}/resource2"), &registers);
+}
+
+#[test]
+fn the_configuration_of_a_silent_device_is_read_by_nobody() {
+    let guest = Guest::abandoned();
+    with_registers(&guest);
+    guest.hand_back(Stolen::Leave).unwrap();
+    assert_eq!(guest.offline(), [2, 4], "it was read: the stock driver is about to take a block");
+
+    let guest = Guest::abandoned();
+    with_registers(&guest);
+    RuntimeDir::open(guest.dir.path()).unwrap().mark_silent();
+    let before = guest.fake.writes().len();
+    let refused = guest.run().unwrap_err();
+    assert_eq!(refused.exit_status(), 11);
+    let said = refused.to_string();
+    assert!(said.contains("ends this VM") && said.contains("/silent and start"), "{said}");
+    assert_eq!(
+        (guest.driver().as_deref(), guest.fake.writes().len()),
+        (Some(takeover::UIO), before)
+    );
+    guest.hand_back(Stolen::Leave).unwrap();
+    assert_eq!((guest.driver(), guest.offline()), (None, vec![2, 3, 4]));
+    guest.hand_back(Stolen::Return(Duration::from_secs(1))).unwrap();
+    assert_eq!((guest.driver(), guest.offline()), (None, vec![2]));
+}
+
+#[test]
+fn while_the_device_may_still_drop_memory_no_block_comes_back() {
+    let guest = Guest::abandoned();
+    let unbind = format!("sys/bus/pci/devices/{}/driver/unbind", guest.balloon);
+    guest.fake.refuse(&unbind, rustix::io::Errno::IO);
+    assert!(guest.hand_back(Stolen::Return(Duration::from_secs(1))).is_err());
+    assert_eq!(guest.offline(), [2, 3, 4]);
+    assert_eq!(guest.fake.get(OVERCOMMIT), "0\n", "the rest is done");
+    RuntimeDir::open(guest.dir.path()).unwrap().mark_silent();
+    assert!(guest.hand_back(Stolen::Return(Duration::from_secs(1))).is_err());
+    assert_eq!(guest.offline(), [2], "a dead device drops nothing");
 }

@@ -39,7 +39,7 @@ use crate::virtio::block_queue::{QueueError, SendError};
 use crate::virtio::transport::{Transport, TransportError};
 
 /// A device answers each request at once; punching a batch of large blocks may take a while.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+pub const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 /// A reset in the middle of the agent's work may hold it up for so long.
 const RESET_DEADLINE: Duration = Duration::from_secs(2);
 /// Pauses between two attempts to start the device: doubling from the first to the last.
@@ -447,9 +447,11 @@ impl Link {
         Ok(())
     }
 
-    /// Stops the device, and tries again a little later.
+    /// Stops the device, and tries again a little later; not where it was silent before, and this is
+    /// no sign of life: the status is the VMM's word.
     fn lose(&mut self, now: Instant, loss: &Loss) -> LinkEvent {
-        self.go_down(Some(now));
+        let is_dead = matches!(loss, Loss::Broken) && self.is_given_up();
+        self.go_down((!is_dead).then_some(now));
         LinkEvent::Lost(loss.to_string())
     }
 

@@ -212,6 +212,19 @@ fn a_broken_device_is_reset_and_greeted_again() {
 }
 
 #[test]
+fn a_silent_device_whose_status_says_broken_has_not_shown_that_it_lives() {
+    let (fake, mut link) = greeted();
+    link.post(Request::Taken(vec![block(3)]));
+    pump(&mut link, at(10));
+    assert_eq!(pump(&mut link, at(6_000)), [LinkEvent::Silent]);
+    let touched = fake.config_reads();
+    fake.break_down();
+    assert!(matches!(link.check(at(6_001)), Some(LinkEvent::Lost(_))));
+    assert_eq!(pump(&mut link, at(60_000)), []);
+    assert_eq!((link.is_given_up(), fake.config_reads()), (true, touched));
+}
+
+#[test]
 fn a_device_that_cannot_be_stopped_is_never_called_settled() {
     let (fake, mut link) = greeted();
     fake.break_down();

@@ -147,6 +147,19 @@ impl HostSide {
         self.wait_connected()
     }
 
+    /// Ends the device's process the hard way.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn kill_device(&mut self) -> Result<(), ScenarioError> {
+        let gone = || ScenarioError::Program {
+            what: "kill -9 of the device".into(),
+            said: "it does not run".into(),
+        };
+        let pid = self.device_pid.take().ok_or_else(gone)?;
+        kill_process(pid, Signal::KILL).map_err(|_| gone())
+    }
+
     fn wait_connected(&mut self) -> Result<(), ScenarioError> {
         let vm = wait::until("memtided has its device", Duration::from_secs(20), || {
             Ok(match self.vm() {

@@ -193,10 +193,14 @@ impl Blocks {
     /// Those of [`Self::offline_by_us`] that the kernel says are offline at this moment: somebody
     /// else may have put one online since the last refresh, and the host would drop it in use.
     pub fn offline_still(&self, root: &Root) -> Vec<BlockId> {
-        let is_offline = |block: &BlockId| {
-            memory::read(root, *block).is_ok_and(|block| block.state == State::Offline)
-        };
-        self.offline_by_us().into_iter().filter(is_offline).collect()
+        self.offline_by_us().into_iter().filter(|block| is_offline(root, *block)).collect()
+    }
+
+    /// Whether the kernel says at this moment that all of a range is offline.
+    pub fn is_offline(&self, root: &Root, range: GpaRange) -> bool {
+        let blocks = self.in_ranges(&[range]);
+        let size = self.size.size().times(blocks.len() as u64);
+        size == range.len() && blocks.into_iter().all(|block| is_offline(root, block))
     }
 
     /// All memory that the guest has, online or not.
@@ -250,6 +254,10 @@ impl Blocks {
         };
         self.entries.keys().filter(named).copied().collect()
     }
+}
+
+fn is_offline(root: &Root, block: BlockId) -> bool {
+    memory::read(root, block).is_ok_and(|block| block.state == State::Offline)
 }
 
 fn entry(block: &Block, hold: Hold) -> Entry {

@@ -112,6 +112,8 @@ pub struct Counters {
     pub hellos: usize,
     /// Times that the device was lost.
     pub device_losses: usize,
+    /// Blocks that somebody else put online while the host was dropping them.
+    pub dropped_online: usize,
 }
 
 /// The limits in force.
@@ -253,6 +255,10 @@ impl fmt::Display for Status {
         write!(f, " ({} unasked)", counters.taken_unasked)?;
         write!(f, ", {} steals failed", counters.steals_failed)?;
         writeln!(f, ", device lost {} times", counters.device_losses)?;
+        if counters.dropped_online > 0 {
+            write!(f, "  DAMAGE     {} blocks were put online by", counters.dropped_online)?;
+            writeln!(f, " somebody else while the host dropped them: reboot this guest")?;
+        }
         for lack in &self.lacks {
             writeln!(f, "  lacks      {}: {}", lack.what, lack.effect)?;
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use memtide_policy::guest::{Outcome, StealFailure};
+use memtide_sysfs::memory::{self, State};
 use memtide_units::{BlockId, GpaRange, Instant};
 use memtide_wire::block::{RefuseReason, Request, Response, Verdict};
 
@@ -33,6 +34,55 @@ impl Agent {
                 self.counters.device_losses += 1;
                 self.returns.lost(now, now + AFTER_LOSS);
             }
+            LinkEvent::NotOffline(ranges) => {
+                for block in self.parts.blocks.in_ranges(&ranges) {
+                    self.on_not_offline(block);
+                }
+            }
+        }
+    }
+
+    /// A block that was about to be reported is not, or is no part of a range that is, offline whole.
+    fn on_not_offline(&mut self, block: BlockId) {
+        match memory::read(&self.parts.root, block).map(|block| block.state) {
+            Ok(State::Offline) => self.parts.link.report_stolen(self.parts.blocks.ranges(&[block])),
+            Ok(State::Online | State::GoingOffline) => {
+                self.parts.blocks.set(&self.parts.root, block, Hold::Online);
+                self.came_online(block);
+            }
+            // It has just been unplugged: the next refresh finds out.
+            Err(error) => tracing::debug!("{block} is not reported: {error}"),
+        }
+    }
+
+    /// Somebody has put a block online that the agent had taken. It rests, or the two would go on and
+    /// on about it.
+    pub(super) fn came_online(&mut self, block: BlockId) {
+        tracing::warn!("{block} was stolen, and somebody has put it online");
+        self.outcomes.push(Outcome::StealFailed(block, StealFailure::Busy));
+        let ranges = self.parts.blocks.ranges(&[block]);
+        ranges.iter().for_each(|range| _ = self.parts.link.forget_report(*range));
+        self.parts.link.post(Request::Taken(ranges));
+    }
+
+    /// The host has dropped what it was told is offline. Should somebody have put a block online since
+    /// the look that came before, what the kernel wrote there meanwhile may be gone, and nothing brings
+    /// it back (docs/adr/0017): people must know.
+    fn look_after_the_drop(&mut self, ranges: &[GpaRange]) {
+        for block in self.parts.blocks.in_ranges(ranges) {
+            let is_ours =
+                matches!(self.parts.blocks.hold(block), Some(Hold::Stolen | Hold::Leaving));
+            let now = memory::read(&self.parts.root, block).map(|block| block.state);
+            if is_ours && matches!(now, Ok(State::Online)) {
+                self.counters.dropped_online += 1;
+                tracing::error!(
+                    "{block} was put online by somebody else while the host was dropping it: what \
+                     was written to it in that moment may be lost; reboot this guest, and see which \
+                     udev rule or program puts offline memory online"
+                );
+                self.parts.blocks.set(&self.parts.root, block, Hold::Online);
+                self.came_online(block);
+            }
         }
     }
 
@@ -46,6 +96,7 @@ impl Agent {
                         hello.stolen.len()
                     );
                     self.have_told(&hello.stolen);
+                    self.look_after_the_drop(&hello.stolen);
                 }
             }
             Request::Steal(ranges) => self.on_steal_answer(&ranges, response),
@@ -69,7 +120,10 @@ impl Agent {
 
     fn on_steal_answer(&mut self, ranges: &[GpaRange], response: Response) {
         match response.verdict {
-            Verdict::Ok => self.have_told(ranges),
+            Verdict::Ok => {
+                self.have_told(ranges);
+                self.look_after_the_drop(ranges);
+            }
             // A hello follows, and names them.
             Verdict::Refused(RefuseReason::NoHello) => {}
             other => {

@@ -23,13 +23,13 @@ use memtide_policy::guest::{
 };
 use memtide_sysfs::memory::StateRequest;
 use memtide_sysfs::{Error, Root};
-use memtide_units::{BlockId, Instant};
+use memtide_units::{BlockId, GpaRange, Instant};
 use memtide_wire::block::{Hello, RANGES_MAX, Request};
 
 use crate::blocks::{Blocks, Hold, Surprise};
 use crate::damon_watch::{DamonWatch, Finding};
 use crate::hands::Hands;
-use crate::link::Link;
+use crate::link::{Guest, Link};
 use crate::overcommit::Overcommit;
 use crate::returns::Returns;
 use crate::runtime::{RuntimeDir, Seen};
@@ -208,7 +208,7 @@ impl Agent {
         for _ in 0..ANSWERS_MAX {
             let limits = self.parts.controller.settings().limits;
             let Parts { root, blocks, link, .. } = &mut self.parts;
-            let events = link.service(now, &|epoch| introduce(root, blocks, &limits, epoch));
+            let events = link.service(now, &Kernel { root, blocks, limits });
             if events.is_empty() {
                 return;
             }
@@ -242,12 +242,7 @@ impl Agent {
     fn refresh(&mut self) -> Result<(), crate::run::RunError> {
         for surprise in self.parts.blocks.refresh(&self.parts.root)? {
             match surprise {
-                Surprise::CameOnline(block) => {
-                    tracing::warn!("{block} was stolen, and somebody has put it online");
-                    let ranges = self.parts.blocks.ranges(&[block]);
-                    ranges.iter().for_each(|range| _ = self.parts.link.forget_report(*range));
-                    self.parts.link.post(Request::Taken(ranges));
-                }
+                Surprise::CameOnline(block) => self.came_online(block),
                 Surprise::WentOffline(block) => {
                     tracing::warn!("{block} went offline by somebody else's hand: left alone");
                 }
@@ -352,21 +347,35 @@ impl Agent {
     }
 }
 
-/// The introduction: what is offline by the agent's doing, and stays so until a grant.
-fn introduce(root: &Root, blocks: &Blocks, limits: &Limits, epoch: u32) -> Hello {
-    let mut stolen = blocks.ranges(&blocks.offline_still(root));
-    if stolen.len() > RANGES_MAX {
-        // The host then believes that the guest uses more than it does: safe.
-        tracing::error!("{} stolen ranges, and the host hears of {RANGES_MAX}", stolen.len());
-        stolen.truncate(RANGES_MAX);
+/// What the kernel says when something is sent, and the agent's books.
+struct Kernel<'a> {
+    root: &'a Root,
+    blocks: &'a Blocks,
+    limits: Limits,
+}
+
+impl Guest for Kernel<'_> {
+    /// What is offline by the agent's doing, and stays so until a grant.
+    fn introduction(&self, epoch: u32) -> Hello {
+        let Self { root, blocks, limits } = self;
+        let mut stolen = blocks.ranges(&blocks.offline_still(root));
+        if stolen.len() > RANGES_MAX {
+            // The host then believes that the guest uses more than it does: safe.
+            tracing::error!("{} stolen ranges, and the host hears of {RANGES_MAX}", stolen.len());
+            stolen.truncate(RANGES_MAX);
+        }
+        Hello {
+            epoch,
+            block_size: blocks.size(),
+            present: blocks.present(),
+            online: blocks.online(),
+            min: limits.min(),
+            max: limits.max(),
+            stolen,
+        }
     }
-    Hello {
-        epoch,
-        block_size: blocks.size(),
-        present: blocks.present(),
-        online: blocks.online(),
-        min: limits.min(),
-        max: limits.max(),
-        stolen,
+
+    fn is_offline(&self, range: GpaRange) -> bool {
+        self.blocks.is_offline(self.root, range)
     }
 }

@@ -14,6 +14,8 @@ use memtide_wire::block::{HoldReason, RefuseReason, Request, Response, Verdict};
 use rustix::io::Errno;
 use tempfile::TempDir;
 
+mod strangers;
+
 use super::{Agent, Parts, Woken};
 use crate::blocks::Blocks;
 use crate::hands::Hands;
@@ -470,38 +472,6 @@ fn an_operator_gets_everything_back() {
     world.run(2_000);
     assert_eq!(world.online(), 8);
     assert_eq!(world.believed(), BTreeSet::new());
-}
-
-#[test]
-fn somebody_elses_hand_is_noticed_and_told() {
-    let mut world = World::new();
-    world.run(20_000);
-    let root = world.fake.root();
-    write_state(&root, BlockId(7), StateRequest::OnlineMovable).unwrap();
-    write_state(&root, BlockId(2), StateRequest::Offline).unwrap();
-    world.grow_to(150);
-    world.run(5_100);
-    assert_eq!(world.agent.parts.seen.foreign, BTreeSet::from([BlockId(2)]));
-    let believed = world.believed();
-    assert!(!believed.contains(&2), "it is not ours to give");
-    world.restart();
-    assert_eq!(world.agent.parts.seen.foreign, BTreeSet::from([BlockId(2)]));
-}
-
-#[test]
-fn a_hello_never_names_what_somebody_else_has_put_online() {
-    let mut world = World::new();
-    world.run(20_000);
-    world.heard.clear();
-    // As `udevadm trigger` does under a rule that puts plugged memory online.
-    write_state(&world.fake.root(), BlockId(7), StateRequest::OnlineMovable).unwrap();
-    world.device.configure(|config| config.extension.hello_epoch.set(2));
-    world.run(200);
-    let hello = world.heard.iter().find_map(|request| match request {
-        Request::Hello(hello) => Some(blocks(&hello.stolen).collect::<BTreeSet<_>>()),
-        _ => None,
-    });
-    assert_eq!(hello, Some(BTreeSet::from([3, 4, 5, 6])));
 }
 
 #[test]

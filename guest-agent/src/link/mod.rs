@@ -66,6 +66,17 @@ pub enum LinkEvent {
     Silent,
     /// The device was lost, and why. What had not been answered never will be.
     Lost(String),
+    /// These were to be reported stolen and have not been: they are not offline any more.
+    NotOffline(Vec<GpaRange>),
+}
+
+/// What the link asks in the very moment in which it sends: what was true when a request was queued
+/// need not be so any more.
+pub trait Guest {
+    /// The introduction for an epoch.
+    fn introduction(&self, epoch: u32) -> Hello;
+    /// Whether all of a range is offline.
+    fn is_offline(&self, range: GpaRange) -> bool;
 }
 
 /// Why the device was given up.
@@ -293,11 +304,10 @@ impl Link {
         self.transport.acknowledge_interrupt() != 0
     }
 
-    /// Does whatever is due, up to the next event; call it until no event comes back. `hello` makes
-    /// the introduction for an epoch.
-    pub fn service(&mut self, now: Instant, hello: &dyn Fn(u32) -> Hello) -> Vec<LinkEvent> {
+    /// Does whatever is due, up to the next event; call it until no event comes back.
+    pub fn service(&mut self, now: Instant, guest: &dyn Guest) -> Vec<LinkEvent> {
         let mut events = Vec::new();
-        if let Err(loss) = self.step(now, hello, &mut events) {
+        if let Err(loss) = self.step(now, guest, &mut events) {
             events.push(self.lose(now, &loss));
         }
         events
@@ -306,7 +316,7 @@ impl Link {
     fn step(
         &mut self,
         now: Instant,
-        hello: &dyn Fn(u32) -> Hello,
+        guest: &dyn Guest,
         events: &mut Vec<LinkEvent>,
     ) -> Result<(), Loss> {
         if let State::Down { retry, .. } = self.state {
@@ -327,7 +337,7 @@ impl Link {
         {
             events.push(LinkEvent::StatisticsWanted);
         }
-        self.send_next(now, hello)?;
+        events.extend(self.send_next(now, guest)?);
         // Some requests a plain balloon's carrier answers by itself.
         events.extend(self.receive(now)?);
         Ok(())
@@ -368,27 +378,28 @@ impl Link {
         Ok(Some(LinkEvent::Answered(flight.request, response)))
     }
 
-    fn send_next(&mut self, now: Instant, hello: &dyn Fn(u32) -> Hello) -> Result<(), Loss> {
+    fn send_next(&mut self, now: Instant, guest: &dyn Guest) -> Result<Option<LinkEvent>, Loss> {
         if !matches!(self.state, State::Up { in_flight: None, .. }) {
-            return Ok(());
+            return Ok(None);
         }
         if self.needs_hello() {
             self.look();
         }
         let epoch = self.config.hello_epoch;
-        let next = if self.needs_hello() {
-            Some(Request::Hello(hello(epoch)))
+        let (next, changed) = if self.needs_hello() {
+            (Some(Request::Hello(guest.introduction(epoch))), Vec::new())
         } else {
-            self.outbox.next(self.drops_at_once)
+            still_true(self.outbox.next(self.drops_at_once), guest)
         };
-        let State::Up { carrier, in_flight, .. } = &mut self.state else { return Ok(()) };
-        let Some(request) = next else { return Ok(()) };
+        let news = (!changed.is_empty()).then_some(LinkEvent::NotOffline(changed));
+        let State::Up { carrier, in_flight, .. } = &mut self.state else { return Ok(news) };
+        let Some(request) = next else { return Ok(news) };
         match carrier.send(&self.transport, &request, self.config.balloon) {
             Ok(()) => *in_flight = Some(InFlight { request, since: now, is_late: false }),
             Err(SendError::TooLong(len)) => tracing::error!("a request of {len} bytes is dropped"),
             Err(SendError::Busy) => self.outbox.put_back(request),
         }
-        Ok(())
+        Ok(news)
     }
 
     /// Hands statistics over after [`LinkEvent::StatisticsWanted`].
@@ -518,6 +529,15 @@ impl Link {
     pub fn stop(&self) -> Result<(), TransportError> {
         self.transport.reset(RESET_DEADLINE)
     }
+}
+
+/// A report without what somebody has put online while it waited, and those: the host would drop them
+/// in use (docs/adr/0017).
+fn still_true(request: Option<Request>, guest: &dyn Guest) -> (Option<Request>, Vec<GpaRange>) {
+    let Some(Request::Steal(ranges)) = request else { return (request, Vec::new()) };
+    let (offline, changed): (Vec<_>, Vec<_>) =
+        ranges.into_iter().partition(|range| guest.is_offline(*range));
+    ((!offline.is_empty()).then_some(Request::Steal(offline)), changed)
 }
 
 impl std::fmt::Debug for Link {

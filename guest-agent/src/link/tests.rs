@@ -15,6 +15,17 @@ fn hello(epoch: u32) -> Hello {
     }
 }
 
+/// A guest in which nobody else puts anything online.
+impl<F: Fn(u32) -> Hello> Guest for F {
+    fn introduction(&self, epoch: u32) -> Hello {
+        self(epoch)
+    }
+
+    fn is_offline(&self, _: GpaRange) -> bool {
+        true
+    }
+}
+
 fn block(n: u64) -> GpaRange {
     BlockSize::X86_SMALL.range(BlockId(n)).unwrap()
 }

@@ -121,6 +121,11 @@ fn directory(path: &Path) -> Found {
     let Some(there) = path.ancestors().find(|path| path.exists()) else {
         return Found::Forbids(DmaError::NotTmpfs(path.into()).into());
     };
+    if there == path
+        && let Err(error) = crate::private::check_directory(path)
+    {
+        return Found::Forbids(RuntimeError::NotPrivate(error).into());
+    }
     match Area::must_be_tmpfs(there) {
         Ok(()) => Found::Well(format!("{} is on a tmpfs", path.display())),
         Err(error) => Found::Forbids(error.into()),

@@ -30,6 +30,7 @@ pub mod hands;
 pub mod hardware;
 pub mod link;
 pub mod overcommit;
+pub mod private;
 pub mod returns;
 pub mod run;
 pub mod runtime;

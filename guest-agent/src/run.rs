@@ -109,6 +109,7 @@ impl RunError {
             Self::Dma(DmaError::Pin(_)) => status::NO_PIN,
             Self::Dma(DmaError::NotTmpfs(_)) => status::IMPOSSIBLE,
             Self::Runtime(RuntimeError::NoBlocks(_)) => status::IMPOSSIBLE,
+            Self::Runtime(RuntimeError::NotPrivate(_)) => status::USAGE,
             Self::Runtime(RuntimeError::Silent(_)) => status::SILENT,
             Self::Own { source, .. } if is_denied(source) => status::LOCKDOWN,
             Self::Dma(_)

@@ -26,6 +26,8 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::private;
+
 /// Why the directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
@@ -41,6 +43,9 @@ pub enum RuntimeError {
         .0.display()
     )]
     Silent(PathBuf),
+    /// Somebody else could reach into it, and by the device's memory into all of the guest's.
+    #[error("the runtime directory is not safe: {0}; or set runtime_dir to a directory below /run")]
+    NotPrivate(io::Error),
     /// A file cannot be read or written.
     #[error("{} cannot be used: {source}", .path.display())]
     File {
@@ -80,6 +85,7 @@ impl RuntimeDir {
             move |source| RuntimeError::File { path, source }
         };
         DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(fail(path))?;
+        private::check_directory(path).map_err(RuntimeError::NotPrivate)?;
         let lock_path = path.join("lock");
         let mut options = OpenOptions::new();
         let lock = options.write(true).create(true).truncate(false).mode(0o600).open(&lock_path);

@@ -28,6 +28,10 @@ use memtide_sysfs::pagemap::Pagemap;
 use memtide_units::{BlockId, BlockSize, Gpa};
 use memtide_wire::block::REQUEST_MAX;
 
+use rustix::fs::OFlags;
+
+use crate::private;
+
 pub use pages::{PAGE, Pages};
 pub use pin::Pin;
 
@@ -64,8 +68,11 @@ pub enum DmaError {
     /// Their addresses cannot be learned.
     #[error("the physical addresses of the device's memory cannot be learned: {0}")]
     Locate(#[from] memtide_sysfs::Error),
-    /// A page has no address, or another one than a moment ago.
-    #[error("page {0} of the device's memory did not stay where it was although it is pinned")]
+    /// A page has no address, or another one than a moment ago. The device has not been started.
+    #[error(
+        "page {0} of the device's memory did not stay where it was although it is pinned: the device is \
+         not started; should trying again not help, this kernel's pins do not hold"
+    )]
     Moved(usize),
 }
 
@@ -117,11 +124,12 @@ impl Area {
         Self { pages, places, _pin: None }
     }
 
-    /// Checks that every page still lies where it did.
+    /// Checks that every page still lies where it did: a pin that does not hold would mostly show
+    /// at once, since pages have just been moved to places where they may stay.
     ///
     /// # Errors
-    /// [`DmaError::Moved`]: the device must be reset and the area prepared anew.
-    pub fn verify(&self, pagemap: &Pagemap) -> Result<(), DmaError> {
+    /// [`DmaError::Moved`].
+    fn verify(&self, pagemap: &Pagemap) -> Result<(), DmaError> {
         let now = locate(&self.pages, pagemap)?;
         match self.places.iter().zip(&now).position(|(then, now)| then != now) {
             Some(page) => Err(DmaError::Moved(page)),
@@ -157,7 +165,9 @@ fn open(path: &Path) -> io::Result<File> {
         .create(true)
         .truncate(false)
         .mode(0o600)
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
         .open(path)?;
+    private::check_file(path, &file)?;
     let len = (PAGES * PAGE) as u64;
     if file.metadata()?.len() != len {
         file.set_len(len)?;
@@ -174,6 +184,7 @@ fn locate(pages: &Pages, pagemap: &Pagemap) -> Result<Vec<Gpa>, DmaError> {
 mod tests {
     use super::*;
     use memtide_units::ByteSize;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn the_blocks_that_hold_it_are_named_once() {
@@ -190,6 +201,9 @@ mod tests {
         let path = dir.path().join("dma");
         let pagemap = Pagemap::open(&memtide_sysfs::Root::default()).unwrap();
         std::fs::write(&path, [1; 100]).unwrap();
+        let prepared = Area::prepare(&path, &pagemap).unwrap_err();
+        assert!(prepared.to_string().contains("this user's alone"), "{prepared}");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         match Area::prepare(&path, &pagemap) {
             Ok(area) => {
                 area.verify(&pagemap).unwrap();

@@ -2,10 +2,10 @@
 
 use memtide_units::ByteSize;
 use memtide_wire::block::{REQUEST_MAX, RESPONSE_LEN, Request, Response, Verdict};
-use vm_memory::GuestMemory;
 
 use crate::chain::{Chain, ChainError};
 use crate::device::Balloon;
+use crate::memory::RequestMemory;
 use crate::reclaim::Reclaim;
 use crate::requests::{Answer, Refusal};
 use crate::ring::{Done, Moment};
@@ -15,7 +15,7 @@ impl Balloon {
     ///
     /// A chain without room for its response is not carried out at all: its driver would never
     /// learn what it may touch.
-    pub(crate) fn serve_block_queue<M: GuestMemory, R: Reclaim>(
+    pub(crate) fn serve_block_queue<M: RequestMemory, R: Reclaim>(
         &mut self,
         chain: &Chain,
         memory: &M,

@@ -10,6 +10,8 @@ use memtide_units::{ByteSize, Gpa, GpaRange};
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError};
 
+use crate::memory::RequestMemory;
+
 /// Descriptors in one chain at most, as QEMU has it (`VIRTQUEUE_MAX_SIZE`). An indirect table could
 /// name 65535 (virtio 1.3, 2.7.5.3); Linux's balloon uses 32 at most.
 pub(crate) const DESCRIPTORS_MAX: usize = 1024;
@@ -106,7 +108,7 @@ impl Chain {
     }
 
     /// The readable bytes as one request of at most `max` bytes.
-    pub(crate) fn read_all<M: GuestMemory>(
+    pub(crate) fn read_all<M: RequestMemory>(
         &self,
         memory: &M,
         max: usize,
@@ -118,7 +120,7 @@ impl Chain {
     }
 
     /// The first readable bytes, at most `max` of them.
-    pub(crate) fn read_up_to<M: GuestMemory>(
+    pub(crate) fn read_up_to<M: RequestMemory>(
         &self,
         memory: &M,
         max: usize,
@@ -133,7 +135,7 @@ impl Chain {
 
     /// Hands the readable bytes to `take` in pieces of `piece` bytes, the last one shorter: what a
     /// guest can make this process hold is one piece, however long the chain is.
-    pub(crate) fn read_pieces<M: GuestMemory>(
+    pub(crate) fn read_pieces<M: RequestMemory>(
         &self,
         memory: &M,
         piece: usize,
@@ -184,7 +186,7 @@ impl Chain {
 
 /// Appends `len` bytes of `segment` from `from` on. The buffer grows only after the addresses are
 /// known to be memory, so a descriptor that claims 4 GiB of nothing costs nothing.
-fn append<M: GuestMemory>(
+fn append<M: RequestMemory>(
     memory: &M,
     segment: Segment,
     from: usize,
@@ -201,6 +203,6 @@ fn append<M: GuestMemory>(
     }
     let old = bytes.len();
     bytes.resize(old + len, 0);
-    memory.read_slice(&mut bytes[old..], at)?;
+    memory.copy_out(at, &mut bytes[old..])?;
     Ok(())
 }

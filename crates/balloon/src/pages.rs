@@ -6,11 +6,11 @@
 
 use memtide_units::{ByteSize, GpaRange, Instant, Pfn};
 use memtide_wire::{features, pfn};
-use vm_memory::GuestMemory;
 
 use crate::chain::{Chain, ChainError};
 use crate::device::Balloon;
 use crate::layout::append;
+use crate::memory::RequestMemory;
 use crate::reclaim::Reclaim;
 use crate::ring::Moment;
 
@@ -22,7 +22,7 @@ impl Balloon {
     /// Drops the pages that an inflate request names, whatever the guest poisons its free pages
     /// with: a driver that acked `PAGE_POISON` fills a page itself when it takes it back (virtio
     /// 1.3, 5.5.6.6.1). Where the host's pages are larger, one goes when all of it is in.
-    pub(crate) fn inflate<M: GuestMemory, R: Reclaim>(
+    pub(crate) fn inflate<M: RequestMemory, R: Reclaim>(
         &mut self,
         chain: &Chain,
         memory: &M,
@@ -48,7 +48,7 @@ impl Balloon {
 
     /// Counts the pages that a deflate request takes back. They need nothing of the host: the next
     /// touch brings them in.
-    pub(crate) fn deflate<M: GuestMemory, R: Reclaim>(
+    pub(crate) fn deflate<M: RequestMemory, R: Reclaim>(
         &mut self,
         chain: &Chain,
         memory: &M,
@@ -94,7 +94,7 @@ impl Balloon {
 
     /// Hands the pages of a request to `take`, neighbours as one range; a page that is named twice
     /// is one page.
-    fn read_pfns<M: GuestMemory>(
+    fn read_pfns<M: RequestMemory>(
         &mut self,
         chain: &Chain,
         memory: &M,

@@ -16,6 +16,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 use crate::chain::{Chain, ChainError};
 use crate::device::Balloon;
+use crate::memory::RequestMemory;
 use crate::reclaim::Reclaim;
 
 /// Bytes that one pass reclaims before others get their turn: 20 to 40 ms of punching 4 KiB pages
@@ -89,7 +90,7 @@ impl Balloon {
     /// # Errors
     /// [`RingError`] where the ring's own structures make no sense. It is not touched again then,
     /// unless the driver sets it up anew.
-    pub fn process<M: GuestMemory, R: Reclaim>(
+    pub fn process<M: RequestMemory, R: Reclaim>(
         &mut self,
         role: QueueRole,
         ring: &mut Ring<'_, M>,
@@ -126,7 +127,7 @@ impl Balloon {
     }
 
     /// Carries one chain out and answers it; says what that took.
-    fn answer_chain<M: GuestMemory, R: Reclaim>(
+    fn answer_chain<M: RequestMemory, R: Reclaim>(
         &mut self,
         role: QueueRole,
         descriptors: DescriptorChain<&M>,
@@ -156,7 +157,7 @@ impl Balloon {
         Ok(Share { chains: 1, read, reclaimed: done.reclaimed })
     }
 
-    fn carry_out<M: GuestMemory, R: Reclaim>(
+    fn carry_out<M: RequestMemory, R: Reclaim>(
         &mut self,
         role: QueueRole,
         chain: &Chain,

@@ -14,6 +14,7 @@ use vm_memory::GuestMemory;
 
 use crate::chain::{Chain, ChainError};
 use crate::device::Balloon;
+use crate::memory::RequestMemory;
 use crate::ring::{Interrupt, Ring, RingError, interrupt_wanted};
 
 /// How long after somebody read them the statistics are kept fresh: longer than the usual intervals
@@ -44,7 +45,7 @@ impl Stats {
 impl Balloon {
     /// Reads a buffer of statistics. Whatever does not fit [`STATS_MAX`] is left unread: that there
     /// is more is no fault of the driver.
-    pub(crate) fn read_stats<M: GuestMemory>(
+    pub(crate) fn read_stats<M: RequestMemory>(
         &mut self,
         chain: &Chain,
         memory: &M,

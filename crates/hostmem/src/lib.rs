@@ -5,10 +5,12 @@
 //! [`Regions::punch`] gives backing back to the host, and [`Regions::residency`] tells what is
 //! still there. The file is the truth: nothing here remembers what was punched.
 //!
-//! This crate maps no guest memory and reads none. It never decides *whether* a range may go.
+//! This crate maps no guest memory; [`Regions::read`] copies out of its files. It never decides
+//! *whether* a range may go.
 
 mod backing;
 mod punch;
+mod read;
 mod region;
 mod residency;
 #[cfg(test)]
@@ -16,5 +18,6 @@ mod testing;
 
 pub use backing::{Backing, FileId};
 pub use punch::{PunchError, PunchReport};
+pub use read::ReadError;
 pub use region::{BackedRange, OutsideMemory, Region, RegionError, RegionSpec, Regions};
 pub use residency::ResidencyError;

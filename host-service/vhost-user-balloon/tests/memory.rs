@@ -62,6 +62,16 @@ fn a_memfd_that_may_be_huge_pages_does_as_any() {
 }
 
 #[test]
+fn a_request_in_a_hole_brings_nothing_back() {
+    let (_device, mut vm) = vm_over(Memory::new());
+    vm.pages(INFLATE, 0x1000..0x1100);
+    let before = vm.memory.resident();
+    // What a hole reads as is zeros, which name page 0.
+    vm.submit(INFLATE, &[Buffer::Readable(0x1000 << 12, 64 << 10)]);
+    assert_eq!(vm.memory.resident(), before - ByteSize::from_kib(4));
+}
+
+#[test]
 fn a_region_without_a_file_is_refused_and_nothing_changes() {
     let (device, mut vm) = vm_over(Memory::new());
     let mut anonymous = vm.memory.regions().pop().unwrap();

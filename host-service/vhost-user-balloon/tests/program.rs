@@ -10,7 +10,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Client, DEADLINE, Memory, Vm};
+use memtide_balloon::BLOCK_QUEUE;
+use memtide_balloon::fake::Buffer;
 use memtide_units::ByteSize;
+use memtide_wire::block::RESPONSE_LEN;
 use rustix::process::{Pid, Signal};
 
 fn program() -> Command {
@@ -142,18 +145,22 @@ fn status_kib(child: &Child, field: &str) -> u64 {
     line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// Inflates pages that are scattered over `gib` of memory, so that no two make one range, and says
-/// how much of the device is resident then, in KiB.
-fn resident_with(gib: u64) -> u64 {
+/// What the device holds for itself: pages of its own, pages of the guest's that are in its page
+/// tables, and these.
+fn held_kib(child: &Child) -> u64 {
+    status_kib(child, "VmRSS") + status_kib(child, "VmPTE")
+}
+
+/// A device with `gib` of memory above 4 GiB that nobody has touched, beside a guest's usual.
+fn with_large(gib: u64, queues: &[usize]) -> (tempfile::TempDir, Child, Vm) {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("vm.sock");
     let child = start(&socket);
-    let mut vm = Vm::negotiated(connect(&socket), 0);
-    // The guest's memory, and more above 4 GiB that nobody has touched.
+    let mut vm = Vm::negotiated(connect(&socket), INDIRECT);
     let large = rustix::fs::memfd_create("large", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     rustix::fs::ftruncate(&large, gib << 30).unwrap();
     let more = vhost::VhostUserMemoryRegionInfo {
-        guest_phys_addr: 4 << 30,
+        guest_phys_addr: LARGE,
         memory_size: gib << 30,
         userspace_addr: 0x6000_0000_0000,
         mmap_offset: 0,
@@ -162,21 +169,62 @@ fn resident_with(gib: u64) -> u64 {
     let mut regions = vm.memory.regions();
     regions.push(more);
     vhost::VhostBackend::set_mem_table(&vm.frontend, &regions).unwrap();
-    vm.start_rings(&[0, 1]);
+    vm.start_rings(queues);
+    (directory, child, vm)
+}
+
+const LARGE: u64 = 4 << 30;
+const INDIRECT: u64 = 1 << 28;
+
+fn stop(child: Child) {
+    terminate(&child);
+    assert!(finish(child).0);
+}
+
+/// Inflates pages that are scattered over `gib` of memory, so that no two make one range, and says
+/// how much the device holds then, in KiB.
+fn held_with(gib: u64) -> u64 {
+    let (_directory, child, mut vm) = with_large(gib, &[0, 1]);
     let apart = (gib << 18) / 8192;
     vm.pages(0, (0..8192).map(|n| 0x10_0000 + n * apart as u32));
     vm.pages(1, (0..8192).map(|n| 0x10_0000 + n * apart as u32));
-    let [rss, anonymous, shared] =
-        ["VmRSS", "RssAnon", "RssShmem"].map(|field| status_kib(&child, field));
-    eprintln!("{gib} GiB: {rss} KiB resident, {anonymous} its own, {shared} of the guest's");
-    terminate(&child);
-    assert!(finish(child).0);
-    rss
+    let held = held_kib(&child);
+    let [anonymous, shared, tables] =
+        ["RssAnon", "RssShmem", "VmPTE"].map(|field| status_kib(&child, field));
+    eprintln!(
+        "{gib} GiB: {held} KiB, {anonymous} its own, {shared} of the guest's, {tables} of tables"
+    );
+    stop(child);
+    held
 }
 
 #[test]
 fn memory_of_any_size_costs_the_device_little() {
-    let (small, large) = (resident_with(8), resident_with(1024));
+    let (small, large) = (held_with(8), held_with(1024));
     assert!(small <= 6 << 10, "{small} KiB with 8 GiB");
     assert!(large <= 8 << 10, "{large} KiB with 1 TiB");
+}
+
+#[test]
+fn a_guest_that_uses_all_of_its_memory_for_requests_does_not_make_the_device_grow() {
+    const GIB: u64 = 8;
+    let (_directory, child, mut vm) = with_large(GIB, &[0, 1, BLOCK_QUEUE]);
+    let (mut most, indirect) = (0, 4);
+    for (n, at) in (LARGE..LARGE + (GIB << 30)).step_by(8 << 20).enumerate() {
+        // Page numbers in one hole, a table in another, and an answer into a third.
+        let len = if n % 16 == 0 { 1 << 20 } else { 4096 };
+        vm.submit(1, &[Buffer::Readable(at, len)]);
+        let head = vm.drivers[1].add(&vm.memory.map, &[Buffer::Readable(at, 4)]);
+        let table = (at + (1 << 20), 16, indirect, 0);
+        vm.drivers[1].put_descriptor(&vm.memory.map, head, table);
+        vm.kicks[1].write(1).unwrap();
+        vm.await_used(1, head);
+        let answer = Buffer::Writable(at + (3 << 19), RESPONSE_LEN as u32);
+        assert_eq!(vm.submit(BLOCK_QUEUE, &[answer]), RESPONSE_LEN as u32);
+        most = most.max(status_kib(&child, "VmPTE"));
+    }
+    most += status_kib(&child, "VmHWM");
+    eprintln!("{most} KiB at most");
+    stop(child);
+    assert!(most <= 6 << 10, "{most} KiB with {GIB} GiB");
 }

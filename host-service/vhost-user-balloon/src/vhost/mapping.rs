@@ -1,11 +1,12 @@
 //! Maps a region of guest memory. With `lost`, the only unsafe code about memory in this program.
 
+use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use memtide_hostmem::{Backing, Region};
 use memtide_units::ByteSize;
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{GuestAddress, GuestRegionMmap};
 
@@ -61,20 +62,7 @@ impl Mapping {
 
     fn map(backing: &Arc<Backing>, offset: ByteSize, len: ByteSize) -> Result<Self, MapError> {
         let bytes = len.bytes() as usize;
-        // SAFETY: the kernel chooses an address that nothing else uses (no hint, no MAP_FIXED), and
-        // what lies there is only ever accessed through vm-memory's volatile reads and writes, as
-        // a guest may write it at any time.
-        let start = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                PROT,
-                FLAGS,
-                backing.file(),
-                offset.bytes(),
-            )
-        };
-        let start = start.map_err(|e| MapError::Mmap(len, e))?;
+        let start = map_anywhere(backing, offset, bytes).map_err(|e| MapError::Mmap(len, e))?;
         let start = NonNull::new(start.cast::<u8>()).ok_or(MapError::TooHigh)?;
         let unit = backing.unit().bytes() as usize;
         let watched = Watched::new(start.as_ptr() as usize, bytes, unit).inspect_err(|_| {
@@ -83,20 +71,30 @@ impl Mapping {
         });
         let watched = watched.map_err(MapError::Watch)?;
         let backing = Arc::clone(backing);
-        let mapping = Self { start, len: bytes, backing, offset, watched };
-        mapping.advise();
-        Ok(mapping)
+        Ok(Self { start, len: bytes, backing, offset, watched })
     }
 
-    /// Touching a hole must bring in a page and not a huge one of what was just given back; and no
-    /// core dump of this program shall hold the guest's memory. Kernels that do not know either go
-    /// without.
-    fn advise(&self) {
-        for advice in [Advice::LinuxNoHugepage, Advice::LinuxDontDump] {
-            // SAFETY: both pieces of advice leave the content and its validity alone, and the range
-            // is this mapping.
-            let _ = unsafe { rustix::mm::madvise(self.start.as_ptr().cast(), self.len, advice) };
+    /// Takes all of it out of the page tables, and frees those: the file is mapped once more, and
+    /// the new mapping moved to where the old one is. Huge pages need next to no tables and are left
+    /// alone. What stands in for pages that are not there goes too, and stays noted as lost.
+    ///
+    /// # Errors
+    /// Those of `mmap` and `mremap`: the old mapping is still there then.
+    pub(crate) fn renew(&self) -> rustix::io::Result<()> {
+        if self.backing.is_huge() {
+            return Ok(());
         }
+        let new = map_anywhere(&self.backing, self.offset, self.len)?;
+        let (len, here) = (self.len, self.start.as_ptr().cast());
+        // SAFETY: the new mapping was made above and nobody has seen it. Where it goes lies this
+        // mapping and nothing else, of the same length and of the same bytes of the same file, so
+        // views stay valid; no other thread touches it meanwhile, and no reference points into it.
+        let moved = unsafe { rustix::mm::mremap_fixed(new, len, len, MremapFlags::MAYMOVE, here) };
+        if moved.is_err() {
+            // SAFETY: it has not moved, and nobody has seen it.
+            let _ = unsafe { rustix::mm::munmap(new, len) };
+        }
+        moved.map(drop)
     }
 
     /// True where pages of it were not there when they were touched, until [`Mapping::restore`].
@@ -118,7 +116,7 @@ impl Mapping {
             unsafe { rustix::mm::mmap(address, lost.len(), PROT, flags, file, offset.bytes()) };
         if mapped.is_ok() {
             self.watched.restored();
-            self.advise();
+            advise(self.start.as_ptr().cast(), self.len);
         }
         Some(offset)
     }
@@ -126,6 +124,31 @@ impl Mapping {
 
 const PROT: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
 const FLAGS: MapFlags = MapFlags::SHARED.union(MapFlags::NORESERVE);
+
+fn map_anywhere(
+    backing: &Backing,
+    offset: ByteSize,
+    len: usize,
+) -> rustix::io::Result<*mut c_void> {
+    let hint = std::ptr::null_mut();
+    // SAFETY: the kernel chooses an address that nothing else uses (no hint, no MAP_FIXED), and
+    // what lies there is only ever accessed through vm-memory's volatile reads and writes, as a
+    // guest may write it at any time.
+    let start =
+        unsafe { rustix::mm::mmap(hint, len, PROT, FLAGS, backing.file(), offset.bytes()) }?;
+    advise(start, len);
+    Ok(start)
+}
+
+/// Touching a hole must bring in a page and not a huge one of what was just given back; and no core
+/// dump of this program shall hold the guest's memory. Kernels that do not know either go without.
+fn advise(start: *mut c_void, len: usize) {
+    for advice in [Advice::LinuxNoHugepage, Advice::LinuxDontDump] {
+        // SAFETY: both pieces of advice leave the content and its validity alone, and the range is
+        // a mapping of this module's.
+        let _ = unsafe { rustix::mm::madvise(start, len, advice) };
+    }
+}
 
 impl Drop for Mapping {
     fn drop(&mut self) {

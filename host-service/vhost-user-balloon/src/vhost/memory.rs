@@ -10,6 +10,7 @@ use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
 use super::lost;
 use super::mapping::{MapError, Mapping};
 use super::protocol::{MEMORY_SLOTS_MAX, MemoryRegion};
+use super::view::{Touched, View, WINDOW};
 
 /// Why the VMM's memory is not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +48,7 @@ pub(crate) struct MemoryTable {
     memory: GuestMemoryMmap,
     regions: Regions,
     slots: Vec<Slot>,
+    touched: Touched,
 }
 
 impl MemoryTable {
@@ -125,8 +127,24 @@ impl MemoryTable {
     }
 
     /// Guest memory, mapped.
-    pub(crate) fn memory(&self) -> &GuestMemoryMmap {
-        &self.memory
+    pub(crate) fn memory(&self) -> View<'_> {
+        View { table: self, memory: &self.memory, touched: &self.touched }
+    }
+
+    /// Makes the mappings anew in which these addresses lie, so that nothing of them is in the page
+    /// tables. Where that fails they stay as they are.
+    pub(super) fn unload(&self, touched: &[Gpa]) {
+        for slot in &self.slots {
+            // A window may begin before its region.
+            let window = |at: &Gpa| GpaRange::new(*at, ByteSize::from_bytes(WINDOW)).ok();
+            let is_in =
+                |at: &Gpa| window(at).is_some_and(|it| it.intersection(slot.range).is_some());
+            if touched.iter().any(is_in)
+                && let Err(error) = slot.mapping.renew()
+            {
+                tracing::debug!("guest memory {} stays mapped as it is: {error}", slot.range);
+            }
+        }
     }
 
     /// Guest memory, as files.

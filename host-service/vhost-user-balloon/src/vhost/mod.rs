@@ -10,6 +10,7 @@ mod protocol;
 mod requests;
 mod session;
 mod transfer;
+mod view;
 mod vring;
 
 pub(crate) use message::StreamError;

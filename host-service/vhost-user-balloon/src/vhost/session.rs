@@ -290,7 +290,7 @@ impl Session {
         let mut host = HostMemory::new(&self.table);
         let mut moment = Moment { now, host: &mut host };
         let memory = self.table.memory();
-        let done = balloon.process(role, &mut Ring { queue, memory }, &mut moment);
+        let done = balloon.process(role, &mut Ring { queue, memory: &memory }, &mut moment);
         if let Err(lost) = self.table.restore_lost() {
             return self.give_up(index, &lost, balloon, now);
         }
@@ -350,7 +350,7 @@ impl Session {
         let Some(index) = statistics_queue(balloon) else { return };
         let ring = &mut self.rings[index];
         let Some(queue) = ring.running() else { return };
-        let done = balloon.ask_stats(&mut Ring { queue, memory: self.table.memory() }, now);
+        let done = balloon.ask_stats(&mut Ring { queue, memory: &self.table.memory() }, now);
         if let Err(lost) = self.table.restore_lost() {
             return self.give_up(index, &lost, balloon, now);
         }

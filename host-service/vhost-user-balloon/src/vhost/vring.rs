@@ -151,7 +151,7 @@ impl Vring {
         let used = match place {
             Some(used) => used,
             None => {
-                let read = queue.used_idx(table.memory(), Ordering::Acquire);
+                let read = queue.used_idx(&table.memory(), Ordering::Acquire);
                 table.restore_lost()?;
                 let used = read.map_err(|_| BrokenRing::OutsideMemory)?.0;
                 self.next_available = used;
@@ -185,7 +185,7 @@ impl Vring {
         queue.try_set_used_ring_address(find(addresses.used)?).map_err(BrokenRing::Misaligned)?;
         queue.set_event_idx(features & RING_EVENT_IDX != 0);
         queue.set_ready(true);
-        if queue.is_valid(table.memory()) { Ok(queue) } else { Err(BrokenRing::OutsideMemory) }
+        if queue.is_valid(&table.memory()) { Ok(queue) } else { Err(BrokenRing::OutsideMemory) }
     }
 
     /// Stops the ring and says where it stands. Both descriptors are closed: a start brings new

@@ -301,7 +301,8 @@ impl Vm {
         self.await_used(index, head)
     }
 
-    fn await_used(&mut self, index: usize, head: u16) -> u32 {
+    /// Waits until a chain is answered; bytes that were written.
+    pub fn await_used(&mut self, index: usize, head: u16) -> u32 {
         loop {
             wait_readable(&self.calls[index]);
             let _ = self.calls[index].read();

@@ -26,11 +26,20 @@ pub enum OvercommitUse {
 /// What was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// It is allowed now, or was all along.
+    /// It is allowed, or can be.
     Allowed,
     /// The guest counts strictly (mode 2): the agent does not change that, and the limit falls with
     /// every stolen block.
     Strict,
+}
+
+/// What programs need of the setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Blocks are stolen, or are about to be: mappings larger than what is left must be allowed.
+    LargeMappings,
+    /// All memory is there: whatever somebody has set is right.
+    Nothing,
 }
 
 /// The setting, and the mark that it was the agent who changed it.
@@ -39,12 +48,42 @@ pub struct Overcommit {
     root: Root,
     /// There while the setting is the agent's: it outlives an agent that is killed.
     mark: PathBuf,
+    /// What was seen to last.
+    met: Option<Need>,
 }
 
 impl Overcommit {
     /// With the mark in the runtime directory.
     pub fn new(root: &Root, mark: PathBuf) -> Self {
-        Self { root: root.clone(), mark }
+        Self { root: root.clone(), mark, met: None }
+    }
+
+    /// Sees to what is needed now, once each time that it changes.
+    pub fn meet(&mut self, need: Need) {
+        if self.met.replace(need) == Some(need) {
+            return;
+        }
+        let done = match need {
+            Need::LargeMappings => self.allow().map(drop),
+            Need::Nothing => self.restore(),
+        };
+        match (done, need) {
+            (Ok(()), _) => {}
+            (Err(error), Need::LargeMappings) => {
+                tracing::warn!("large mappings may fail while blocks are stolen: {error}");
+            }
+            (Err(error), Need::Nothing) => {
+                tracing::warn!("vm.overcommit_memory stays 1: {error}");
+            }
+        }
+    }
+
+    /// What [`Self::allow`] would find.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn look(&self) -> Result<Found, Error> {
+        Ok(if self.root.read(FILE)?.trim() == "2" { Found::Strict } else { Found::Allowed })
     }
 
     /// Allows large mappings.

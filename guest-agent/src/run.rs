@@ -242,7 +242,7 @@ fn assemble(
     lacks.extend((hardware.attention() == Attention::NoInterrupt).then(Lack::interrupt));
     lacks.extend(matches!(hardware.kind(), Kind::Plain(_)).then(Lack::gate));
     let damon = watch(config, root, &blocks, &mut lacks, &runtime.damon_stat());
-    let overcommit = allow_overcommit(config, root, &runtime, &mut lacks);
+    let overcommit = overcommit(config, root, &runtime, &mut lacks);
     for lack in &lacks {
         tracing::warn!("this guest lacks {}: {}", lack.what, lack.effect);
     }
@@ -276,7 +276,7 @@ fn assemble(
     })
 }
 
-fn allow_overcommit(
+fn overcommit(
     config: &Config,
     root: &Root,
     runtime: &RuntimeDir,
@@ -286,7 +286,7 @@ fn allow_overcommit(
     if config.overcommit == OvercommitUse::Leave {
         return None;
     }
-    match overcommit.allow() {
+    match overcommit.look() {
         Ok(Found::Allowed) => {}
         Ok(Found::Strict) => lacks.push(Lack::strict_overcommit()),
         Err(error) => tracing::warn!("large mappings may fail while blocks are stolen: {error}"),
@@ -379,7 +379,7 @@ fn serve(
     if is_plain && stopped.is_ok() {
         agent.make_room_for_stock_driver();
     }
-    agent.restore_overcommit();
+    agent.see_to_mappings();
     // Closing the uio device ends bus mastering. Should the device not have stopped when it was told
     // to, that is what keeps it from memory, and so it comes before the pins are let go of.
     drop(hardware);

@@ -30,7 +30,7 @@ use crate::blocks::{Blocks, Hold, Surprise};
 use crate::damon_watch::{DamonWatch, Finding};
 use crate::hands::Hands;
 use crate::link::{Guest, Link};
-use crate::overcommit::Overcommit;
+use crate::overcommit::{Need, Overcommit};
 use crate::returns::Returns;
 use crate::runtime::{RuntimeDir, Seen};
 use crate::senses::{Reading, Senses};
@@ -165,6 +165,7 @@ impl Agent {
         }
         let plan = self.decide(now, woken)?;
         self.carry_out(now, plan.actions);
+        self.see_to_mappings();
         // What was just posted goes out at once, not at the next turn.
         self.exchange(now);
         if now >= self.due.report {
@@ -326,13 +327,11 @@ impl Agent {
         }
     }
 
-    /// Puts vm.overcommit_memory back, unless blocks stay stolen.
-    pub fn restore_overcommit(&self) {
-        let Some(overcommit) = &self.parts.overcommit else { return };
-        if !self.parts.blocks.offline_by_us().is_empty() {
-            tracing::info!("blocks stay stolen, and large mappings stay allowed");
-        } else if let Err(error) = overcommit.restore() {
-            tracing::warn!("vm.overcommit_memory stays 1: {error}");
+    /// Has large mappings allowed while blocks are stolen, or about to be, and at no other time.
+    pub fn see_to_mappings(&mut self) {
+        let is_whole = self.has_nothing_stolen() && !self.parts.hands.is_stealing();
+        if let Some(overcommit) = &mut self.parts.overcommit {
+            overcommit.meet(if is_whole { Need::Nothing } else { Need::LargeMappings });
         }
     }
 

@@ -20,6 +20,7 @@ use super::{Agent, Parts, Woken};
 use crate::blocks::Blocks;
 use crate::hands::Hands;
 use crate::link::Link;
+use crate::overcommit::Overcommit;
 use crate::run::RunError;
 use crate::runtime::RuntimeDir;
 use crate::senses::Senses;
@@ -604,6 +605,28 @@ fn goodbye_is_said_after_everything_else() {
     }
     assert_eq!(world.heard.last(), Some(&Request::Goodbye));
     assert_eq!(world.believed(), world.offline());
+}
+
+#[test]
+fn large_mappings_are_allowed_while_blocks_are_stolen_and_at_no_other_time() {
+    const FILE: &str = "proc/sys/vm/overcommit_memory";
+    let mut world = World::new();
+    world.fake.put(FILE, "0\n");
+    let mark = world.agent.parts.runtime.overcommit();
+    world.agent.parts.overcommit = Some(Overcommit::new(&world.fake.root(), mark.clone()));
+    world.run(200);
+    assert_eq!((world.fake.get(FILE).as_str(), world.online()), ("0\n", 8));
+    world.run(20_000);
+    assert_eq!((world.fake.get(FILE).as_str(), world.online()), ("1\n", 3));
+    world.agent.set_mode(Mode::Restore);
+    world.run(5_000);
+    assert_eq!((world.fake.get(FILE).as_str(), world.online()), ("0\n", 8));
+    // What an agent left that was killed with blocks stolen, which came back since.
+    world.fake.put(FILE, "1\n");
+    std::fs::write(&mark, "0").unwrap();
+    world.agent.parts.overcommit = Some(Overcommit::new(&world.fake.root(), mark));
+    world.run(100);
+    assert_eq!(world.fake.get(FILE), "0\n");
 }
 
 #[test]

@@ -27,6 +27,9 @@ const CALM: Duration = Duration::from_secs(1);
 const WATCHFUL: Duration = Duration::from_millis(100);
 /// Once blocks had to be taken unasked, the gate gets this long to answer the next question.
 const UNHEARD_PATIENCE: Duration = Duration::from_secs(1);
+/// What is asked for because it may come back, and not because it is needed, is asked for so much at
+/// once (or one block): a gate may set aside what a ticket names, and others would wait for it.
+const TICKET_MOST: ByteSize = ByteSize::from_mib(512);
 /// After a denial nothing is asked for this long.
 const DENIED_REST: Duration = Duration::from_secs(2);
 
@@ -335,14 +338,19 @@ impl Controller {
             ScaleBy::Use => Vec::new(),
             ScaleBy::Target => {
                 let room = self.settings.block.count_in(figures.ceiling - figures.online);
-                nearest(seen.stolen(), u64::MAX, room)
+                nearest(seen.stolen(), self.without_hurry(), room)
             }
         }
     }
 
+    /// How many blocks a ticket names for which nobody waits.
+    fn without_hurry(&self) -> u64 {
+        self.settings.block.count_in(TICKET_MOST).max(1)
+    }
+
     fn restore(&mut self, seen: &Observation, figures: &Figures) -> Next {
         let room = self.settings.block.count_in(self.settings.limits.max() - figures.online);
-        let blocks = nearest(seen.stolen(), u64::MAX, room);
+        let blocks = nearest(seen.stolen(), self.without_hurry(), room);
         if blocks.is_empty() {
             return (Vec::new(), Decision::Rest(WaitReason::Restoring));
         }

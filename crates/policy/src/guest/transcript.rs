@@ -363,10 +363,12 @@ fn a_guest_that_follows_the_target_is_as_large_as_the_host_says_and_no_smaller()
           5.0  2048 MiB  steal memory15, memory14, memory13, memory12 and 6 more: 1.8 GiB available, 204.7 MiB are kept, the host's target leaves 848 MiB online
           5.1  2048 MiB  stealing goes on
           6.1   768 MiB  rest: the host's target leaves 848 MiB online, and that is followed
-         10.0   768 MiB  ask 6 back (ticket 1, comfort): 568 MiB available of 76.7 MiB, pressure 0.00 %
+         10.0   768 MiB  ask 4 back (ticket 1, comfort): 568 MiB available of 76.7 MiB, pressure 0.00 %
          10.1   768 MiB  wait for the gate (ticket 1, comfort)
          15.2   768 MiB  put ticket 1 online
-         15.3  1536 MiB  rest: the host's target leaves 1.5 GiB online, and that is followed
+         15.3  1280 MiB  ask 2 back (ticket 2, comfort): 1 GiB available of 128 MiB, pressure 0.00 %
+         15.4  1280 MiB  put ticket 2 online
+         15.5  1536 MiB  rest: the host's target leaves 1.5 GiB online, and that is followed
         ",
     );
 }
@@ -453,6 +455,20 @@ fn restoring_asks_everything_back_and_steals_no_more() {
          12.2  1024 MiB  rest: everything is to stay with the guest
         ",
     );
+}
+
+/// A gate may set aside all that a ticket names, and other guests would wait for it.
+#[test]
+fn what_nobody_waits_for_is_asked_back_bit_by_bit() {
+    let mut story = Story::of(16, 2);
+    story.used = 150;
+    story.run(30, 0);
+    story.text.clear();
+    story.seen.mode = Mode::Restore;
+    story.run(5, 0);
+    assert_eq!(story.online(), 2048);
+    let asked = |line: &str| line.contains("ask 4 back") || line.contains("ask 3 back");
+    assert_eq!(story.text.lines().filter(|line| asked(line)).count(), 3, "{}", story.text);
 }
 
 #[test]

@@ -29,8 +29,13 @@ impl Started {
     /// What systemd is told next.
     fn told(&self) -> String {
         let mut text = [0; 4096];
-        let len = self.notify.recv(&mut text).unwrap();
-        String::from_utf8(text[..len].to_vec()).unwrap()
+        loop {
+            // A wait with a timeout is not gone on with after a signal.
+            match self.notify.recv(&mut text) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                len => return String::from_utf8(text[..len.unwrap()].to_vec()).unwrap(),
+            }
+        }
     }
 
     fn await_told(&self, wanted: &str) {

@@ -11,6 +11,7 @@ use memtide_balloon::{BLOCK_QUEUE, Settings};
 use memtide_units::ByteSize;
 use memtide_wire::block::{RefuseReason, Request as Ask, Verdict};
 use rustix::fs::MemfdFlags;
+use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
@@ -80,6 +81,26 @@ fn a_region_without_a_file_is_refused_and_nothing_changes() {
     assert!(vm.frontend.add_mem_region(&anonymous).is_err());
     assert_eq!(device.control().status().memory.len(), 2);
     assert_eq!(vm.ask(&hello(1, vec![])).verdict, Verdict::Ok);
+}
+
+/// QEMU logs that its new table was refused and goes on with it.
+#[test]
+fn a_table_that_is_refused_leaves_no_old_one_behind() {
+    let (device, mut vm) = vm_over(Memory::new());
+    let good = vm.memory.regions();
+    let mut bad = good.clone();
+    bad[1].memory_size += MEMORY.bytes();
+    assert!(vm.frontend.set_mem_table(&bad).is_err());
+    assert_eq!(device.control().status().memory, []);
+    let bytes = 0x1000_u32.to_le_bytes();
+    vm.memory.map.write_slice(&bytes, GuestAddress(3 << 20)).unwrap();
+    let head = vm.drivers[INFLATE].add(&vm.memory.map, &[Buffer::Readable(3 << 20, 4)]);
+    vm.kicks[INFLATE].write(1).unwrap();
+    device.control().status();
+    assert_eq!(vm.memory.resident(), Memory::all_resident(), "nothing is dropped by an old table");
+    vm.frontend.set_mem_table(&good).unwrap();
+    vm.await_used(INFLATE, head);
+    assert_eq!(vm.memory.resident(), Memory::all_resident() - ByteSize::from_kib(4));
 }
 
 #[test]

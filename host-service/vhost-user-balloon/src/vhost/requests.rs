@@ -57,6 +57,9 @@ impl Session {
         now: Instant,
     ) -> Reply {
         if let Some(defect) = message.defect {
+            if request == Request::SetMemTable {
+                self.forget_memory(balloon, now);
+            }
             return Err(defect.into());
         }
         match request {
@@ -77,7 +80,14 @@ impl Session {
             }
             Request::GetConfig => get_config(&message, balloon),
             Request::SetConfig => set_config(&message, balloon),
-            Request::SetMemTable | Request::AddMemReg | Request::RemMemReg => {
+            Request::SetMemTable => {
+                let table =
+                    whole_table(message).inspect_err(|_| self.forget_memory(balloon, now))?;
+                self.table = table;
+                self.memory_changed(balloon, now);
+                Ok(None)
+            }
+            Request::AddMemReg | Request::RemMemReg => {
                 self.change_memory(request, message)?;
                 self.memory_changed(balloon, now);
                 Ok(None)
@@ -118,7 +128,6 @@ impl Session {
 
     fn change_memory(&mut self, request: Request, message: Message) -> Result<(), Rejected> {
         match request {
-            Request::SetMemTable => self.table = whole_table(message)?,
             Request::AddMemReg => {
                 let single: SingleRegion = payload(&message)?;
                 self.table.add(single.region, one_fd(message)?)?;
@@ -127,6 +136,14 @@ impl Session {
             _ => self.table.remove(payload::<SingleRegion>(&message)?.region)?,
         }
         Ok(())
+    }
+
+    /// A new table was refused. The old one is not the VMM's map of its guest any more, and QEMU goes
+    /// on with its own: what was dropped by the old one might be another page. Rings wait for memory
+    /// until a good table comes.
+    fn forget_memory(&mut self, balloon: &mut Balloon, now: Instant) {
+        self.table = MemoryTable::default();
+        self.memory_changed(balloon, now);
     }
 
     fn memory_changed(&mut self, balloon: &mut Balloon, now: Instant) {

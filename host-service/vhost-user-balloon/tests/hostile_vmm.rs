@@ -104,6 +104,11 @@ fn bad_memory(vmm: &mut RawVmm) {
     let (one, two) = ([file.as_fd()], [file.as_fd(), file.as_fd()]);
     let good = table(&[(0, MIB, 0), (MIB, MIB, MIB)]);
     assert_eq!(vmm.ack(5, &good, &two), 0);
+    // As many as the vhost crate sends in one message, and one more.
+    let regions: Vec<_> = (0..33).map(|n| (n * MIB, MIB, n * MIB)).collect();
+    let fds = [file.as_fd(); 33];
+    assert_eq!(vmm.ack(5, &table(&regions[..32]), &fds[..32]), 0);
+    assert_ne!(vmm.ack(5, &table(&regions), &fds), 0);
     for (payload, fds) in [
         (table(&[(0, 2 * MIB, 0), (MIB, MIB, 2 * MIB)]), &two[..]),
         (table(&[(0, MIB, 0), (0, MIB, 0)]), &two),

@@ -21,12 +21,13 @@ pub(crate) const NEED_REPLY: u32 = 1 << 3;
 /// Hypervisor guest can make the VMM ask for up to the 4 KiB of its BAR.
 pub(crate) const CONFIG_MAX: usize = 4096;
 
-/// Largest payload: a configuration and its head. Everything else is far smaller.
+/// Largest payload: a configuration and its head. A table of [`FDS_MAX`] regions is 1 KiB.
 pub(crate) const PAYLOAD_MAX: usize = CONFIG_MAX + size_of::<ConfigHead>();
 
-/// Regions in one memory table (`VHOST_MEMORY_BASELINE_NREGIONS`), and so descriptors that come
-/// with one message.
-pub(crate) const FDS_MAX: usize = 8;
+/// Regions in one memory table, and so descriptors that come with one message. QEMU sends 8 at most
+/// (`VHOST_MEMORY_BASELINE_NREGIONS`), the vhost crate, and with it Cloud Hypervisor, 32
+/// (`MAX_ATTACHED_FD_ENTRIES`).
+pub(crate) const FDS_MAX: usize = 32;
 
 /// Regions that the device takes one by one. Each costs a mapping; 509 is what other back-ends
 /// offer (KVM's slots less three), so a VM that works with them works with this one.
@@ -243,4 +244,5 @@ pub(crate) struct ConfigHead {
     pub(crate) flags: u32,
 }
 
+const _: () = assert!(size_of::<MemoryHead>() + FDS_MAX * size_of::<MemoryRegion>() <= PAYLOAD_MAX);
 const _: () = assert!(QUEUES as u64 <= VRING_INDEX_MASK);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use memtide_balloon::{Balloon, STATE_MAX, StateError};
 use memtide_units::Instant;
 use rustix::event::PollFlags;
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 /// How long a transfer may take. It moves some kilobytes while the guest stands still.
@@ -104,7 +104,13 @@ impl Transfer {
     }
 }
 
+/// A pipe as a rule; a socket and a file do as well. Other kinds block or never end, whatever their
+/// flags say.
 fn nonblocking(channel: OwnedFd) -> io::Result<OwnedFd> {
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&channel)?.st_mode);
+    if !matches!(kind, FileType::Fifo | FileType::Socket | FileType::RegularFile) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no pipe, socket or file"));
+    }
     let flags = rustix::fs::fcntl_getfl(&channel)?;
     rustix::fs::fcntl_setfl(&channel, flags | OFlags::NONBLOCK)?;
     Ok(channel)

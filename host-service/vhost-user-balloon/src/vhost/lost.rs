@@ -140,6 +140,10 @@ extern "C" fn on_sigbus(_: c_int, info: *mut siginfo_t, _: *mut c_void) {
     // SAFETY: the union's address field is the one that is set for the two codes that are let
     // through; for others it is read, as plain bytes, and not used.
     let address = unsafe { info.si_addr() } as usize;
+    // A page went bad that is only mapped here (vm.memory_failure_early_kill): nobody has read it.
+    if info.si_code == libc::BUS_MCEERR_AO {
+        return;
+    }
     let is_fault = matches!(info.si_code, libc::BUS_ADRERR | libc::BUS_MCEERR_AR);
     if !(is_fault && cover(address)) {
         die();
@@ -173,4 +177,25 @@ fn die() {
     let _ = unsafe { nix::sys::signal::signal(Signal::SIGBUS, SigHandler::SigDfl) };
     // It is blocked while the handler runs, so it comes when that has returned.
     let _ = nix::sys::signal::raise(Signal::SIGBUS);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_page_that_nobody_touches_is_no_reason_to_die() {
+        install().unwrap();
+        // SAFETY: a siginfo is plain numbers, of which all zeros is one.
+        let mut info: siginfo_t = unsafe { std::mem::zeroed() };
+        (info.si_signo, info.si_code) = (libc::SIGBUS, libc::BUS_MCEERR_AO);
+        let (process, thread) = (std::process::id(), nix::unistd::gettid().as_raw());
+        // SAFETY: the kernel reads one siginfo, and a process may send any to itself
+        // (kernel/signal.c, do_rt_tgsigqueueinfo).
+        let sent = unsafe {
+            let call = libc::SYS_rt_tgsigqueueinfo;
+            libc::syscall(call, process, thread, libc::SIGBUS, &raw const info)
+        };
+        assert_eq!(sent, 0, "and the process is still there");
+    }
 }

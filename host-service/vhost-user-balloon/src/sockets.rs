@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use memtide_units::Instant;
@@ -172,13 +173,22 @@ fn probe(path: &Path) -> rustix::io::Result<()> {
     rustix::net::connect(&socket, &address)
 }
 
-/// Sets the mode between bind and listen, so that nobody can connect before it holds.
+/// Held while the umask is another than the process's own.
+static UMASK: Mutex<()> = Mutex::new(());
+
+/// The socket has its mode before it has a name, and the file gets it from there (net/unix/af_unix.c,
+/// `unix_bind_bsd`), less the umask: a change by name would follow whatever lies there by then.
 fn bind_with_mode(path: &Path) -> rustix::io::Result<UnixListener> {
     let address = SocketAddrUnix::new(path)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    rustix::net::bind(&socket, &address)?;
-    rustix::fs::chmod(path, MODE)?;
+    rustix::fs::fchmod(&socket, MODE)?;
+    let held = UMASK.lock();
+    let before = rustix::process::umask(Mode::empty());
+    let bound = rustix::net::bind(&socket, &address);
+    rustix::process::umask(before);
+    drop(held);
+    bound?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket.into())
 }

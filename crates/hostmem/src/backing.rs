@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 
 use memtide_units::ByteSize;
 use rustix::fs::{FileType, OFlags, SealFlags};
@@ -37,9 +36,6 @@ pub(crate) enum BackingError {
 #[derive(Debug)]
 pub struct Backing {
     file: File,
-    /// A description of our own with an offset of our own: `SEEK_DATA` moves the offset, and the
-    /// VMM's must stay where the VMM left it.
-    probe: OwnedFd,
     id: FileId,
     unit: ByteSize,
     huge: bool,
@@ -64,7 +60,6 @@ impl Backing {
         let huge = system.f_type as u64 == HUGETLBFS_MAGIC;
         let unit = if huge { stat.st_blksize as u64 } else { rustix::param::page_size() as u64 };
         Ok(Self {
-            probe: own_description(fd.as_fd())?,
             file: File::from(fd),
             id: FileId { device: stat.st_dev, inode: stat.st_ino },
             unit: ByteSize::from_bytes(unit),
@@ -93,10 +88,6 @@ impl Backing {
         self.huge
     }
 
-    pub(crate) fn probe(&self) -> BorrowedFd<'_> {
-        self.probe.as_fd()
-    }
-
     /// Its present length. Asked each time, since a VMM may grow its file.
     pub(crate) fn len(&self) -> io::Result<ByteSize> {
         let stat = rustix::fs::fstat(&self.file)?;
@@ -117,17 +108,6 @@ fn is_sealed(fd: BorrowedFd<'_>) -> io::Result<bool> {
         Ok(seals) => Ok(seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE)),
         Err(rustix::io::Errno::INVAL) => Ok(false),
         Err(e) => Err(e.into()),
-    }
-}
-
-/// Opens the file behind `fd` once more. Without /proc (a sandbox) a duplicate must do: it shares
-/// the offset, which matters only to a VMM that reads its guest's memory through `read(2)`.
-fn own_description(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    use std::os::fd::AsRawFd;
-    let path = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-    match File::open(path) {
-        Ok(file) => Ok(file.into()),
-        Err(_) => fd.try_clone_to_owned(),
     }
 }
 

@@ -20,4 +20,3 @@ pub use backing::{Backing, FileId};
 pub use punch::{PunchError, PunchReport};
 pub use read::ReadError;
 pub use region::{BackedRange, OutsideMemory, Region, RegionError, RegionSpec, Regions};
-pub use residency::ResidencyError;

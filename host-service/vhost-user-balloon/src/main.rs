@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use memtide_device_ctl::{CtlError, Form};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use vhost_user_balloon::Service;
 use vhost_user_balloon::cli::{Args, CAPABILITIES, Command, Ctl};
@@ -52,8 +53,26 @@ fn steer(ctl: &Ctl) -> ExitCode {
     }
 }
 
+/// Descriptors that one VM may need: 509 memory regions with a file each, two for each of 6 rings,
+/// 12 clients, those of a message that is being read, and some of the process's own.
+const DESCRIPTORS: u64 = 1024;
+
+/// Where fewer may be open than a VM may need, and more are allowed. Where they are not, a region that
+/// comes too late is refused.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(DESCRIPTORS, |hard| hard.min(DESCRIPTORS));
+    if limit.current.is_some_and(|soft| soft < wanted) {
+        let raised = Rlimit { current: Some(wanted), maximum: limit.maximum };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!("no more than {:?} files can be open: {error}", limit.current);
+        }
+    }
+}
+
 /// Serves until SIGTERM or SIGINT, which arrive as bytes on a socket that the loop waits for.
 fn serve(args: Args) -> Result<(), Box<dyn Error>> {
+    raise_descriptor_limit();
     // First of all: descriptors that were inherited must be adopted before others are opened.
     let options = args.options(Activated::from_environment()?)?;
     let (stop, signals) = UnixStream::pair()?;

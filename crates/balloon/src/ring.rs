@@ -112,6 +112,8 @@ impl Balloon {
             let Some(chain) = next_chain(ring)? else {
                 // Between the look and this a driver may have added one without a kick.
                 if ring.queue.enable_notification(ring.memory)? {
+                    // Counted, since it can say so and take it back as often as it likes.
+                    share.chains += 1;
                     continue;
                 }
                 break;

@@ -9,11 +9,12 @@ use crate::control::brief;
 #[derive(Debug)]
 pub(crate) struct EventLog {
     limiter: LogLimiter,
+    comings: LogLimiter,
 }
 
 impl EventLog {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { limiter: LogLimiter::new(now) }
+        Self { limiter: LogLimiter::new(now), comings: LogLimiter::new(now) }
     }
 
     /// Writes one event down, unless there were too many of its kind lately. Refusals were limited
@@ -32,6 +33,13 @@ impl EventLog {
     pub(crate) fn warn(&mut self, now: Instant, text: impl FnOnce() -> String) {
         if self.admits(now) {
             tracing::warn!("{}", text());
+        }
+    }
+
+    /// Writes down who has come, or gone: they may do so as often as they like.
+    pub(crate) fn coming(&mut self, now: Instant, text: impl FnOnce() -> String) {
+        if let Some(suppressed) = self.comings.admit(now) {
+            tracing::info!(suppressed, "{}", text());
         }
     }
 

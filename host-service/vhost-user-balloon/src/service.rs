@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use memtide_api::device::Role;
-use memtide_balloon::{Balloon, Event, Settings};
+use memtide_balloon::{Balloon, Event, LogLimiter, Settings};
 use memtide_units::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
@@ -60,6 +60,8 @@ pub struct Service {
     pub(crate) session: Option<Session>,
     pub(crate) control: Control,
     log: EventLog,
+    /// What the next VMM's session may log.
+    limiter: LogLimiter,
     systemd: Systemd,
 }
 
@@ -92,13 +94,16 @@ impl Service {
         let now = clock.now();
         let (listener, session) = match options.vmm {
             VmmSource::Listen(endpoint) => (Some(BoundSocket::listen(endpoint)?), None),
-            VmmSource::Connected(stream) => (None, Some(Session::new(stream, now)?)),
+            VmmSource::Connected(stream) => {
+                (None, Some(Session::new(stream, LogLimiter::new(now))?))
+            }
         };
         let control = options.control.map(BoundSocket::listen).transpose()?;
         let balloon = Balloon::new(options.settings, now);
         let (control, log) = (Control::new(control, now), EventLog::new(now));
         let systemd = Systemd::default();
-        Ok(Self { clock, listener, balloon, session, control, log, systemd })
+        let limiter = LogLimiter::new(now);
+        Ok(Self { clock, listener, balloon, session, control, log, limiter, systemd })
     }
 
     /// Serves until `stop` has something to read, or, where the VMM was connected from the start,
@@ -132,7 +137,7 @@ impl Service {
                 Token::Transfer => {}
                 Token::Kick(index) => {
                     if let Some(session) = &mut self.session {
-                        session.kicked(index);
+                        session.kicked(index, now);
                     }
                 }
                 Token::ControlListener => self.control.accept(now),
@@ -221,12 +226,13 @@ impl Service {
 
     fn accept_vmm(&mut self, now: Instant) {
         let accepted = self.listener.as_mut().map_or(Ok(None), |listener| listener.accept(now));
-        match accepted.and_then(|stream| stream.map(|s| Session::new(s, now)).transpose()) {
+        let session = |stream| Session::new(stream, self.limiter);
+        match accepted.and_then(|stream| stream.map(session).transpose()) {
             Ok(Some(_)) if self.session.is_some() => {
                 self.log.warn(now, || "a second VMM is turned away: one is connected".into());
             }
             Ok(Some(session)) => {
-                tracing::info!("a VMM has connected");
+                self.log.coming(now, || "a VMM has connected".into());
                 self.session = Some(session);
             }
             Ok(None) => {}
@@ -240,25 +246,29 @@ impl Service {
         let Some(session) = &mut self.session else { return };
         match session.receive(&mut self.balloon, now) {
             Ok(Connection::Open) => {}
-            Ok(Connection::Closed) => self.end_session(None),
-            Err(error) => self.end_session(Some(&error)),
+            Ok(Connection::Closed) => self.end_session(None, now),
+            Err(error) => self.end_session(Some(&error), now),
         }
     }
 
     fn transfer_state(&mut self, now: Instant) {
         let Some(session) = &mut self.session else { return };
         if let Err(error) = session.transfer_state(&mut self.balloon, now) {
-            self.end_session(Some(&error));
+            self.end_session(Some(&error), now);
         }
     }
 
     /// Forgets the VMM: its memory is unmapped, its descriptors closed.
-    fn end_session(&mut self, error: Option<&StreamError>) {
+    fn end_session(&mut self, error: Option<&StreamError>, now: Instant) {
         match error {
-            None => tracing::info!("the VMM has left"),
-            Some(error) => tracing::error!("the connection to the VMM is given up: {error}"),
+            None => self.log.coming(now, || "the VMM has left".into()),
+            Some(error) => {
+                self.log.warn(now, || format!("the connection to the VMM is given up: {error}"));
+            }
         }
-        self.session = None;
+        if let Some(session) = self.session.take() {
+            self.limiter = session.limiter();
+        }
         self.balloon.vmm_left();
     }
 
@@ -293,7 +303,7 @@ impl Service {
 
     fn drop_client(&mut self, id: ClientId, gone: &Gone, now: Instant) {
         if self.control.remove(id, gone, now) == Some(Role::Controller) {
-            tracing::info!("the controller has left");
+            self.log.coming(now, || "the controller has left".into());
             self.balloon.controller_left(now);
         }
     }

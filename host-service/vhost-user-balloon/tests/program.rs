@@ -138,6 +138,43 @@ fn a_descriptor_that_is_given_is_served_until_its_end() {
     assert!(success && log.contains("the VMM has left"), "{log}");
 }
 
+#[test]
+fn as_many_descriptors_as_a_vm_may_need_can_be_open() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vm.sock");
+    let script = r#"ulimit -S -n 256; exec "$0" --socket-path "$1""#;
+    let mut command = Command::new("sh");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_vhost-user-balloon")]).arg(&socket);
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
+    drop(connect(&socket));
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
+    stop(child);
+    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    assert_eq!(files.split_whitespace().next(), Some("1024"), "{limits}");
+}
+
+#[test]
+fn a_vmm_that_comes_and_goes_does_not_fill_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vm.sock");
+    let child = start(&socket);
+    for _ in 0..200 {
+        let mut vmm = connect(&socket);
+        // CHECK_DEVICE_STATE without a transfer, and a request that nobody knows.
+        for request in [43_u32, 77] {
+            let message = [request, 1, 0].map(u32::to_ne_bytes).concat();
+            std::io::Write::write_all(&mut vmm, &message).unwrap();
+        }
+        // The answer to the first.
+        vmm.read_exact(&mut [0; 20]).unwrap();
+    }
+    let mut client = Client::connect(&directory.path().join("vm.sock.ctl"));
+    client.status_when(|status| !status.vmm_connected);
+    terminate(&child);
+    let (success, log) = finish(child);
+    assert!(success && log.lines().count() < 40, "{} lines: {log}", log.lines().count());
+}
+
 /// A number of KiB from a process's status.
 fn status_kib(child: &Child, field: &str) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();

@@ -48,7 +48,7 @@ fn memory(regions: &Regions) -> Vec<MemoryRegion> {
 
 fn resident(regions: &Regions) -> ByteSize {
     regions.residency().unwrap_or_else(|error| {
-        tracing::warn!("the kernel does not tell what is resident: {error}");
+        tracing::debug!("the kernel does not tell what is resident: {error}");
         ByteSize::ZERO
     })
 }

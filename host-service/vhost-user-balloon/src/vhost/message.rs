@@ -174,26 +174,39 @@ impl MessageReader {
     }
 }
 
+/// Did a reply find room in the socket?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sent {
+    AtOnce,
+    /// Only when the VMM had read an earlier one.
+    Late,
+}
+
 /// Sends the reply to `request`. The VMM waits for it, so the socket takes it at once; one that does
 /// not within the socket's own timeout belongs to a VMM that has stopped reading.
 pub(crate) fn send_reply(
     socket: &UnixStream,
     request: u32,
     payload: &[u8],
-) -> Result<(), StreamError> {
+) -> Result<Sent, StreamError> {
     let size = payload.len() as u32;
     let header = Header { request, flags: VERSION | REPLY, size };
     let mut bytes = header.as_bytes().to_vec();
     bytes.extend_from_slice(payload);
-    let mut rest = &bytes[..];
+    let (mut rest, mut sent) = (&bytes[..], Sent::AtOnce);
     while !rest.is_empty() {
-        match rustix::net::send(socket, rest, SendFlags::NOSIGNAL) {
-            Ok(sent) => rest = &rest[sent..],
+        let flags = match sent {
+            Sent::AtOnce => SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+            Sent::Late => SendFlags::NOSIGNAL,
+        };
+        match rustix::net::send(socket, rest, flags) {
+            Ok(len) => rest = &rest[len..],
+            Err(Errno::AGAIN) if sent == Sent::AtOnce => sent = Sent::Late,
             Err(Errno::INTR) => {}
             Err(e) => return Err(StreamError::Socket(e.into())),
         }
     }
-    Ok(())
+    Ok(sent)
 }
 
 #[cfg(test)]
@@ -279,6 +292,30 @@ mod tests {
         assert_eq!(got[0].defect, Some(Defect::Oversized(1 << 20)));
         assert_eq!((got[1].request, got[1].defect), (1, None));
         drop(writer.join().unwrap());
+    }
+
+    /// One reply into a socket that is full until somebody reads.
+    fn reply_while_read() -> Sent {
+        let (mut vmm, device) = UnixStream::pair().unwrap();
+        while rustix::net::send(&device, &[0; 4096], SendFlags::DONTWAIT).is_ok() {}
+        let reader = std::thread::spawn(move || {
+            std::io::Read::read(&mut vmm, &mut [0; 1 << 20]).unwrap();
+            vmm
+        });
+        let sent = send_reply(&device, 1, &[0; 8]).unwrap();
+        drop(reader.join().unwrap());
+        sent
+    }
+
+    #[test]
+    fn a_reply_that_had_to_wait_says_so() {
+        let (_vmm, device) = UnixStream::pair().unwrap();
+        assert_eq!(send_reply(&device, 1, &[0; 8]).unwrap(), Sent::AtOnce);
+        // The reader may be the faster one.
+        let start = std::time::Instant::now();
+        while reply_while_read() == Sent::AtOnce {
+            assert!(start.elapsed().as_secs() < 20);
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use rustix::event::PollFlags;
 use zerocopy::IntoBytes;
 
 use super::memory::{HostMemory, MemoryTable};
-use super::message::{Message, MessageReader, Received, StreamError, send_reply};
+use super::message::{Message, MessageReader, Received, Sent, StreamError, send_reply};
 use super::notice::{Begun, NoticeChannel};
 use super::protocol::{CHECK_DEVICE_STATE, Request, feature};
 use super::requests::Rejected;
@@ -69,9 +69,11 @@ enum Check {
 impl Session {
     /// Begins with nothing negotiated, no memory and no ring.
     ///
+    /// What it logs goes through `limiter`: a VMM may come and go as often as it likes.
+    ///
     /// # Errors
     /// Of `fcntl` and `setsockopt` on the socket.
-    pub(crate) fn new(socket: UnixStream, now: Instant) -> io::Result<Self> {
+    pub(crate) fn new(socket: UnixStream, limiter: LogLimiter) -> io::Result<Self> {
         socket.set_nonblocking(false)?;
         socket.set_write_timeout(Some(SEND_TIMEOUT))?;
         Ok(Self {
@@ -84,8 +86,20 @@ impl Session {
             notifier: ConfigNotifier::default(),
             transfer: None,
             check: Check::NotAsked,
-            limiter: LogLimiter::new(now),
+            limiter,
         })
+    }
+
+    /// What the next session may still log.
+    pub(crate) fn limiter(&self) -> LogLimiter {
+        self.limiter
+    }
+
+    /// Writes down what a VMM can make happen, at a limited rate.
+    fn warn(&mut self, now: Instant, text: impl FnOnce() -> String) {
+        if let Some(suppressed) = self.limiter.admit(now) {
+            tracing::warn!(suppressed, "{}", text());
+        }
     }
 
     /// The socket, to wait for messages on, while any are read.
@@ -122,17 +136,20 @@ impl Session {
             Some(None) => return Ok(()),
             Some(Some(Ok(()))) => 0_u64,
             Some(Some(Err(error))) => {
-                tracing::error!("the device's state did not go through: {error}");
+                let text = format!("the device's state did not go through: {error}");
+                self.warn(now, || text);
                 1
             }
             None => {
-                tracing::warn!("the VMM asks for the outcome of a transfer that it did not begin");
+                self.warn(now, || {
+                    "the VMM asks for the outcome of a transfer that it did not begin".into()
+                });
                 1
             }
         };
         self.transfer = None;
         self.check = Check::NotAsked;
-        send_reply(&self.socket, CHECK_DEVICE_STATE, failed.as_bytes())
+        send_reply(&self.socket, CHECK_DEVICE_STATE, failed.as_bytes()).map(drop)
     }
 
     /// The descriptors that kicks arrive on, with the numbers of their rings.
@@ -162,7 +179,12 @@ impl Session {
                 break;
             }
             match self.reader.receive(&self.socket)? {
-                Received::Message(message) => self.answer(message, balloon, now)?,
+                Received::Message(message) => {
+                    // A VMM that reads slowly is waited for once, and others get their turn.
+                    if self.answer(message, balloon, now)? == Sent::Late {
+                        break;
+                    }
+                }
                 Received::NotYet => return Ok(Connection::Open),
                 Received::Closed => return Ok(Connection::Closed),
             }
@@ -175,16 +197,16 @@ impl Session {
         message: Message,
         balloon: &mut Balloon,
         now: Instant,
-    ) -> Result<(), StreamError> {
+    ) -> Result<Sent, StreamError> {
         let number = message.request;
         let wants_ack = message.needs_reply() && self.protocol_features & feature::REPLY_ACK != 0;
         let known = Request::from_number(number);
         if known.is_none_or(Request::may_stop) {
-            self.call_notice_off();
+            self.call_notice_off(now);
         }
         if known == Some(Request::CheckDeviceState) && message.defect.is_none() {
             self.check = Check::Asked;
-            return self.transfer_state(balloon, now);
+            return self.transfer_state(balloon, now).map(|()| Sent::AtOnce);
         }
         let outcome = match known {
             Some(request) => self.handle(request, message, balloon, now),
@@ -200,7 +222,7 @@ impl Session {
                 due.or_else(|| wants_ack.then(|| 1_u64.as_bytes().to_vec()))
             }
         };
-        reply.map_or(Ok(()), |payload| send_reply(&self.socket, number, &payload))
+        reply.map_or(Ok(Sent::AtOnce), |payload| send_reply(&self.socket, number, &payload))
     }
 
     fn log_rejected(&mut self, rejected: &Rejected, number: u32, now: Instant) {
@@ -256,12 +278,11 @@ impl Session {
     }
 
     /// A kick has arrived on this ring.
-    pub(crate) fn kicked(&mut self, index: usize) {
+    pub(crate) fn kicked(&mut self, index: usize, now: Instant) {
         if let Err(error) = self.rings[index].kicked() {
-            tracing::warn!(
-                ring = index,
-                "the kick descriptor is no eventfd and is dropped: {error}"
-            );
+            self.warn(now, || {
+                format!("the kick descriptor of queue {index} fails and is dropped: {error}")
+            });
         }
     }
 
@@ -384,7 +405,9 @@ impl Session {
         let is_stopping = self.is_stopping();
         let Some(channel) = &mut self.notices else {
             if self.notifier.take(now) {
-                tracing::warn!("the VMM has opened no channel to hear of a new balloon size on");
+                self.warn(now, || {
+                    "the VMM has opened no channel to hear of a new balloon size on".into()
+                });
             }
             return;
         };
@@ -395,25 +418,27 @@ impl Session {
             Ok(Begun::No) => Ok(()),
             Err(error) => Err(error),
         };
-        self.keep_channel_if(done);
+        self.keep_channel_if(done, now);
     }
 
     /// A message that may belong to a stop is about to be answered: a notice whose first half waits
     /// in the socket would reach a device that is stopped. It is due again if the device runs on.
-    fn call_notice_off(&mut self) {
+    fn call_notice_off(&mut self, now: Instant) {
         let Some(channel) = &mut self.notices else { return };
         let done = channel.call_off().map(|was_begun| {
             if was_begun {
                 self.notifier.changed();
             }
         });
-        self.keep_channel_if(done);
+        self.keep_channel_if(done, now);
     }
 
     /// A channel with half a message in it is of no use to either side: it is closed.
-    fn keep_channel_if(&mut self, done: io::Result<()>) {
+    fn keep_channel_if(&mut self, done: io::Result<()>, now: Instant) {
         if let Err(error) = done {
-            tracing::warn!("the VMM does not hear that the configuration changed: {error}");
+            self.warn(now, || {
+                format!("the VMM does not hear that the configuration changed: {error}")
+            });
             self.notices = None;
         }
     }

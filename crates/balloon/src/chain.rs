@@ -85,6 +85,11 @@ impl Chain {
         if goes_on { Err(ChainError::Broken) } else { Ok(Self { segments }) }
     }
 
+    /// How many descriptors it has.
+    pub(crate) fn len(&self) -> usize {
+        self.segments.len()
+    }
+
     fn of(&self, access: Access) -> impl Iterator<Item = &Segment> {
         self.segments.iter().filter(move |segment| segment.access == access)
     }

@@ -14,7 +14,7 @@ use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
-use crate::chain::{Chain, ChainError};
+use crate::chain::{Chain, ChainError, DESCRIPTORS_MAX};
 use crate::device::Balloon;
 use crate::memory::RequestMemory;
 use crate::reclaim::Reclaim;
@@ -26,6 +26,11 @@ const PASS_BYTES_MAX: ByteSize = ByteSize::from_mib(256);
 /// Bytes of requests that one pass looks at: those of the largest inflate request. Page numbers that
 /// are no memory reclaim nothing, and a ring full of such requests takes seconds.
 const PASS_READ_MAX: u64 = (PFNS_MAX * PFN_LEN) as u64;
+
+/// Descriptors that one pass walks: 64 chains of the longest kind, or a full ring of short ones twice.
+/// A chain may name nothing that counts as read or as reclaimed, and still has to be walked: 32768
+/// chains of 1024 descriptors each take seconds.
+const PASS_DESCRIPTORS_MAX: usize = 64 * DESCRIPTORS_MAX;
 
 /// A virtqueue and the memory that it lies in.
 pub struct Ring<'a, M> {
@@ -139,6 +144,8 @@ impl Balloon {
         let head = descriptors.head_index();
         let chain = Chain::collect(descriptors);
         let read = chain.as_ref().map_or(0, Chain::readable);
+        // Where a chain broke is not known; it was walked no further than this.
+        let descriptors = chain.as_ref().map_or(DESCRIPTORS_MAX, Chain::len);
         if role == QueueRole::Block {
             self.pace.count(read.min(REQUEST_MAX as u64), moment.now);
         }
@@ -156,7 +163,7 @@ impl Balloon {
         } else {
             ring.queue.add_used(ring.memory, head, done.written)?;
         }
-        Ok(Share { chains: 1, read, reclaimed: done.reclaimed })
+        Ok(Share { chains: 1, descriptors, read, reclaimed: done.reclaimed })
     }
 
     fn carry_out<M: RequestMemory, R: Reclaim>(
@@ -183,6 +190,7 @@ impl Balloon {
 #[derive(Clone, Copy, Debug, Default)]
 struct Share {
     chains: u32,
+    descriptors: usize,
     read: u64,
     reclaimed: ByteSize,
 }
@@ -190,12 +198,14 @@ struct Share {
 impl Share {
     fn add(&mut self, other: Self) {
         self.chains += other.chains;
+        self.descriptors += other.descriptors;
         self.read += other.read;
         self.reclaimed += other.reclaimed;
     }
 
     fn is_used_up(&self, ring_size: u16) -> bool {
         self.chains >= u32::from(ring_size)
+            || self.descriptors >= PASS_DESCRIPTORS_MAX
             || self.read >= PASS_READ_MAX
             || self.reclaimed >= PASS_BYTES_MAX
     }

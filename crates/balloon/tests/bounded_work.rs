@@ -56,6 +56,37 @@ fn a_pass_ends_though_nothing_is_reclaimed() {
 }
 
 #[test]
+fn a_pass_ends_though_its_chains_hold_nothing() {
+    const LONGEST: u16 = 1024;
+    const NEXT: u16 = 1;
+    const WRITE: u16 = 2;
+    const INDIRECT: u16 = 4;
+    let descriptor = |at: u64, len: u32, flags: u16, next: u16| {
+        let mut bytes = at.to_le_bytes().to_vec();
+        bytes.extend(len.to_le_bytes());
+        bytes.extend(flags.to_le_bytes());
+        bytes.extend(next.to_le_bytes());
+        bytes
+    };
+    let mut world = World::new();
+    // One byte of a page each: all of it is looked at, none of it is read or can go.
+    let next = |n: u16| if n < LONGEST { NEXT } else { 0 };
+    let table: Vec<u8> =
+        (1..=LONGEST).flat_map(|n| descriptor(ANSWER, 1, WRITE | next(n), n)).collect();
+    world.memory.write_slice(&table, GuestAddress(REQUEST)).unwrap();
+    for head in 0..128 {
+        let indirect = (REQUEST, table.len() as u32, INDIRECT, 0);
+        world.driver.put_descriptor(&world.memory, head, indirect);
+        world.driver.offer(&world.memory, head);
+    }
+    let mut passes = Vec::new();
+    while passes.last().is_none_or(|pass: &Pass| pass.left == Left::More) {
+        passes.push(world.pass(QueueRole::Reporting, Instant::from_millis(0)));
+    }
+    assert_eq!(passes.iter().map(|pass| pass.answered).collect::<Vec<_>>(), [64, 64, 0]);
+}
+
+#[test]
 fn a_guest_that_talks_too_much_waits_and_then_goes_on() {
     let mut world = World::new();
     let request = Request::Goodbye.encode(1);

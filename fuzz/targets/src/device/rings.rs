@@ -5,6 +5,8 @@
 //! answered once and none twice; a ring that makes no sense is given up and not touched again; a
 //! pass ends; refusals are told at a limited rate; memory stays within a limit.
 
+use std::time::Duration;
+
 use arbitrary::{Arbitrary, Unstructured};
 use memtide_balloon::fake::{Buffer, FakeDriver};
 use memtide_balloon::{
@@ -28,6 +30,9 @@ const MEMORY_MAX: usize = 3 << 20;
 const STEPS_MAX: usize = 96;
 /// Passes over each ring at the end. A ring of 32768 takes more; that each gets further is checked.
 const PASSES_MAX: usize = 4;
+/// A pass takes milliseconds, some tens where all of it is checked and counted: a VMM that stops the
+/// ring waits for its end.
+const PASS_TIME_MAX: Duration = Duration::from_millis(500);
 /// Where the rings are laid by a driver that lays them well.
 const RINGS: u64 = 0x1_0000;
 /// Where requests are put.
@@ -436,8 +441,10 @@ impl<'m> World<'m> {
         let queue = self.queues[ring].as_mut()?;
         let before = (queue.next_avail(), queue.next_used());
         let mut moment = Moment { now, host: &mut self.host };
-        let done =
-            self.balloon.process(role, &mut Ring { queue, memory: self.memory }, &mut moment);
+        let mut there = Ring { queue, memory: self.memory };
+        let pass = || self.balloon.process(role, &mut there, &mut moment);
+        let done = meter::soon(PASS_TIME_MAX, pass);
+        let queue = there.queue;
         let taken = queue.next_avail().wrapping_sub(before.0);
         let answered = queue.next_used().wrapping_sub(before.1);
         // One statistics buffer may be kept; of a ring that is given up, the last chain may have

@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use arbitrary::{Arbitrary, Unstructured};
 use memtide_agent::dma::{Area, PAGE, PAGES, Pages};
-use memtide_agent::link::{Link, LinkEvent};
+use memtide_agent::link::{Guest, Link, LinkEvent};
 use memtide_agent::virtio::caps::{Layout, Place};
 use memtide_agent::virtio::mmio::Registers;
 use memtide_agent::virtio::transport::{QueueAddresses, Transport};
-use memtide_units::{BlockId, BlockSize, ByteSize, Gpa, Instant};
+use memtide_units::{BlockId, BlockSize, ByteSize, Gpa, GpaRange, Instant};
 use memtide_wire::block::{Hello, Verdict};
 use memtide_wire::block::{HoldReason, RefuseReason, Request, Response, ReturnRequest, Urgency};
 use memtide_wire::config::{BalloonConfig, ConfigSpace, Extension};
@@ -251,22 +251,40 @@ fn link(input: &mut Unstructured<'_>) {
     }
 }
 
+/// A guest that somebody else puts memory online in: every fifth block, whatever is reported.
+struct Kernel;
+
+impl Guest for Kernel {
+    fn introduction(&self, epoch: u32) -> Hello {
+        Hello {
+            epoch,
+            block_size: BlockSize::X86_SMALL,
+            present: ByteSize::from_gib(1),
+            online: ByteSize::from_gib(1),
+            min: ByteSize::ZERO,
+            max: ByteSize::MAX,
+            stolen: Vec::new(),
+        }
+    }
+
+    fn is_offline(&self, range: GpaRange) -> bool {
+        !(range.start().0 / range.len().bytes()).is_multiple_of(5)
+    }
+}
+
 fn service(link: &mut Link, now: Instant, device: &Device) {
-    let hello = |epoch| Hello {
-        epoch,
-        block_size: BlockSize::X86_SMALL,
-        present: ByteSize::from_gib(1),
-        online: ByteSize::from_gib(1),
-        min: ByteSize::ZERO,
-        max: ByteSize::MAX,
-        stolen: Vec::new(),
-    };
     let waited = device.waiting();
-    for event in link.service(now, &hello) {
-        if let LinkEvent::Answered(request, _) = event {
-            // One that still waits in the ring of an honest device has had no answer.
-            let honest = !device.0.borrow().scribbled;
-            assert!(!honest || waited != Some(request), "an answer that nobody gave");
+    for event in link.service(now, &Kernel) {
+        match event {
+            LinkEvent::Answered(request, _) => {
+                // One that still waits in the ring of an honest device has had no answer.
+                let honest = !device.0.borrow().scribbled;
+                assert!(!honest || waited != Some(request), "an answer that nobody gave");
+            }
+            LinkEvent::NotOffline(ranges) => {
+                assert!(!ranges.iter().any(|range| Kernel.is_offline(*range)), "{ranges:?} are");
+            }
+            _ => {}
         }
     }
 }

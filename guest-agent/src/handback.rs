@@ -103,7 +103,7 @@ fn put_back(
     let drivers = match &balloons {
         Ok(_) if device == Device::Silent => {
             tracing::warn!(
-                "the device was silent and stays without a driver until the guest reboots: the \
+                "the device was silent and stays without a driver until the VM is restarted: the \
                  stock driver would read its configuration, and that ends a VM whose device died"
             );
             Ok(())

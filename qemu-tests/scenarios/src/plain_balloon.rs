@@ -43,6 +43,7 @@ pub fn play(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks 
     polling(&mut checks, &mut guest);
     killing(&mut checks, &mut guest);
     squeezing(&mut checks, &mut guest);
+    failing(&mut checks, &mut guest);
     leaving(&mut checks, &mut guest);
     removing(&mut checks, &mut guest);
     let summary = guest.player.integrity;
@@ -144,11 +145,37 @@ fn squeezing(checks: &mut Checks, guest: &mut Guest) {
     checks.check("the host has that memory", now <= most && now < filled, now);
 }
 
-/// The stock driver gets the balloon back, and finds memory for the target.
+/// An agent that nobody starts again: the unit that systemd starts in its place gives the balloon back.
+fn failing(checks: &mut Checks, guest: &mut Guest) {
+    let offline = guest.stolen().unwrap_or_default().len();
+    let fail = "mkdir -p /run/systemd/system/memtide-agent.service.d; \
+                printf '[Service]\\nRestart=no\\n' > /run/systemd/system/memtide-agent.service.d/no.conf; \
+                systemctl daemon-reload; systemctl kill --signal=KILL memtide-agent";
+    let failed = guest.shell(fail);
+    checks.step("the agent fails for good", failed);
+    stock_driver_has_it(checks, guest, offline);
+    let again = "rm -r /run/systemd/system/memtide-agent.service.d; systemctl daemon-reload; \
+                 systemctl start memtide-agent";
+    let again = guest.shell(again).and_then(|_| {
+        guest.until("it drives and QEMU's books are right", |guest| {
+            let (driver, (agree, books)) = (guest.shell(DRIVER_OF_BALLOON)?, guest.books_agree()?);
+            Ok((driver.is_empty() && agree, format!("{books}, driver {driver:?}")))
+        })
+    });
+    checks.step("an agent that is repaired takes over again", again);
+}
+
+/// An agent that is stopped gives the balloon back itself.
 fn leaving(checks: &mut Checks, guest: &mut Guest) {
     let offline = guest.stolen().unwrap_or_default().len();
     let stopped = guest.shell("systemctl stop memtide-agent");
     checks.step("the agent stops", stopped);
+    stock_driver_has_it(checks, guest, offline);
+}
+
+/// The stock driver gets the balloon back, and finds memory for the target: some of the `offline`
+/// blocks have come back for it.
+fn stock_driver_has_it(checks: &mut Checks, guest: &mut Guest, offline: usize) {
     let met = guest.until("the stock driver meets the target", |guest| {
         let (given, driver) = (guest.given()?, guest.shell(DRIVER_OF_BALLOON)?);
         let met = given == MEMORY - TARGET && driver.trim() == "virtio_balloon";

@@ -88,9 +88,9 @@ fn put_back(
     let device = if runtime.is_silent() { Device::Silent } else { Device::Answered };
     let balloons = release_all(config, root, device);
     let online = match (&balloons, device) {
-        (Ok((_, target)), _) => bring_online(root, runtime, stolen, *target),
+        (Ok((_, target)), _) => bring_online(config, root, runtime, (stolen, *target)),
         // Nobody is there any more who could drop anything.
-        (Err(_), Device::Silent) => bring_online(root, runtime, stolen, ByteSize::ZERO),
+        (Err(_), Device::Silent) => bring_online(config, root, runtime, (stolen, ByteSize::ZERO)),
         (Err(error), Device::Answered) => {
             tracing::error!(
                 "the balloon cannot be taken away from {} ({error}): it may still drop memory, and \
@@ -154,10 +154,10 @@ fn plain_target(config: &Config, root: &Root, address: Address) -> Option<ByteSi
 /// balloon is about to take. Only for a device that has been stopped, or is dead: it drops nothing
 /// any more.
 fn bring_online(
+    config: &Config,
     root: &Root,
     runtime: &RuntimeDir,
-    stolen: Stolen,
-    wanted: ByteSize,
+    (stolen, wanted): (Stolen, ByteSize),
 ) -> Result<(), RunError> {
     let left = ours(root, runtime).unwrap_or_default();
     let Some(size) = memory::block_size(root).ok().filter(|_| !left.is_empty()) else {
@@ -169,9 +169,14 @@ fn bring_online(
             usize::try_from(wanted.bytes().div_ceil(size.size().bytes())).unwrap_or(left.len())
         }
     };
+    // The agent to come can steal what is movable alone, and converts no block twice.
+    let how = match (stolen, config.conversion) {
+        (Stolen::Leave, Conversion::Convert) => StateRequest::OnlineMovable,
+        (Stolen::Leave, Conversion::Leave) | (Stolen::Return(_), _) => StateRequest::Online,
+    };
     let mut first = Ok(());
     for block in left.into_iter().take(count) {
-        match memory::write_state(root, block, StateRequest::Online) {
+        match memory::write_state(root, block, how) {
             Ok(()) => tracing::info!("{block} is online again"),
             Err(error) => {
                 tracing::error!("{block} stays offline: {error}");

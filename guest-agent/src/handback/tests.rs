@@ -1,7 +1,7 @@
 use super::*;
 use crate::config::Wishes;
 use memtide_sysfs::fake::{FakeBlock, FakeDamon, FakeRoot};
-use memtide_sysfs::memory::{State, read, write_state};
+use memtide_sysfs::memory::{State, Zone, read, write_state};
 use memtide_units::BlockSize;
 
 const MEMTIDE: [u16; 4] = [0x1af4, 0x1045, 0x1af4, 0x1100];
@@ -154,6 +154,8 @@ fn the_configuration_of_a_silent_device_is_read_by_nobody() {
     with_registers(&guest);
     guest.hand_back(Stolen::Leave).unwrap();
     assert_eq!(guest.offline(), [2, 4], "it was read: the stock driver is about to take a block");
+    let back = read(&guest.fake.root(), BlockId(3)).unwrap();
+    assert_eq!(back.current_zone(), Some(Zone::Movable), "a repaired agent can steal it again");
 
     let guest = Guest::abandoned();
     with_registers(&guest);

@@ -133,42 +133,27 @@ impl Chain {
         let mut bytes = Vec::new();
         for segment in self.of(Access::Read) {
             let room = max - bytes.len();
-            append(memory, *segment, 0, room.min(segment.len as usize), &mut bytes)?;
+            append(memory, *segment, room.min(segment.len as usize), &mut bytes)?;
         }
         Ok(bytes)
     }
 
-    /// Hands the readable bytes to `take` in pieces of `piece` bytes, the last one shorter: what a
-    /// guest can make this process hold is one piece, however long the chain is.
-    pub(crate) fn read_pieces<M: RequestMemory>(
+    /// Checks that an answer of `len` bytes has room, in guest memory.
+    pub(crate) fn require_room<M: GuestMemory>(
         &self,
         memory: &M,
-        piece: usize,
-        mut take: impl FnMut(&[u8]),
+        len: usize,
     ) -> Result<(), ChainError> {
-        let mut bytes = Vec::new();
-        for segment in self.of(Access::Read) {
-            let mut done = 0;
-            while done < segment.len as usize {
-                let len = (piece - bytes.len()).min(segment.len as usize - done);
-                append(memory, *segment, done, len, &mut bytes)?;
-                done += len;
-                if bytes.len() == piece {
-                    take(&bytes);
-                    bytes.clear();
-                }
-            }
-        }
-        if !bytes.is_empty() {
-            take(&bytes);
-        }
-        Ok(())
-    }
-
-    /// Checks that an answer of `len` bytes has room.
-    pub(crate) fn require_room(&self, len: usize) -> Result<(), ChainError> {
         if self.writable() < len as u64 {
             return Err(ChainError::NoRoom(self.writable(), len));
+        }
+        let mut rest = len;
+        for segment in self.of(Access::Write) {
+            let (at, now) = (GuestAddress(segment.start), rest.min(segment.len as usize));
+            if now > 0 && !memory.check_range(at, now, vm_memory::Permissions::Write) {
+                return Err(ChainError::Memory(GuestMemoryError::InvalidGuestAddress(at)));
+            }
+            rest -= now;
         }
         Ok(())
     }
@@ -189,20 +174,18 @@ impl Chain {
     }
 }
 
-/// Appends `len` bytes of `segment` from `from` on. The buffer grows only after the addresses are
-/// known to be memory, so a descriptor that claims 4 GiB of nothing costs nothing.
+/// Appends the first `len` bytes of `segment`. The buffer grows only after the addresses are known
+/// to be memory, so a descriptor that claims 4 GiB of nothing costs nothing.
 fn append<M: RequestMemory>(
     memory: &M,
     segment: Segment,
-    from: usize,
     len: usize,
     bytes: &mut Vec<u8>,
 ) -> Result<(), ChainError> {
     if len == 0 {
         return Ok(());
     }
-    let at = segment.start.checked_add(from as u64).map(GuestAddress);
-    let at = at.ok_or(ChainError::Memory(GuestMemoryError::GuestAddressOverflow))?;
+    let at = GuestAddress(segment.start);
     if !memory.check_range(at, len, vm_memory::Permissions::Read) {
         return Err(ChainError::Memory(GuestMemoryError::InvalidGuestAddress(at)));
     }

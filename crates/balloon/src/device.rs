@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use memtide_units::{ByteSize, GpaRange, Instant, Pfn};
 use memtide_wire::block::{Hello, HoldReason, Telemetry};
-use memtide_wire::config::{BalloonConfig, ConfigSpace, Extension};
+use memtide_wire::config::{BalloonConfig, ConfigSpace, ConfigWrite, Extension};
 use memtide_wire::features;
 use memtide_wire::stats::Stat;
 use zerocopy::little_endian::U32;
@@ -18,6 +18,7 @@ use crate::limiter::LogLimiter;
 use crate::pace::Pace;
 use crate::range_set::RangeSet;
 use crate::stats::Stats;
+use crate::under_way::UnderWays;
 
 /// Virtqueues of the device: inflate, deflate, statistics, reporting, one that stays unused (with
 /// free page hinting, which is not offered, reporting would be the fifth), and the block queue.
@@ -83,12 +84,23 @@ enum ActualOf {
     ThatStopped,
 }
 
+/// Does the device know what a guest that acked `PAGE_POISON` fills its free pages with?
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Poison {
+    /// Not yet, or its driver said so to a process whose place this one has taken.
+    #[default]
+    Unknown,
+    /// Its driver has said so.
+    Told,
+}
+
 /// The device model: virtqueues in, requests and events out.
 #[derive(Debug)]
 pub struct Balloon {
     pub(crate) settings: Settings,
     pub(crate) config: ConfigSpace,
     actual_of: ActualOf,
+    poison: Poison,
     acked: u64,
     rings: Rings,
     driver: Driver,
@@ -99,6 +111,7 @@ pub struct Balloon {
     pub(crate) gate: Gate,
     min: ByteSize,
     pub(crate) stats: Stats,
+    pub(crate) under_way: UnderWays,
     pub(crate) telemetry: Option<Telemetry>,
     pub(crate) telemetry_heard: Option<Instant>,
     pub(crate) telemetry_told: Option<Instant>,
@@ -116,6 +129,7 @@ impl Balloon {
             settings,
             config: fresh_config(1),
             actual_of: ActualOf::default(),
+            poison: Poison::default(),
             acked: 0,
             rings: Rings::Stopped,
             driver: Driver::None,
@@ -126,6 +140,7 @@ impl Balloon {
             gate: Gate::new(settings.local_rule, settings.controller_grace),
             min: ByteSize::ZERO,
             stats: Stats::default(),
+            under_way: UnderWays::default(),
             telemetry: None,
             telemetry_heard: None,
             telemetry_told: None,
@@ -164,7 +179,7 @@ impl Balloon {
         self.acked = acked;
         self.host_pages.clear();
         if acked & features::PAGE_POISON == 0 {
-            self.config.balloon.poison_val = U32::new(0);
+            self.set_poison(U32::new(0), Poison::Unknown);
         }
     }
 
@@ -197,14 +212,25 @@ impl Balloon {
 
     /// Takes a driver's write to configuration space. `poison_val` counts where `PAGE_POISON` was
     /// acked. It is written before `DRIVER_OK` (virtio 1.3, 5.5.6.6.1), when the VMM has not told
-    /// yet what was acked, so a device at rest takes it and [`Balloon::set_features`] judges it.
+    /// yet what was acked, so a device at rest takes it and [`Balloon::set_features`] judges it. While
+    /// rings run it is no news where it changes nothing: a VMM writes the whole space back for
+    /// another field, with what it last read of this one.
     pub fn write_config(&mut self, offset: usize, data: &[u8]) {
-        let poison = self.config.balloon.poison_val;
-        if let Some(pages) = self.config.write(offset, data).actual {
+        let BalloonConfig { actual: actual_before, poison_val: poison_before, .. } =
+            self.config.balloon;
+        let ConfigWrite { actual, poison_val } = self.config.write(offset, data);
+        if let Some(pages) = actual.filter(|pages| *pages != actual_before.get()) {
             self.set_actual(pages);
         }
-        if self.rings != Rings::Stopped && self.acked & features::PAGE_POISON == 0 {
-            self.config.balloon.poison_val = poison;
+        let Some(value) = poison_val else { return };
+        let counts = match self.rings {
+            Rings::Stopped => true,
+            _ => self.acked & features::PAGE_POISON != 0 && value != poison_before.get(),
+        };
+        if counts {
+            self.poison = Poison::Told;
+        } else {
+            self.config.balloon.poison_val = poison_before;
         }
     }
 
@@ -230,6 +256,30 @@ impl Balloon {
         self.config.balloon.poison_val.get()
     }
 
+    /// Has the driver said it? See [`Poison`].
+    pub(crate) fn poison_is(&self) -> Poison {
+        self.poison
+    }
+
+    pub(crate) fn set_poison(&mut self, value: U32, poison: Poison) {
+        self.config.balloon.poison_val = value;
+        self.poison = poison;
+    }
+
+    /// Why reported pages must not be dropped, if they must not.
+    pub(crate) fn keeps_reported_pages(&self) -> Option<String> {
+        if self.acked & features::PAGE_POISON == 0 {
+            return None;
+        }
+        match (self.poison, self.poison()) {
+            (Poison::Unknown, _) => {
+                Some("it is not known what the guest fills free pages with".into())
+            }
+            (Poison::Told, 0) => None,
+            (Poison::Told, value) => Some(format!("the guest wants to find {value:#010x} in them")),
+        }
+    }
+
     /// Takes which rings run now. When all have stopped, the driver is gone: its question and its
     /// hello go with it. The stolen map does not, since the guest's kernel still holds the blocks
     /// offline; the next hello replaces it. (A guest that reboots into a stock driver leaves a map
@@ -246,6 +296,7 @@ impl Balloon {
             self.actual_of = ActualOf::ThatStopped;
             self.forget_agent();
             self.stats.forget_driver();
+            self.under_way = UnderWays::default();
         }
         self.note_driver();
     }
@@ -288,6 +339,7 @@ impl Balloon {
         // A new epoch: the next guest's agent must not answer for this one's.
         let epoch = self.config.extension.hello_epoch.get().wrapping_add(1);
         self.config = fresh_config(epoch);
+        self.poison = Poison::Unknown;
     }
 
     /// Sets how large the balloon shall be, rounded down to 4 KiB pages.

@@ -30,6 +30,7 @@ mod requests;
 mod ring;
 mod state;
 mod stats;
+mod under_way;
 
 pub use counters::Counters;
 pub use device::{BLOCK_QUEUE, Balloon, OomDeflate, QUEUES, Rings, Settings};

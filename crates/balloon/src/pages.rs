@@ -13,10 +13,7 @@ use crate::layout::append;
 use crate::memory::RequestMemory;
 use crate::reclaim::Reclaim;
 use crate::ring::Moment;
-
-/// PFNs that are looked at at once: a memory block of 128 MiB, so that one block is one hole, in
-/// 128 KiB of buffer.
-const PFNS_AT_ONCE: usize = 32_768;
+use crate::under_way::Todo;
 
 impl Balloon {
     /// Drops the pages that an inflate request names, whatever the guest poisons its free pages
@@ -27,13 +24,13 @@ impl Balloon {
         chain: &Chain,
         memory: &M,
         moment: &mut Moment<'_, R>,
-    ) -> Result<ByteSize, ChainError> {
+    ) -> Result<(), ChainError> {
         let mut done = ByteSize::ZERO;
-        self.read_pfns(chain, memory, moment.now, |balloon, range| {
-            done += balloon.note_outside(range, moment.now);
-            let complete = balloon.now_in_balloon(range);
-            balloon.drop_each(complete, moment);
-        })?;
+        for range in self.read_pfns(chain, memory, moment.now)? {
+            done += self.note_outside(range, moment.now);
+            let complete = self.now_in_balloon(range);
+            self.drop_each(complete, moment);
+        }
         let forgotten = self.host_pages.take_forgotten();
         if forgotten > 0 {
             self.refuse("host-page-forgotten", moment.now, || {
@@ -43,83 +40,61 @@ impl Balloon {
             });
         }
         self.counters.inflated += done;
-        Ok(done)
+        Ok(())
     }
 
     /// Counts the pages that a deflate request takes back. They need nothing of the host: the next
     /// touch brings them in.
-    pub(crate) fn deflate<M: RequestMemory, R: Reclaim>(
+    pub(crate) fn deflate<M: RequestMemory>(
         &mut self,
         chain: &Chain,
         memory: &M,
-        moment: &mut Moment<'_, R>,
-    ) -> Result<ByteSize, ChainError> {
-        let mut pages = ByteSize::ZERO;
-        self.read_pfns(chain, memory, moment.now, |balloon, range| {
-            pages += range.len();
-            balloon.host_pages.remove(range, &balloon.memory);
-        })?;
-        self.counters.deflated += pages;
-        Ok(ByteSize::ZERO)
+        now: Instant,
+    ) -> Result<(), ChainError> {
+        for range in self.read_pfns(chain, memory, now)? {
+            self.counters.deflated += range.len();
+            self.host_pages.remove(range, &self.memory);
+        }
+        Ok(())
     }
 
-    /// Drops the free pages of a report. Its writable buffers *are* the pages: reading one would
-    /// bring in what is to go.
+    /// Takes a report of free pages, which are to be dropped. Its writable buffers *are* the pages:
+    /// reading one would bring in what is to go.
     ///
     /// A guest that fills its free pages with a value wants to find it there again (virtio 1.3,
     /// 5.5.6.7.2: the device must not change a reported page to another value). A hole reads as
     /// zeros. So with any value but 0 the pages stay, and the report is answered all the same.
-    pub(crate) fn report<R: Reclaim>(
-        &mut self,
-        chain: &Chain,
-        moment: &mut Moment<'_, R>,
-    ) -> ByteSize {
-        self.note_report_shape(chain, moment.now);
-        let mut done = ByteSize::ZERO;
-        let poison = self.poison();
-        if poison != 0 {
-            self.refuse("page-poison", moment.now, || {
-                format!("reported pages stay: the guest wants to find {poison:#010x} in them")
-            });
-            return done;
+    pub(crate) fn begin_report(&mut self, chain: &Chain, now: Instant) -> Todo {
+        self.note_report_shape(chain, now);
+        if let Some(why) = self.keeps_reported_pages() {
+            self.refuse("page-poison", now, || format!("reported pages stay: {why}"));
+            return Todo::default();
         }
         for range in chain.writable_ranges() {
-            done += self.note_outside(range, moment.now);
-            let complete = self.memory.droppable(range);
-            self.drop_each(complete, moment);
+            let named = self.note_outside(range, now);
+            self.counters.reported += named;
         }
-        self.counters.reported += done;
-        done
+        Todo::new(chain.writable_ranges())
     }
 
-    /// Hands the pages of a request to `take`, neighbours as one range; a page that is named twice
-    /// is one page.
+    /// The pages that a request names, neighbours as one range; a page that is named twice is one
+    /// page.
     fn read_pfns<M: RequestMemory>(
         &mut self,
         chain: &Chain,
         memory: &M,
         now: Instant,
-        mut take: impl FnMut(&mut Self, GpaRange),
-    ) -> Result<(), ChainError> {
-        let max = pfn::PFNS_MAX * pfn::PFN_LEN;
-        if chain.readable() > max as u64 {
-            return Err(ChainError::TooLong(chain.readable(), max));
-        }
+    ) -> Result<Vec<GpaRange>, ChainError> {
+        let bytes = chain.read_all(memory, pfn::PFNS_MAX * pfn::PFN_LEN)?;
         self.note_shape(chain, pfn::PFN_LEN, now);
-        let mut twice = 0;
-        chain.read_pieces(memory, PFNS_AT_ONCE * pfn::PFN_LEN, |bytes| {
-            let mut distinct = ByteSize::ZERO;
-            for range in pfn::coalesce(pfn::frames(bytes)) {
-                distinct += range.len();
-                take(self, range);
-            }
-            let named = (bytes.len() / pfn::PFN_LEN) as u64;
-            twice += named - distinct.bytes() / Pfn::SIZE.bytes();
-        })?;
+        let ranges = pfn::coalesce(pfn::frames(&bytes));
+        let distinct: ByteSize = ranges.iter().copied().map(GpaRange::len).sum();
+        let named = (bytes.len() / pfn::PFN_LEN) as u64;
+        let twice = named - distinct.bytes() / Pfn::SIZE.bytes();
         if twice > 0 {
             self.refuse("page-twice", now, || format!("a request names {twice} pages twice"));
         }
-        Ok(())
+        Ok(ranges)
     }
 
     /// The pages of `range` are in the balloon; which ranges can go for it?

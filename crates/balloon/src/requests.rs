@@ -7,12 +7,13 @@ use memtide_wire::block::{
     Hello, HoldReason, RANGES_MAX, RefuseReason, Request, ReturnRequest, Telemetry, Verdict,
 };
 
+use crate::chain::Chain;
 use crate::device::Balloon;
 use crate::event::{Event, GrantedBy};
 use crate::gate::{Floor, Say};
 use crate::range_set::RangeSet;
-use crate::reclaim::{Reclaim, ReclaimFailed};
-use crate::ring::Moment;
+use crate::reclaim::{ReclaimFailed, Reclaimed};
+use crate::under_way::Todo;
 
 /// When to ask again for a return that nobody has decided on. A decision rings the doorbell before
 /// that, so this is for doorbells that were lost or cannot be heard.
@@ -41,6 +42,39 @@ impl Answer {
     }
 }
 
+/// What there is to do for a request.
+pub(crate) enum Response {
+    /// Nothing more than to say this.
+    Answer(Answer),
+    /// These are to go, and then [`Balloon::finish`].
+    Drop(Todo, Then),
+}
+
+impl From<Answer> for Response {
+    fn from(answer: Answer) -> Self {
+        Self::Answer(answer)
+    }
+}
+
+/// What is written down when a request's blocks have gone.
+#[derive(Debug)]
+pub(crate) enum Then {
+    /// The map is what this hello says.
+    Hello { hello: Hello, map: RangeSet },
+    /// The map has these as well.
+    Steal { ranges: Vec<GpaRange> },
+}
+
+/// A request whose blocks are on their way out.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) then: Then,
+    pub(crate) sequence: u32,
+    /// Where the response goes; nowhere where nobody waits in a ring.
+    pub(crate) chain: Option<Chain>,
+    pub(crate) reclaimed: ByteSize,
+}
+
 /// Why a request is not carried out: the reason that the agent learns, and a detail for the log.
 pub(crate) struct Refusal {
     pub(crate) reason: RefuseReason,
@@ -52,25 +86,24 @@ fn refused<T>(reason: RefuseReason, detail: impl Into<String>) -> Result<T, Refu
 }
 
 impl Balloon {
-    pub(crate) fn act<R: Reclaim>(
-        &mut self,
-        request: &Request,
-        moment: &mut Moment<'_, R>,
-    ) -> Result<Answer, Refusal> {
-        if let Request::Hello(hello) = request {
-            return self.on_hello(hello, moment);
-        }
+    /// Begins with a request: much of it is done with that.
+    pub(crate) fn act(&mut self, request: Request, now: Instant) -> Result<Response, Refusal> {
+        let request = match request {
+            Request::Hello(hello) => return self.on_hello(hello),
+            other => other,
+        };
         let block = self.greeted_block_size()?;
-        match request {
+        let answer = match request {
             // Answered above.
-            Request::Hello(_) => Ok(Answer::plain(Verdict::Ok)),
-            Request::Steal(ranges) => self.on_steal(ranges, block, moment),
-            Request::Return(wanted) => self.on_return(wanted, block, moment.now),
-            Request::Cancel { ticket } => Ok(self.on_cancel(*ticket)),
-            Request::Taken(ranges) => self.on_taken(ranges, block),
-            Request::Telemetry(telemetry) => Ok(self.on_telemetry(telemetry, moment.now)),
-            Request::Goodbye => Ok(self.on_goodbye()),
-        }
+            Request::Hello(_) => Answer::plain(Verdict::Ok),
+            Request::Steal(ranges) => return self.on_steal(ranges, block),
+            Request::Return(wanted) => self.on_return(&wanted, block, now)?,
+            Request::Cancel { ticket } => self.on_cancel(ticket),
+            Request::Taken(ranges) => self.on_taken(&ranges, block)?,
+            Request::Telemetry(telemetry) => self.on_telemetry(&telemetry, now),
+            Request::Goodbye => self.on_goodbye(),
+        };
+        Ok(answer.into())
     }
 
     /// The block size of the agent's hello, if that is of the present epoch.
@@ -89,11 +122,7 @@ impl Balloon {
     ///
     /// A block that the host then fails to drop is stolen nevertheless; it costs memory, no more,
     /// and refusing the hello would leave the guest without its agent.
-    fn on_hello<R: Reclaim>(
-        &mut self,
-        hello: &Hello,
-        moment: &mut Moment<'_, R>,
-    ) -> Result<Answer, Refusal> {
+    fn on_hello(&mut self, hello: Hello) -> Result<Response, Refusal> {
         let epoch = self.hello_epoch();
         if hello.epoch != epoch {
             let detail = format!("the hello is of epoch {}, the device's is {epoch}", hello.epoch);
@@ -101,21 +130,7 @@ impl Balloon {
         }
         let map = self.checked_blocks(&hello.stolen, hello.block_size)?;
         self.check_inside_memory(&hello.stolen)?;
-        let mut reclaimed = ByteSize::ZERO;
-        for range in map.iter() {
-            match self.reclaim_blocks(range, moment) {
-                Ok(bytes) => reclaimed += bytes,
-                Err(error) => self.reclaim_failed(&error, moment.now),
-            }
-        }
-        self.forget_agent();
-        self.stolen = map;
-        // Whatever waited for the rest of its host page was another driver's.
-        self.host_pages.clear();
-        self.agent = Some(hello.clone());
-        self.note_driver();
-        self.events.push(Event::Hello(hello.clone()));
-        Ok(Answer::ok(reclaimed))
+        Ok(Response::Drop(Todo::new(map.iter()), Then::Hello { hello, map }))
     }
 
     /// Drops the blocks, then writes them down, then answers. A block that is stolen already is
@@ -124,28 +139,60 @@ impl Balloon {
     /// Neighbours go as one range, so that blocks which are smaller than the host's pages go where
     /// one request names a whole page. What was stolen before is not added to that: a guest may
     /// have taken it unasked while this request waited in the ring.
-    fn on_steal<R: Reclaim>(
-        &mut self,
-        ranges: &[GpaRange],
-        block: BlockSize,
-        moment: &mut Moment<'_, R>,
-    ) -> Result<Answer, Refusal> {
-        let named = self.checked_blocks(ranges, block)?;
-        self.check_inside_memory(ranges)?;
+    fn on_steal(&mut self, ranges: Vec<GpaRange>, block: BlockSize) -> Result<Response, Refusal> {
+        let named = self.checked_blocks(&ranges, block)?;
+        self.check_inside_memory(&ranges)?;
+        check_count(&self.with_stolen(&ranges))?;
+        Ok(Response::Drop(Todo::new(named.iter()), Then::Steal { ranges }))
+    }
+
+    fn with_stolen(&self, ranges: &[GpaRange]) -> RangeSet {
         let mut after = self.stolen.clone();
         ranges.iter().for_each(|range| after.insert(*range));
-        check_count(&after)?;
-        let mut reclaimed = ByteSize::ZERO;
-        for range in named.iter() {
-            reclaimed += self.reclaim_blocks(range, moment).or_else(|error| {
+        after
+    }
+
+    /// A slice of a job's blocks has gone, or has not.
+    pub(crate) fn note_slice(
+        &mut self,
+        job: &mut Job,
+        slice: Result<Reclaimed, ReclaimFailed>,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        match (slice, &job.then) {
+            (Ok(reclaimed), _) => {
+                self.counters.count_reclaim(reclaimed);
+                job.reclaimed += reclaimed.bytes;
+            }
+            (Err(error), Then::Hello { .. }) => self.reclaim_failed(&error, now),
+            (Err(error), Then::Steal { .. }) => {
                 self.counters.count_failure(error.kind);
-                refused(RefuseReason::ReclaimFailed, error.to_string())
-            })?;
+                return refused(RefuseReason::ReclaimFailed, error.to_string());
+            }
         }
-        self.counters.stolen += after.total() - self.stolen.total();
-        self.stolen = after;
-        self.events.push(Event::Stolen { ranges: ranges.to_vec(), stolen: self.stolen.total() });
-        Ok(Answer::ok(reclaimed))
+        Ok(())
+    }
+
+    /// All blocks of a job have gone: writes them down.
+    pub(crate) fn finish(&mut self, then: Then, reclaimed: ByteSize) -> Answer {
+        match then {
+            Then::Hello { hello, map } => {
+                self.forget_agent();
+                self.stolen = map;
+                // Whatever waited for the rest of its host page was another driver's.
+                self.host_pages.clear();
+                self.agent = Some(hello.clone());
+                self.note_driver();
+                self.events.push(Event::Hello(hello));
+            }
+            Then::Steal { ranges } => {
+                let after = self.with_stolen(&ranges);
+                self.counters.stolen += after.total() - self.stolen.total();
+                self.stolen = after;
+                self.events.push(Event::Stolen { ranges, stolen: self.stolen.total() });
+            }
+        }
+        Answer::ok(reclaimed)
     }
 
     /// Grants a return, or says that it has to wait.
@@ -278,21 +325,6 @@ impl Balloon {
             Some(range) => refused(RefuseReason::OutsideMemory, range.to_string()),
             None => Ok(()),
         }
-    }
-
-    /// Drops a range of blocks, as far as the host's pages lie wholly in it.
-    fn reclaim_blocks<R: Reclaim>(
-        &mut self,
-        range: GpaRange,
-        moment: &mut Moment<'_, R>,
-    ) -> Result<ByteSize, ReclaimFailed> {
-        let mut bytes = ByteSize::ZERO;
-        for part in self.memory.droppable(range) {
-            let reclaimed = moment.host.reclaim(part)?;
-            self.counters.count_reclaim(reclaimed);
-            bytes += reclaimed.bytes;
-        }
-        Ok(bytes)
     }
 
     /// Counts a failure that has nobody to be told to, and logs it.

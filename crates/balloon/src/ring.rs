@@ -1,12 +1,13 @@
 //! One pass over a virtqueue: every chain is carried out and answered before the next is taken.
 //!
-//! Nothing is left in flight between two passes, save the one statistics buffer that the standard
-//! has the device keep. That is what makes stopping a ring safe: whoever stops it between passes
-//! knows that no write to guest memory and no punch can come after.
+//! Between two passes at most one chain of a queue has been taken and not answered: the statistics
+//! buffer that the standard has the device keep, or a request whose pages go slice by slice
+//! ([`crate::under_way`]). Whoever stops a ring un-takes it first ([`Balloon::ring_stops`]); after that
+//! no write to guest memory and no punch can come.
 
 use std::sync::atomic::Ordering;
 
-use memtide_units::{ByteSize, Instant};
+use memtide_units::{ByteSize, GpaRange, Instant};
 use memtide_wire::block::REQUEST_MAX;
 use memtide_wire::features::QueueRole;
 use memtide_wire::pfn::{PFN_LEN, PFNS_MAX};
@@ -18,10 +19,15 @@ use crate::chain::{Chain, ChainError, DESCRIPTORS_MAX};
 use crate::device::Balloon;
 use crate::memory::RequestMemory;
 use crate::reclaim::Reclaim;
+use crate::requests::Refusal;
+use crate::under_way::{End, Todo, UnderWay};
 
 /// Bytes that one pass reclaims before others get their turn: 20 to 40 ms of punching 4 KiB pages
 /// that are all there, which is how long a VMM that stops the ring waits with its big lock held.
 const PASS_BYTES_MAX: ByteSize = ByteSize::from_mib(256);
+
+/// Holes that one pass punches before others get their turn: 5 to 10 us each, so as long as that.
+const PASS_PUNCHES_MAX: u64 = 4096;
 
 /// Bytes of requests that one pass looks at: those of the largest inflate request. Page numbers that
 /// are no memory reclaim nothing, and a ring full of such requests takes seconds.
@@ -103,28 +109,28 @@ impl Balloon {
     ) -> Result<Pass, RingError> {
         let mut pass = Pass::default();
         let mut share = Share::default();
+        let punches = self.counters.punches;
         loop {
+            share.punches = self.counters.punches - punches;
             if share.is_used_up(ring.queue.size()) {
                 pass.left = Left::More;
                 break;
             }
-            if role == QueueRole::Block
-                && let Some(when) = self.pace.wait(moment.now)
-            {
+            let before = ring.queue.next_used();
+            if let Some(work) = self.under_way.take(role) {
+                share.reclaimed += self.go_on(role, work, ring, moment)?;
+            } else if let Some(when) = self.silent_until(role, moment.now) {
                 pass.left = Left::Until(when);
                 break;
-            }
-            let Some(chain) = next_chain(ring)? else {
-                // Between the look and this a driver may have added one without a kick.
-                if ring.queue.enable_notification(ring.memory)? {
-                    // Counted, since it can say so and take it back as often as it likes.
-                    share.chains += 1;
-                    continue;
-                }
+            } else if let Some(chain) = next_chain(ring)? {
+                share.add(self.begin_chain(role, chain, ring, moment)?);
+            } else if ring.queue.enable_notification(ring.memory)? {
+                // Between the look and this a driver has added one without a kick. That counts, since
+                // one that does nothing else could keep this going.
+                share.chains += 1;
+            } else {
                 break;
-            };
-            let before = ring.queue.next_used();
-            share.add(self.answer_chain(role, chain, ring, moment)?);
+            }
             pass.answered += u32::from(ring.queue.next_used().wrapping_sub(before));
         }
         if pass.answered > 0 {
@@ -133,8 +139,12 @@ impl Balloon {
         Ok(pass)
     }
 
-    /// Carries one chain out and answers it; says what that took.
-    fn answer_chain<M: RequestMemory, R: Reclaim>(
+    fn silent_until(&self, role: QueueRole, now: Instant) -> Option<Instant> {
+        if role == QueueRole::Block { self.pace.wait(now) } else { None }
+    }
+
+    /// Takes one chain, and answers it unless it takes long; says what that took.
+    fn begin_chain<M: RequestMemory, R: Reclaim>(
         &mut self,
         role: QueueRole,
         descriptors: DescriptorChain<&M>,
@@ -149,40 +159,100 @@ impl Balloon {
         if role == QueueRole::Block {
             self.pace.count(read.min(REQUEST_MAX as u64), moment.now);
         }
-        let done = chain.and_then(|chain| self.carry_out(role, &chain, ring.memory, moment));
-        let done = done.unwrap_or_else(|error| {
-            if role == QueueRole::Deflate {
-                // Nobody knows which pages the guest uses again.
-                self.host_pages.clear();
-            }
-            self.refuse(error.name(), moment.now, || format!("on the {role:?} queue: {error}"));
-            Done::default()
-        });
-        if role == QueueRole::Stats {
-            self.park_stats(head, ring)?;
-        } else {
-            ring.queue.add_used(ring.memory, head, done.written)?;
+        let begun = chain.and_then(|chain| self.carry_out(role, chain, ring.memory, moment));
+        let begun = begun.unwrap_or_else(|error| self.give_back(role, &error, moment.now));
+        match begun {
+            Begun::Done(_) if role == QueueRole::Stats => self.park_stats(head, ring)?,
+            Begun::Done(written) => ring.queue.add_used(ring.memory, head, written)?,
+            Begun::Drops(todo, end) => self.keep(role, UnderWay { head, todo, end }),
         }
-        Ok(Share { chains: 1, descriptors, read, reclaimed: done.reclaimed })
+        Ok(Share { chains: 1, descriptors, read, ..Share::default() })
+    }
+
+    /// A chain that makes no sense goes back with nothing written to it.
+    fn give_back(&mut self, role: QueueRole, error: &ChainError, now: Instant) -> Begun {
+        if role == QueueRole::Deflate {
+            // Nobody knows which pages the guest uses again.
+            self.host_pages.clear();
+        }
+        self.refuse(error.name(), now, || format!("on the {role:?} queue: {error}"));
+        Begun::Done(0)
+    }
+
+    fn keep(&mut self, role: QueueRole, work: UnderWay) {
+        if let Some(place) = self.under_way.of(role) {
+            *place = Some(work);
+        }
     }
 
     fn carry_out<M: RequestMemory, R: Reclaim>(
         &mut self,
         role: QueueRole,
-        chain: &Chain,
+        chain: Chain,
         memory: &M,
         moment: &mut Moment<'_, R>,
-    ) -> Result<Done, ChainError> {
-        let reclaimed = match role {
-            QueueRole::Inflate => self.inflate(chain, memory, moment)?,
-            QueueRole::Deflate => self.deflate(chain, memory, moment)?,
-            QueueRole::Stats => self.read_stats(chain, memory, moment.now)?,
-            QueueRole::Reporting => self.report(chain, moment),
+    ) -> Result<Begun, ChainError> {
+        match role {
+            QueueRole::Inflate => self.inflate(&chain, memory, moment)?,
+            QueueRole::Deflate => self.deflate(&chain, memory, moment.now)?,
+            QueueRole::Stats => self.read_stats(&chain, memory, moment.now)?,
+            QueueRole::Reporting => {
+                return Ok(Begun::Drops(self.begin_report(&chain, moment.now), End::Report));
+            }
             // Never offered; a driver that uses it nevertheless gets its buffers back.
-            QueueRole::Hinting => ByteSize::ZERO,
-            QueueRole::Block => return self.serve_block_queue(chain, memory, moment),
+            QueueRole::Hinting => {}
+            QueueRole::Block => return self.begin_request(chain, memory, moment),
+        }
+        Ok(Begun::Done(0))
+    }
+
+    /// Drops the next slice of what a chain names, and answers the chain if that was the last one.
+    /// Says how much has gone.
+    fn go_on<M: RequestMemory, R: Reclaim>(
+        &mut self,
+        role: QueueRole,
+        mut work: UnderWay,
+        ring: &mut Ring<'_, M>,
+        moment: &mut Moment<'_, R>,
+    ) -> Result<ByteSize, RingError> {
+        let slice = work.todo.next_slice(&self.memory);
+        let outcome = match slice {
+            Some(slice) => self.drop_slice(slice, &mut work.end, moment),
+            None => Ok(()),
         };
-        Ok(Done { written: 0, reclaimed })
+        if outcome.is_ok() && !work.todo.is_empty() {
+            self.keep(role, work);
+        } else {
+            let written = match work.end {
+                End::Report => 0,
+                End::Block(job) => self.end_job(*job, outcome, ring.memory, moment),
+            };
+            ring.queue.add_used(ring.memory, work.head, written)?;
+        }
+        Ok(slice.map_or(ByteSize::ZERO, GpaRange::len))
+    }
+
+    fn drop_slice<R: Reclaim>(
+        &mut self,
+        slice: GpaRange,
+        end: &mut End,
+        moment: &mut Moment<'_, R>,
+    ) -> Result<(), Refusal> {
+        match (end, moment.host.reclaim(slice)) {
+            (End::Block(job), gone) => return self.note_slice(job, gone, moment.now),
+            (End::Report, Ok(reclaimed)) => self.counters.count_reclaim(reclaimed),
+            (End::Report, Err(error)) => self.reclaim_failed(&error, moment.now),
+        }
+        Ok(())
+    }
+
+    /// The ring stops, or is set up anew: the chain that was taken and not answered is the driver's
+    /// again, unused. A ring that starts again finds it in its place.
+    pub fn ring_stops(&mut self, role: QueueRole, queue: &mut Queue) {
+        let parked = role == QueueRole::Stats && self.stats.parked.take().is_some();
+        if parked || self.under_way.take(role).is_some() {
+            queue.go_to_previous_position();
+        }
     }
 }
 
@@ -193,6 +263,7 @@ struct Share {
     descriptors: usize,
     read: u64,
     reclaimed: ByteSize,
+    punches: u64,
 }
 
 impl Share {
@@ -208,16 +279,16 @@ impl Share {
             || self.descriptors >= PASS_DESCRIPTORS_MAX
             || self.read >= PASS_READ_MAX
             || self.reclaimed >= PASS_BYTES_MAX
+            || self.punches >= PASS_PUNCHES_MAX
     }
 }
 
 /// What became of one chain.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Done {
-    /// Bytes written into its writable buffers.
-    pub(crate) written: u32,
-    /// Bytes reclaimed by it.
-    pub(crate) reclaimed: ByteSize,
+pub(crate) enum Begun {
+    /// It is done, and so many bytes were written into its writable buffers.
+    Done(u32),
+    /// These are to go before it is answered.
+    Drops(Todo, End),
 }
 
 /// The next chain, if there is one. An index that claims more chains than the ring holds is an

@@ -6,10 +6,11 @@
 //! hello; until then it keeps the books of the host right.
 //!
 //! ```text
-//! "MTDS" u32 | version u16 = 1 | 0 u16 | num_pages u32 | actual u32 | poison_val u32
-//! generation u32 | hello_epoch u32 | ranges u32 | min u64 | then for each: start u64 | length u64
+//! "MTDS" u32 | version u16 = 1 | flags u16 | num_pages u32 | actual u32 | poison_val u32
+//! generation u32 | hello_epoch u32 | ranges u32 | then for each: start u64 | length u64
 //! ```
-//! All little-endian. Whoever hands the bytes over is not trusted: a state that makes no sense
+//! All little-endian; flag 1: the driver has said its poison value. What the guest is guaranteed does
+//! not go along: a host gives its own word on that, and nobody who writes a snapshot does. Whoever hands the bytes over is not trusted: a state that makes no sense
 //! changes nothing, and none can make the device drop memory.
 
 use memtide_units::{ByteSize, Gpa, GpaRange};
@@ -17,13 +18,16 @@ use memtide_wire::block::RANGES_MAX;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::device::{Balloon, Rings};
+use crate::device::{Balloon, Poison, Rings};
 use crate::range_set::RangeSet;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"MTDS");
 
 /// A device that knows another version must not guess.
 const VERSION: u16 = 1;
+
+/// The driver has said its poison value.
+const POISON_TOLD: u16 = 1;
 
 /// Bytes of the largest state: the map of stolen blocks is as limited as a hello's.
 pub const STATE_MAX: usize = size_of::<Head>() + RANGES_MAX * size_of::<Span>();
@@ -33,14 +37,13 @@ pub const STATE_MAX: usize = size_of::<Head>() + RANGES_MAX * size_of::<Span>();
 struct Head {
     magic: U32,
     version: U16,
-    zero: U16,
+    flags: U16,
     num_pages: U32,
     actual: U32,
     poison_val: U32,
     generation: U32,
     hello_epoch: U32,
     ranges: U32,
-    min: U64,
 }
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -81,14 +84,13 @@ impl Balloon {
         let head = Head {
             magic: U32::new(MAGIC),
             version: U16::new(VERSION),
-            zero: U16::new(0),
+            flags: U16::new(if self.poison_is() == Poison::Told { POISON_TOLD } else { 0 }),
             num_pages: balloon.num_pages,
             actual: balloon.actual,
             poison_val: balloon.poison_val,
             generation: extension.generation,
             hello_epoch: extension.hello_epoch,
             ranges: U32::new(self.stolen.len() as u32),
-            min: U64::new(self.min().bytes()),
         };
         let mut bytes = head.as_bytes().to_vec();
         for range in self.stolen.iter() {
@@ -98,8 +100,8 @@ impl Balloon {
         bytes
     }
 
-    /// Takes the place of the device that saved this state. What somebody has already set here, the
-    /// balloon's size or the guest's guarantee, counts more: it is this host's word, and later.
+    /// Takes the place of the device that saved this state. A balloon's size that somebody has
+    /// already set here counts more: it is this host's word, and later.
     ///
     /// The agent has to say hello again, and the driver is told to look at the configuration as
     /// soon as a ring runs.
@@ -115,14 +117,13 @@ impl Balloon {
         if config.balloon.num_pages.get() == 0 {
             config.balloon.num_pages = head.num_pages;
         }
-        config.balloon.poison_val = head.poison_val;
         config.extension.generation = head.generation;
         config.extension.hello_epoch = head.hello_epoch;
+        let is_told = head.flags.get() & POISON_TOLD != 0;
+        let poison = if is_told { Poison::Told } else { Poison::Unknown };
+        self.set_poison(head.poison_val, poison);
         self.set_actual(head.actual.get());
         self.stolen = stolen;
-        if self.min() == ByteSize::ZERO {
-            self.set_min(ByteSize::from_bytes(head.min.get()));
-        }
         self.ask_hello();
         Ok(())
     }
@@ -134,7 +135,7 @@ fn decode(bytes: &[u8]) -> Result<(Head, RangeSet), StateError> {
     if head.magic.get() != MAGIC {
         return Err(no_state());
     }
-    if (head.version.get(), head.zero.get()) != (VERSION, 0) {
+    if (head.version.get(), head.flags.get() & !POISON_TOLD) != (VERSION, 0) {
         return Err(StateError::Version(head.version.get()));
     }
     let count = head.ranges.get();
@@ -193,8 +194,12 @@ mod tests {
         assert_eq!(bytes.len(), size_of::<Head>() + 2 * size_of::<Span>());
         let mut after = device();
         after.load_state(&bytes).unwrap();
-        assert_eq!((after.target(), after.actual(), after.min()), (mib(64), mib(4), mib(256)));
+        assert_eq!((after.target(), after.actual(), after.min()), (mib(64), mib(4), mib(0)));
         assert_eq!((after.poison(), after.stolen()), (0xaaaa_aaaa, before.stolen()));
+        assert_eq!(after.poison_is(), Poison::Told);
+        let mut other = device();
+        other.load_state(&device().save_state()).unwrap();
+        assert_eq!(other.poison_is(), Poison::Unknown, "who did not know does not pretend to");
         assert_eq!(after.take_events(), [Event::Balloon { actual: mib(4) }]);
         assert!(after.take_look_again());
         assert_ne!(after.hello_epoch(), before.hello_epoch(), "the agent introduces itself");
@@ -235,7 +240,7 @@ mod tests {
             (good[..end - 1].to_vec(), StateError::NoState(end - 1)),
             (with(0, 0), StateError::NoState(good.len())),
             (with(4, 2), StateError::Version(2)),
-            (with(6, 1), StateError::Version(1)),
+            (with(6, 3), StateError::Version(1)),
             (good[..good.len() - 1].to_vec(), StateError::Size(good.len() - 1, good.len())),
             ([&good[..], &[0]].concat(), StateError::Size(good.len() + 1, good.len())),
             (with(30, 1), StateError::TooManyRanges(0x1_0002)),

@@ -7,9 +7,9 @@
 
 use std::time::Duration;
 
-use memtide_units::{ByteSize, Instant};
+use memtide_units::Instant;
 use memtide_wire::stats::{self, STAT_LEN, STATS_MAX, Stat};
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::QueueT;
 use vm_memory::GuestMemory;
 
 use crate::chain::{Chain, ChainError};
@@ -50,12 +50,12 @@ impl Balloon {
         chain: &Chain,
         memory: &M,
         now: Instant,
-    ) -> Result<ByteSize, ChainError> {
+    ) -> Result<(), ChainError> {
         self.note_shape(chain, STAT_LEN, now);
         let bytes = chain.read_up_to(memory, STATS_MAX * STAT_LEN)?;
         self.stats.latest = stats::decode(&bytes);
         self.stats.heard = Some(now);
-        Ok(ByteSize::ZERO)
+        Ok(())
     }
 
     /// Keeps the buffer with this head. One that is kept already is given back: one is enough, and
@@ -111,12 +111,5 @@ impl Balloon {
         self.stats.asked = Some(now);
         ring.queue.add_used(ring.memory, head, 0)?;
         interrupt_wanted(ring)
-    }
-
-    /// The statistics ring stops: the parked buffer is the driver's again, unused.
-    pub fn stats_ring_stopped(&mut self, queue: &mut Queue) {
-        if self.stats.parked.take().is_some() {
-            queue.go_to_previous_position();
-        }
     }
 }

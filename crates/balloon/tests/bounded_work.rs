@@ -3,10 +3,11 @@
 
 use memtide_balloon::fake::{Buffer, FakeDriver, FakeHost};
 use memtide_balloon::{Balloon, Left, Moment, Pass, Ring, Rings, Settings};
-use memtide_units::{ByteSize, Gpa, GpaRange, Instant};
-use memtide_wire::block::{RESPONSE_LEN, Request};
+use memtide_units::{BlockSize, ByteSize, Gpa, GpaRange, Instant};
+use memtide_wire::block::{Hello, RESPONSE_LEN, RefuseReason, Request, Response, Verdict};
 use memtide_wire::features::QueueRole;
 use memtide_wire::pfn::{PFN_LEN, PFNS_MAX};
+use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const MEMORY: u64 = 4 << 20;
@@ -108,4 +109,148 @@ fn a_guest_that_talks_too_much_waits_and_then_goes_on() {
     // What waited when the last one came is answered in its time.
     assert!(answered >= 999);
     assert!((2500..3500).contains(&now.as_millis()), "1000 small requests took {now:?}");
+}
+
+const GIB: u64 = 1 << 30;
+
+/// A guest of 64 GiB, whose agent has said hello; what the device reads and writes lies at its start.
+fn large() -> (World, FakeHost) {
+    let mut world = World::new();
+    let all = GpaRange::new(Gpa(0), ByteSize::from_gib(64)).unwrap();
+    world.balloon.set_memory([all], ByteSize::from_kib(4));
+    (world, FakeHost::default())
+}
+
+impl World {
+    fn pass_on(&mut self, role: QueueRole, host: &mut FakeHost) -> Pass {
+        let mut ring = Ring { queue: &mut self.queue, memory: &self.memory };
+        let mut moment = Moment { now: Instant::from_millis(0), host };
+        self.balloon.process(role, &mut ring, &mut moment).unwrap()
+    }
+
+    fn ask(&mut self, request: &Request) {
+        let bytes = request.encode(1);
+        self.memory.write_slice(&bytes, GuestAddress(REQUEST)).unwrap();
+        let buffers = [
+            Buffer::Readable(REQUEST, bytes.len() as u32),
+            Buffer::Writable(ANSWER, RESPONSE_LEN as u32),
+        ];
+        self.driver.add(&self.memory, &buffers);
+    }
+
+    fn answer(&self) -> Response {
+        let mut bytes = [0; RESPONSE_LEN];
+        self.memory.read_slice(&mut bytes, GuestAddress(ANSWER)).unwrap();
+        Response::decode(&bytes).unwrap()
+    }
+}
+
+fn hello() -> Request {
+    let (block, whole) = (BlockSize::new(ByteSize::from_mib(128)).unwrap(), ByteSize::from_gib(64));
+    Request::Hello(Hello {
+        epoch: 1,
+        block_size: block,
+        present: whole,
+        online: whole,
+        min: ByteSize::ZERO,
+        max: whole,
+        stolen: vec![],
+    })
+}
+
+fn range(start: u64, len: u64) -> GpaRange {
+    GpaRange::new(Gpa(start), ByteSize::from_bytes(len)).unwrap()
+}
+
+#[test]
+fn a_steal_of_nearly_everything_goes_slice_by_slice_and_is_answered_once() {
+    let (mut world, mut host) = large();
+    world.ask(&hello());
+    world.pass_on(QueueRole::Block, &mut host);
+    world.ask(&Request::Steal(vec![range(GIB, 62 * GIB)]));
+    // What the request says is not looked at again.
+    let (mut passes, mut answered) = (0, 0);
+    loop {
+        let pass = world.pass_on(QueueRole::Block, &mut host);
+        world.memory.write_slice(&[0xff; 64], GuestAddress(REQUEST)).unwrap();
+        answered += pass.answered;
+        assert_eq!(world.balloon.stolen().is_empty(), answered == 0, "when all has gone");
+        if pass.left == Left::Nothing {
+            break;
+        }
+        passes += 1;
+        assert!(passes < 1000);
+    }
+    assert!(passes >= 62 * 4 - 1, "{passes} passes of 256 MiB");
+    assert_eq!(host.dropped.iter().map(|range| range.len()).max(), Some(ByteSize::from_mib(256)));
+    assert_eq!(world.balloon.stolen().total(), ByteSize::from_gib(62));
+    assert_eq!(world.answer().bytes, ByteSize::from_gib(62));
+    assert_eq!(world.driver.take_used(&world.memory).len(), 2);
+}
+
+#[test]
+fn a_ring_that_stops_in_the_middle_has_its_request_back() {
+    let (mut world, mut host) = large();
+    world.ask(&hello());
+    world.pass_on(QueueRole::Block, &mut host);
+    world.ask(&Request::Steal(vec![range(GIB, 8 * GIB)]));
+    assert_eq!(world.pass_on(QueueRole::Block, &mut host).left, Left::More);
+    world.balloon.ring_stops(QueueRole::Block, &mut world.queue);
+    assert_eq!((world.queue.next_avail(), world.queue.next_used()), (1, 1));
+    world.balloon.set_rings(Rings::Stopped);
+    assert!(world.balloon.stolen().is_empty());
+    // Where it starts again its agent has to greet first: the request is refused, not half done.
+    let gone = host.dropped.len();
+    world.balloon.set_rings(Rings::WithBlock);
+    assert_eq!(world.pass_on(QueueRole::Block, &mut host).answered, 1);
+    assert_eq!(world.answer().verdict, Verdict::Refused(RefuseReason::NoHello));
+    assert_eq!(host.dropped.len(), gone);
+}
+
+#[test]
+fn a_report_of_everything_again_and_again_ends_in_between() {
+    let (mut world, mut host) = large();
+    let pages = [Buffer::Writable(GIB, u32::MAX - 4095), Buffer::Writable(8 * GIB, 1 << 31)];
+    world.driver.add(&world.memory, &pages);
+    world.driver.add(&world.memory, &pages);
+    let mut passes = vec![];
+    loop {
+        let before = host.dropped.len();
+        let pass = world.pass_on(QueueRole::Reporting, &mut host);
+        let sizes = host.dropped[before..].iter().map(|range| range.len());
+        passes.push(sizes.sum::<ByteSize>());
+        if pass.left == Left::Nothing {
+            break;
+        }
+    }
+    assert!(passes.iter().all(|bytes| *bytes <= ByteSize::from_mib(512)), "{passes:?}");
+    assert_eq!(world.driver.take_used(&world.memory).len(), 2);
+}
+
+#[test]
+fn scattered_pages_are_counted_by_the_hole() {
+    let (mut world, mut host) = large();
+    for n in 0..100_u32 {
+        let frames: Vec<u8> =
+            (0..256).flat_map(|page| (2 * (256 * n + page)).to_le_bytes()).collect();
+        let at = REQUEST + 1024 * u64::from(n);
+        world.memory.write_slice(&frames, GuestAddress(at)).unwrap();
+        world.driver.add(&world.memory, &[Buffer::Readable(at, 1024)]);
+    }
+    let pass = world.pass_on(QueueRole::Inflate, &mut host);
+    assert_eq!((pass.answered, pass.left), (16, Left::More));
+}
+
+#[test]
+fn an_answer_that_has_no_place_in_memory_grants_nothing() {
+    let (mut world, mut host) = large();
+    world.ask(&hello());
+    world.pass_on(QueueRole::Block, &mut host);
+    let steal = Request::Steal(vec![range(GIB, GIB)]).encode(1);
+    world.memory.write_slice(&steal, GuestAddress(REQUEST)).unwrap();
+    let outside = Buffer::Writable(MEMORY - 8, RESPONSE_LEN as u32);
+    world.driver.add(&world.memory, &[Buffer::Readable(REQUEST, steal.len() as u32), outside]);
+    assert_eq!(world.pass_on(QueueRole::Block, &mut host).answered, 1);
+    assert!(world.balloon.stolen().is_empty() && host.dropped.is_empty());
+    assert_eq!(world.balloon.counters().refused["outside-memory"], 1);
 }

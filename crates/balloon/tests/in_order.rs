@@ -92,7 +92,7 @@ proptest! {
                 }
                 // What a VMM does that stops a ring and starts it at the used index.
                 Step::Restart => {
-                    guest.balloon.stats_ring_stopped(&mut guest.queue);
+                    guest.balloon.ring_stops(role, &mut guest.queue);
                     prop_assert_eq!(
                         virtio_queue::QueueT::next_avail(&guest.queue),
                         virtio_queue::QueueT::next_used(&guest.queue)

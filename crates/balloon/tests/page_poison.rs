@@ -110,3 +110,20 @@ fn it_is_read_and_written_only_as_negotiated() {
     guest.balloon.write_config(POISON_AT + 1, &[0; 3]);
     assert_eq!(poison_val(&guest), AA, "a part of a field is no value");
 }
+
+#[test]
+fn a_device_that_took_anothers_place_does_not_guess_the_poison() {
+    let mut guest = Guest::new();
+    guest.balloon.set_rings(Rings::Stopped);
+    guest.balloon.set_features(STATS_VQ | REPORTING | PAGE_POISON);
+    guest.balloon.set_rings(Rings::Standard);
+    assert_eq!(report(&mut guest), 0, "its driver has told somebody else");
+    // The VMM writes the whole space for another field, with the zero that it has read here.
+    let mut space = [0; 64];
+    space[4] = 3;
+    guest.balloon.write_config(0, &space);
+    assert_eq!(guest.balloon.actual().bytes(), 3 << 12);
+    assert_eq!(report(&mut guest), 0);
+    start(&mut guest, Some(0));
+    assert_eq!(report(&mut guest), 1, "the next driver says what it wants");
+}

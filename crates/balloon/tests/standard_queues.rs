@@ -116,7 +116,7 @@ fn stopping_the_statistics_ring_gives_the_buffer_back_untaken() {
     guest.add(&[Buffer::Readable(2 * PAGES, 10)]);
     guest.process(QueueRole::Stats);
     assert_eq!(guest.queue.next_avail(), 1);
-    guest.balloon.stats_ring_stopped(&mut guest.queue);
-    guest.balloon.stats_ring_stopped(&mut guest.queue);
+    guest.balloon.ring_stops(QueueRole::Stats, &mut guest.queue);
+    guest.balloon.ring_stops(QueueRole::Stats, &mut guest.queue);
     assert_eq!(guest.queue.next_avail(), 0);
 }

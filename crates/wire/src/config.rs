@@ -65,7 +65,8 @@ pub struct Extension {
     pub generation: U32,
     /// The hello that the device wants carries this epoch; a change asks for a new hello.
     pub hello_epoch: U32,
-    /// Smallest unit that the host can reclaim, in bytes: its page size under this guest.
+    /// What the host is sure to reclaim, in bytes: the largest page size of its that is under this
+    /// guest.
     pub reclaim_unit: U32,
 }
 
@@ -124,12 +125,12 @@ pub struct ConfigSpace {
     pub extension: Extension,
 }
 
-/// What a write to the configuration space changed.
+/// The driver's fields in a write to the configuration space.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ConfigWrite {
-    /// The driver stated a new `actual`, in 4 KiB pages.
+    /// The driver's `actual`, in 4 KiB pages.
     pub actual: Option<u32>,
-    /// The driver stated a new poison value.
+    /// The driver's poison value.
     pub poison_val: Option<u32>,
 }
 
@@ -155,18 +156,15 @@ impl ConfigSpace {
     }
 
     /// Takes the driver's fields out of a write and leaves all others as they are: QEMU writes the
-    /// whole space back for one changed field, with whatever it last read in the others.
+    /// whole space back for one changed field, with whatever it last read in the others. Says what
+    /// the write named, whether that is new or not.
     pub fn write(&mut self, offset: usize, data: &[u8]) -> ConfigWrite {
         let field = |at: usize| -> Option<u32> {
             let from = at.checked_sub(offset)?;
             let bytes = data.get(from..from.checked_add(4)?)?;
             Some(u32::from_le_bytes(bytes.try_into().ok()?))
         };
-        let changed = |new: Option<u32>, old: U32| new.filter(|new| *new != old.get());
-        let write = ConfigWrite {
-            actual: changed(field(4), self.balloon.actual),
-            poison_val: changed(field(12), self.balloon.poison_val),
-        };
+        let write = ConfigWrite { actual: field(4), poison_val: field(12) };
         if let Some(actual) = write.actual {
             self.balloon.actual = U32::new(actual);
         }
@@ -210,7 +208,9 @@ mod tests {
         assert_eq!(write, ConfigWrite { actual: Some(7), poison_val: Some(u32::MAX) });
         assert_eq!(config.balloon.num_pages.get(), 512);
         assert_eq!(config.extension, space().extension);
-        assert_eq!(config.write(4, &7_u32.to_le_bytes()), ConfigWrite::default());
+        let same = config.write(4, &7_u32.to_le_bytes());
+        assert_eq!(same, ConfigWrite { actual: Some(7), poison_val: None });
+        assert_eq!(config.write(5, &[0; 4]), ConfigWrite::default());
     }
 
     proptest! {

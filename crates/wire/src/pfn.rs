@@ -7,10 +7,10 @@ use memtide_units::{GpaRange, Pfn};
 /// Bytes of one PFN on the wire: `le32` (virtio 1.3, 5.5.6).
 pub const PFN_LEN: usize = 4;
 
-/// PFNs that are looked at in one buffer at most. Linux sends 256
-/// (`VIRTIO_BALLOON_ARRAY_PFNS_MAX`); a 128 MiB block as one array has 32768; eight of those keep
-/// a single request of a hostile guest under 1 MiB of reading.
-pub const PFNS_MAX: usize = 8 * 32_768;
+/// PFNs of one request at most: a memory block of 128 MiB. Linux sends 256
+/// (`VIRTIO_BALLOON_ARRAY_PFNS_MAX`), FreeBSD as many, Windows 1024. Punching as many scattered pages
+/// takes a quarter of a second.
+pub const PFNS_MAX: usize = 32_768;
 
 /// The frames in `bytes`; a tail of one to three bytes names no frame and is left out.
 pub fn frames(bytes: &[u8]) -> impl Iterator<Item = Pfn> + '_ {

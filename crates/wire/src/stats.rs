@@ -46,7 +46,7 @@ impl Stat {
 }
 
 /// The statistics in a buffer, unknown tags included, at most [`STATS_MAX`]; a ragged tail is left
-/// out (virtio 1.3, 5.5.6.4.1: the device must ignore tags that it does not recognise; keeping them
+/// out (virtio 1.3, 5.5.6.3.2: the device must ignore tags that it does not recognise; keeping them
 /// by number lets newer readers use them).
 pub fn decode(bytes: &[u8]) -> Vec<Stat> {
     let stat = |chunk: &[u8]| {

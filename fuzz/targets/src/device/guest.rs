@@ -286,12 +286,19 @@ impl<'m> World<'m> {
         self.balloon.driver_begins();
     }
 
+    /// What was taken of the rings and not answered is the driver's again.
+    fn untake(&mut self) {
+        for (ring, queue) in self.queues.iter_mut().enumerate() {
+            if let Some(role) = QueueRole::of(ring, self.balloon.features(), BLOCK_QUEUE) {
+                self.balloon.ring_stops(role, queue);
+            }
+        }
+    }
+
     /// The rings stop, and go on where they were.
     fn pause(&mut self, meanwhile: impl FnOnce(&mut Self)) {
         let rings = self.balloon.rings();
-        if let Some(ring) = self.ring_of(QueueRole::Stats) {
-            self.balloon.stats_ring_stopped(&mut self.queues[ring]);
-        }
+        self.untake();
         self.balloon.set_rings(Rings::Stopped);
         meanwhile(self);
         self.balloon.set_rings(rings);
@@ -308,9 +315,7 @@ impl<'m> World<'m> {
 
     /// The rings stop. What waited in them will never be carried out: its pages are the guest's.
     fn stop(&mut self) {
-        if let Some(ring) = self.ring_of(QueueRole::Stats) {
-            self.balloon.stats_ring_stopped(&mut self.queues[ring]);
-        }
+        self.untake();
         self.balloon.set_rings(Rings::Stopped);
         self.waiting = Default::default();
         let mut given = self.given.borrow_mut();

@@ -117,7 +117,7 @@ impl Session {
     fn set_features(&mut self, message: &Message, balloon: &mut Balloon) -> Reply {
         let acked = number(message)?;
         // Queues may change their roles with the features.
-        (0..QUEUES).for_each(|index| self.untake_statistics(index, balloon));
+        (0..QUEUES).for_each(|index| self.untake(index, balloon));
         balloon.set_features(acked & balloon.offered_features());
         if acked & PROTOCOL_FEATURES_BIT == 0 {
             // Without protocol features there is no SET_VRING_ENABLE: rings run once started.
@@ -198,16 +198,16 @@ impl Session {
             Request::SetVringNum => self.rings[index].set_size(state.num),
             Request::SetVringBase => self.rings[index].set_base(state.num),
             Request::SetVringEnable if state.num == 0 => {
-                self.untake_statistics(index, balloon);
+                self.untake(index, balloon);
                 self.rings[index].switch = Switch::Off;
             }
             Request::SetVringEnable => {
                 self.rings[index].switch = Switch::On;
                 self.rings[index].work = Work::Waiting;
             }
-            // GET_VRING_BASE. Nothing is in flight: see the module documentation of the session.
+            // GET_VRING_BASE. Nothing is in flight after this: see the documentation of the session.
             _ => {
-                self.untake_statistics(index, balloon);
+                self.untake(index, balloon);
                 let num = u32::from(self.rings[index].stop());
                 return Ok(Some(VringState { num, ..state }.as_bytes().to_vec()));
             }
@@ -232,7 +232,7 @@ impl Session {
         };
         match request {
             Request::SetVringKick => {
-                self.untake_statistics(index, balloon);
+                self.untake(index, balloon);
                 let bound = self.rings[index].start(fd, &self.table, balloon.features());
                 note_bound(bound, index, balloon, now);
             }

@@ -337,25 +337,24 @@ impl Session {
         balloon: &mut Balloon,
         now: Instant,
     ) {
-        self.untake_statistics(index, balloon);
+        self.untake(index, balloon);
         self.rings[index].give_up();
         balloon.note_bad_ring(now, || format!("queue {index}: {error}"));
         self.note_rings(balloon, now);
     }
 
-    /// Before a ring is stopped or set up anew: the one buffer that the device may hold goes back to
-    /// where a ring that starts again finds it.
-    pub(super) fn untake_statistics(&mut self, index: usize, balloon: &mut Balloon) {
-        if statistics_queue(balloon) == Some(index)
-            && let Some(queue) = self.rings[index].queue()
-        {
-            balloon.stats_ring_stopped(queue);
+    /// Before a ring is stopped or set up anew: a chain that the device has taken and not answered
+    /// goes back to where a ring that starts again finds it.
+    pub(super) fn untake(&mut self, index: usize, balloon: &mut Balloon) {
+        let role = QueueRole::of(index, balloon.features(), BLOCK_QUEUE);
+        if let (Some(role), Some(queue)) = (role, self.rings[index].queue()) {
+            balloon.ring_stops(role, queue);
         }
     }
 
     /// Sets a ring up anew after its addresses or guest memory have changed.
     pub(super) fn rebind(&mut self, index: usize, balloon: &mut Balloon, now: Instant) {
-        self.untake_statistics(index, balloon);
+        self.untake(index, balloon);
         let bound = self.rings[index].rebind(&self.table, balloon.features());
         note_bound(bound, index, balloon, now);
     }

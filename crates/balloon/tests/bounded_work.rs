@@ -84,7 +84,9 @@ fn a_pass_ends_though_its_chains_hold_nothing() {
     while passes.last().is_none_or(|pass: &Pass| pass.left == Left::More) {
         passes.push(world.pass(QueueRole::Reporting, Instant::from_millis(0)));
     }
-    assert_eq!(passes.iter().map(|pass| pass.answered).collect::<Vec<_>>(), [64, 64, 0]);
+    let answered: Vec<u32> = passes.iter().map(|pass| pass.answered).collect();
+    assert!(answered.iter().all(|chains| *chains <= 64), "{answered:?}");
+    assert_eq!(answered.iter().sum::<u32>(), 128);
 }
 
 #[test]

@@ -383,6 +383,12 @@ pub struct Counters {
     pub returns_held: u64,
     /// Bytes taken unasked.
     pub taken: ByteSize,
+    /// Times that a stock driver was told of a new balloon size.
+    #[serde(default)]
+    pub notices: u64,
+    /// Times that this was begun and called off, since its device was about to stop.
+    #[serde(default)]
+    pub notices_called_off: u64,
     /// Punch holes made.
     pub punches: u64,
     /// Punch holes that failed.

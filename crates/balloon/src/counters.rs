@@ -27,6 +27,10 @@ pub struct Counters {
     pub returns_held: u64,
     /// Bytes that the agent took unasked.
     pub taken: ByteSize,
+    /// Times that a stock driver was told of a new balloon size.
+    pub notices: u64,
+    /// Times that this was begun and called off, since the device was about to stop.
+    pub notices_called_off: u64,
     /// Holes punched.
     pub punches: u64,
     /// Reclaims that failed.

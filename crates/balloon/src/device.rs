@@ -513,6 +513,16 @@ impl Balloon {
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
+
+    /// A stock driver was told of a new balloon size.
+    pub fn count_notice(&mut self) {
+        self.counters.notices += 1;
+    }
+
+    /// It was about to be told, and was not.
+    pub fn count_notice_called_off(&mut self) {
+        self.counters.notices_called_off += 1;
+    }
 }
 
 fn fresh_config(epoch: u32) -> ConfigSpace {

@@ -276,7 +276,7 @@ impl Service {
     /// waits for the rest.
     fn work(&mut self, now: Instant) {
         let Some(session) = &mut self.session else { return };
-        session.send_notice(now);
+        session.send_notice(&mut self.balloon, now);
         session.work(&mut self.balloon, now);
         session.ask_statistics(&mut self.balloon, now);
         // Said while no driver runs, it is for the one that starts: a migrated one does not read

@@ -101,6 +101,8 @@ pub(crate) fn counters(counters: &balloon::Counters) -> api::Counters {
         returns_granted: counters.returns_granted,
         returns_held: counters.returns_held,
         taken: counters.taken,
+        notices: counters.notices,
+        notices_called_off: counters.notices_called_off,
         punches: counters.punches,
         punch_errors: counters.punch_errors,
         refused: counters.refused.iter().map(|(name, n)| ((*name).into(), *n)).collect(),

@@ -202,7 +202,7 @@ impl Session {
         let wants_ack = message.needs_reply() && self.protocol_features & feature::REPLY_ACK != 0;
         let known = Request::from_number(number);
         if known.is_none_or(Request::may_stop) {
-            self.call_notice_off(now);
+            self.call_notice_off(balloon, now);
         }
         if known == Some(Request::CheckDeviceState) && message.defect.is_none() {
             self.check = Check::Asked;
@@ -400,7 +400,7 @@ impl Session {
     }
 
     /// Sends that message if it is due, or its other half if the VMM has read the first.
-    pub(crate) fn send_notice(&mut self, now: Instant) {
+    pub(crate) fn send_notice(&mut self, balloon: &mut Balloon, now: Instant) {
         let is_stopping = self.is_stopping();
         let Some(channel) = &mut self.notices else {
             if self.notifier.take(now) {
@@ -412,7 +412,7 @@ impl Session {
         };
         let done = match channel.begun() {
             Ok(Begun::Unread) => Ok(()),
-            Ok(Begun::Read) => channel.finish(),
+            Ok(Begun::Read) => channel.finish().inspect(|()| balloon.count_notice()),
             Ok(Begun::No) if !is_stopping && self.notifier.take(now) => channel.begin(now),
             Ok(Begun::No) => Ok(()),
             Err(error) => Err(error),
@@ -422,10 +422,11 @@ impl Session {
 
     /// A message that may belong to a stop is about to be answered: a notice whose first half waits
     /// in the socket would reach a device that is stopped. It is due again if the device runs on.
-    fn call_notice_off(&mut self, now: Instant) {
+    fn call_notice_off(&mut self, balloon: &mut Balloon, now: Instant) {
         let Some(channel) = &mut self.notices else { return };
         let done = channel.call_off().map(|was_begun| {
             if was_begun {
+                balloon.count_notice_called_off();
                 self.notifier.changed();
             }
         });

@@ -8,7 +8,9 @@ use clap::{Args, ValueEnum};
 use memtide_lab::Kernel;
 use memtide_scenarios::checks::Checks;
 use memtide_scenarios::torture::Torture;
-use memtide_scenarios::{device_death, end_to_end, lockdown, plain_balloon};
+use memtide_scenarios::{
+    device_death, end_to_end, huge_pages, lockdown, plain_balloon, stock_driver,
+};
 
 use crate::lab::{self, Result};
 use crate::programs;
@@ -88,7 +90,7 @@ fn guests(only: Option<Kernel>, named: Option<&str>) -> Result<Tally> {
     for kernel in &kernels {
         let kernel = *kernel;
         count(format!("stock-driver-{kernel}"), &|logs| {
-            end_to_end::stock_driver(&lab, &programs, kernel, &logs)
+            stock_driver::play(&lab, &programs, kernel, &logs)
         })?;
         count(format!("agent-{kernel}"), &|logs| {
             end_to_end::agent(&lab, &programs, kernel, &logs)
@@ -103,6 +105,9 @@ fn guests(only: Option<Kernel>, named: Option<&str>) -> Result<Tally> {
         })?;
         count(format!("device-death-{NEWEST}"), &|logs| {
             device_death::play(&lab, &programs, NEWEST, &logs)
+        })?;
+        count(format!("huge-pages-{NEWEST}"), &|logs| {
+            huge_pages::play(&lab, &programs, NEWEST, &logs)
         })?;
     }
     for (what, times) in SHORT_TORTURES.into_iter().filter(|_| kernels.contains(&NEWEST)) {

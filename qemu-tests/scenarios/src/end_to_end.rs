@@ -5,18 +5,13 @@ use std::time::Duration;
 
 use memtide_api::device::Driver;
 use memtide_lab::cargo::Built;
-use memtide_lab::machine::Console;
 use memtide_lab::{Kernel, Lab};
 use memtide_units::ByteSize;
 
 use crate::checks::Checks;
 use crate::demo::{self, DemoOptions, Interlude, Pace};
 use crate::error::ScenarioError;
-use crate::guest_side::{GuestOptions, Shape, Unit};
-use crate::host_side::HostLimits;
-use crate::run::{Run, Stage};
-use crate::screen::Screen;
-use crate::wait::{self, Look};
+use crate::run::Run;
 
 /// The guest of every end-to-end test.
 const MEMORY: ByteSize = ByteSize::from_gib(2);
@@ -38,6 +33,9 @@ pub fn agent(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks
         return checks;
     };
     checks.step("a stopped agent gives the device back to the stock driver", hand_over(&mut run));
+    if kernel == Kernel::V6_1 {
+        checks.step("an agent that polls follows the host's target", poll(&mut run));
+    }
     let _ = std::fs::write(logs.join("run.svg"), demo::picture(&run, &report));
     let blocks = report.blocks;
     checks.check(
@@ -88,6 +86,27 @@ fn hand_over(run: &mut Run) -> Result<(), ScenarioError> {
     })
 }
 
+/// Starts the agent anew without interrupts, as where a machine has none that user space can have:
+/// it answers the host all the same.
+fn poll(run: &mut Run) -> Result<(), ScenarioError> {
+    run.guest.write_file("/etc/memtide/agent.toml", "interrupt = \"poll\"\n")?;
+    let killed = run.guest.agent_pid()?;
+    run.guest.run(&["systemctl", "restart", "memtide-agent"])?;
+    run.watch("another agent drives", Duration::from_secs(30), |run| {
+        run.guest.agent_pid().is_ok_and(|pid| pid != killed && pid != 0)
+            && run.vm().driver == Driver::Agent
+    })?;
+    let before = run.vm().stolen;
+    let keep = MEMORY - ByteSize::from_mib(768).max(before + ByteSize::from_mib(128));
+    run.host.set_target(keep)?;
+    run.watch("it steals what the host wants", Duration::from_secs(60), |run| {
+        run.vm().stolen > before && run.vm().stolen + keep >= MEMORY
+    })?;
+    run.watch("the books are right", RECOVERY, |run| {
+        run.guest.offline_matches(run.vm()).unwrap_or(false)
+    })
+}
+
 /// How often the agent is killed while it steals.
 const KILLS: usize = 3;
 
@@ -130,89 +149,4 @@ impl Interlude for Killer {
         self.note("a killed memtided rebuilds its ledger from the agent's hello", rebuilt);
         Ok(())
     }
-}
-
-/// A guest without the agent: its stock driver against our device.
-pub fn stock_driver(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks {
-    let mut checks = Checks::of(format!("stock driver on {kernel}"));
-    if let Some(mut run) = checks.step("the guest starts", start_stock(lab, programs, kernel, logs))
-    {
-        stock_checks(&mut checks, &mut run);
-    }
-    checks
-}
-
-fn start_stock(
-    lab: &Lab,
-    programs: &Built,
-    kernel: Kernel,
-    logs: &Path,
-) -> Result<Run, ScenarioError> {
-    let limits = HostLimits { budget: None, min: ByteSize::from_mib(512) };
-    let options = GuestOptions {
-        kernel,
-        memory: MEMORY,
-        artifacts: logs.to_owned(),
-        agent: Unit::Absent,
-        console: Console::None,
-        shape: Shape::default(),
-    };
-    let stage = Stage::start(lab, programs, limits, &options)?;
-    stage.guest.run(&["modprobe", "virtio_balloon"])?;
-    let screen = Screen::new(format!("stock driver on {kernel}"), MEMORY);
-    Ok(Run::new(stage, screen, logs))
-}
-
-fn stock_checks(checks: &mut Checks, run: &mut Run) {
-    let driver = run.watch("the stock driver drives", Duration::from_secs(30), |run| {
-        run.vm().driver == Driver::Stock
-    });
-    checks.step("the stock driver binds", driver);
-
-    let before = run.guest.mem_total().unwrap_or_default();
-    let squeezed = run.host.set_target(ByteSize::from_mib(1536)).and_then(|()| {
-        run.watch("the balloon is inflated", Duration::from_secs(90), |run| {
-            actual(run) == ByteSize::from_mib(512)
-        })
-    });
-    checks.step("it inflates to num_pages", squeezed);
-    let during = run.guest.mem_total().unwrap_or_default();
-    checks.check(
-        "the guest has that much less",
-        before - during >= ByteSize::from_mib(500),
-        format!("{before} before, {during} after"),
-    );
-    let freed = run.host.set_target(MEMORY).and_then(|()| {
-        run.watch("the balloon is deflated", Duration::from_secs(60), |run| actual(run).is_zero())
-    });
-    checks.step("it deflates again", freed);
-
-    let stats = wait::until("statistics arrive", Duration::from_secs(20), || {
-        run.look()?;
-        let stats = run.vm().device.as_ref().map(|device| device.stats.clone()).unwrap_or_default();
-        Ok(match stats.get("total_memory") {
-            Some(total) if *total > 1 << 30 => Look::Found(()),
-            _ => Look::NotYet(format!("{stats:?}")),
-        })
-    });
-    checks.step("it delivers statistics", stats);
-    let reported = free_page_reporting(run);
-    checks.step("free memory is reported and leaves the host's books", reported);
-}
-
-fn actual(run: &Run) -> ByteSize {
-    run.vm().device.as_ref().map(|device| device.actual).unwrap_or(ByteSize::MAX)
-}
-
-/// Fills and frees 512 MiB: what was resident for it must go without anybody asking.
-fn free_page_reporting(run: &mut Run) -> Result<(), ScenarioError> {
-    run.guest.start_workload("alloc heap 512MiB; wait; free heap; wait")?;
-    run.watch("the workload has filled", Duration::from_secs(60), |run| run.player.waiting)?;
-    let filled = run.guest.resident()?;
-    run.go()?;
-    run.watch("reporting gives the memory back", Duration::from_secs(60), |run| {
-        let given = filled - run.last().resident;
-        run.player.waiting && given >= ByteSize::from_mib(400)
-    })?;
-    run.go()
 }

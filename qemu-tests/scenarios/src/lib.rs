@@ -11,6 +11,7 @@ pub mod end_to_end;
 pub mod error;
 pub mod guest_side;
 pub mod host_side;
+pub mod huge_pages;
 pub mod interrupt;
 pub mod lockdown;
 pub mod plain_balloon;
@@ -20,6 +21,7 @@ pub mod run;
 pub mod sample;
 pub mod screen;
 pub mod solo;
+pub mod stock_driver;
 pub mod torture;
 pub mod wait;
 

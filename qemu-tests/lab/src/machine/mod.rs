@@ -3,6 +3,7 @@
 mod accel;
 mod bare;
 mod command_line;
+mod huge_pool;
 mod memory;
 mod process;
 mod qmp;
@@ -10,6 +11,7 @@ mod spec;
 
 pub use accel::{Acceleration, Engine};
 pub use bare::{BareMachine, BareSpec};
+pub use huge_pool::HugePool;
 pub use memory::{GuestMemory, rss_kib};
 pub use qmp::{Qmp, QmpEvent};
 pub use spec::{Accel, Backing, Balloon, Console, MachineSpec, OnReset};

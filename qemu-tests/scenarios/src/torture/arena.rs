@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use memtide_api::device::{DeviceStatus, Driver};
+use memtide_lab::Lab;
+use memtide_lab::cargo::Built;
 use memtide_lab::machine::{Console, OnReset};
 use memtide_lab::rundir::RunDir;
 use memtide_units::ByteSize;
@@ -31,8 +33,6 @@ impl Arena {
     /// # Errors
     /// Where the device or the guest does not come up.
     pub(crate) fn enter(torture: &Torture<'_>, agent: Unit) -> Result<Self, ScenarioError> {
-        let sockets = RunDir::new()?;
-        let device = Device::start(torture.programs, sockets.path(), torture.logs, &[])?;
         let options = GuestOptions {
             kernel: torture.kernel,
             memory: MEMORY,
@@ -41,8 +41,25 @@ impl Arena {
             console: Console::None,
             shape: Shape { on_reset: OnReset::Boots, ..Shape::default() },
         };
-        let guest =
-            GuestSide::start(torture.lab, torture.programs, device.vhost_socket(), &options)?;
+        Self::start(torture.lab, torture.programs, &[], &options)
+    }
+
+    /// Boots this guest, on a device with these arguments.
+    ///
+    /// # Errors
+    /// As [`enter`](Self::enter).
+    pub(crate) fn start(
+        lab: &Lab,
+        programs: &Built,
+        arguments: &[&str],
+        options: &GuestOptions,
+    ) -> Result<Self, ScenarioError> {
+        let sockets = RunDir::new()?;
+        let logs = &options.artifacts;
+        std::fs::create_dir_all(logs)
+            .map_err(|source| ScenarioError::File { path: logs.clone(), source })?;
+        let device = Device::start(programs, sockets.path(), logs, arguments)?;
+        let guest = GuestSide::start(lab, programs, device.vhost_socket(), options)?;
         Ok(Self { guest, device, _sockets: sockets })
     }
 

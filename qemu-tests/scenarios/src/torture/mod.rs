@@ -12,6 +12,7 @@ mod stops;
 mod storm;
 mod summary;
 
+pub(crate) use arena::Arena;
 pub use hostile::hostile;
 pub use kills::kills;
 pub use rebinds::rebinds;

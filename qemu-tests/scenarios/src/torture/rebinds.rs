@@ -82,6 +82,8 @@ pub fn rebinds(torture: &Torture<'_>) -> Checks {
     if let Some(status) = status {
         summary.tell("inflated_mib", status.counters.inflated.mib());
         summary.tell("deflated_mib", status.counters.deflated.mib());
+        summary.tell("config_changed_messages", status.counters.notices);
+        summary.tell("config_changed_called_off", status.counters.notices_called_off);
         summary.tell("refused", status.counters.refused.values().sum::<u64>());
     }
     summary.tell("device_rss_kib", peak.rss.kib());

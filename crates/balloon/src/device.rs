@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use memtide_units::{ByteSize, GpaRange, Instant, Pfn};
 use memtide_wire::block::{Hello, HoldReason, Telemetry};
-use memtide_wire::config::{BalloonConfig, ConfigSpace, ConfigWrite, Extension};
+use memtide_wire::config::{BalloonConfig, ConfigSpace, Extension};
 use memtide_wire::features;
 use memtide_wire::stats::Stat;
 use zerocopy::little_endian::U32;
@@ -17,6 +17,7 @@ use crate::layout::{Layout, MemoryPart};
 use crate::limiter::LogLimiter;
 use crate::pace::Pace;
 use crate::range_set::RangeSet;
+use crate::said::{Poison, Said};
 use crate::stats::Stats;
 use crate::under_way::UnderWays;
 
@@ -74,33 +75,12 @@ pub enum Rings {
     WithBlock,
 }
 
-/// Whose word is `actual`?
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum ActualOf {
-    /// The driver's that runs, or starts.
-    #[default]
-    ThisDriver,
-    /// One's that has stopped. It may go on (a VM that was paused), or another may start anew.
-    ThatStopped,
-}
-
-/// Does the device know what a guest that acked `PAGE_POISON` fills its free pages with?
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Poison {
-    /// Not yet, or its driver said so to a process whose place this one has taken.
-    #[default]
-    Unknown,
-    /// Its driver has said so.
-    Told,
-}
-
 /// The device model: virtqueues in, requests and events out.
 #[derive(Debug)]
 pub struct Balloon {
     pub(crate) settings: Settings,
     pub(crate) config: ConfigSpace,
-    actual_of: ActualOf,
-    poison: Poison,
+    pub(crate) said: Said,
     acked: u64,
     rings: Rings,
     driver: Driver,
@@ -128,8 +108,7 @@ impl Balloon {
         Self {
             settings,
             config: fresh_config(1),
-            actual_of: ActualOf::default(),
-            poison: Poison::default(),
+            said: Said::default(),
             acked: 0,
             rings: Rings::Stopped,
             driver: Driver::None,
@@ -179,7 +158,7 @@ impl Balloon {
         self.acked = acked;
         self.host_pages.clear();
         if acked & features::PAGE_POISON == 0 {
-            self.set_poison(U32::new(0), Poison::Unknown);
+            self.set_poison(0, Poison::Unknown);
         }
     }
 
@@ -210,76 +189,6 @@ impl Balloon {
         self.config.read(offset, out);
     }
 
-    /// Takes a driver's write to configuration space. `poison_val` counts where `PAGE_POISON` was
-    /// acked. It is written before `DRIVER_OK` (virtio 1.3, 5.5.6.6.1), when the VMM has not told
-    /// yet what was acked, so a device at rest takes it and [`Balloon::set_features`] judges it. While
-    /// rings run it is no news where it changes nothing: a VMM writes the whole space back for
-    /// another field, with what it last read of this one.
-    pub fn write_config(&mut self, offset: usize, data: &[u8]) {
-        let BalloonConfig { actual: actual_before, poison_val: poison_before, .. } =
-            self.config.balloon;
-        let ConfigWrite { actual, poison_val } = self.config.write(offset, data);
-        if let Some(pages) = actual.filter(|pages| *pages != actual_before.get()) {
-            self.set_actual(pages);
-        }
-        let Some(value) = poison_val else { return };
-        let counts = match self.rings {
-            Rings::Stopped => true,
-            _ => self.acked & features::PAGE_POISON != 0 && value != poison_before.get(),
-        };
-        if counts {
-            self.poison = Poison::Told;
-        } else {
-            self.config.balloon.poison_val = poison_before;
-        }
-    }
-
-    pub(crate) fn set_actual(&mut self, pages: u32) {
-        self.config.balloon.actual = U32::new(pages);
-        self.actual_of = ActualOf::ThisDriver;
-        self.events.push(Event::Balloon { actual: of_pages(pages) });
-    }
-
-    /// The rings that run now begin at their first entry: a driver has started anew and has no
-    /// balloon, whatever the one before it has said. Linux's says so itself only once it inflates;
-    /// a guest that reboots would seem to hold its old balloon until then.
-    pub fn driver_begins(&mut self) {
-        if self.actual_of == ActualOf::ThatStopped && self.actual() != ByteSize::ZERO {
-            self.set_actual(0);
-        }
-    }
-
-    /// What the guest fills its free pages with and wants to find in them again; 0 where it does
-    /// not, or fills them with zeros. Stays while the rings stop: a VM that is paused goes on with
-    /// the same driver, which will not say it again, and to keep pages is always right.
-    pub fn poison(&self) -> u32 {
-        self.config.balloon.poison_val.get()
-    }
-
-    /// Has the driver said it? See [`Poison`].
-    pub(crate) fn poison_is(&self) -> Poison {
-        self.poison
-    }
-
-    pub(crate) fn set_poison(&mut self, value: U32, poison: Poison) {
-        self.config.balloon.poison_val = value;
-        self.poison = poison;
-    }
-
-    /// Why reported pages must not be dropped, if they must not.
-    pub(crate) fn keeps_reported_pages(&self) -> Option<String> {
-        if self.acked & features::PAGE_POISON == 0 {
-            return None;
-        }
-        match (self.poison, self.poison()) {
-            (Poison::Unknown, _) => {
-                Some("it is not known what the guest fills free pages with".into())
-            }
-            (Poison::Told, 0) => None,
-            (Poison::Told, value) => Some(format!("the guest wants to find {value:#010x} in them")),
-        }
-    }
-
     /// Takes which rings run now. When all have stopped, the driver is gone: its question and its
     /// hello go with it. The stolen map does not, since the guest's kernel still holds the blocks
     /// offline; the next hello replaces it. (A guest that reboots into a stock driver leaves a map
@@ -293,7 +202,7 @@ impl Balloon {
         }
         self.rings = rings;
         if rings == Rings::Stopped {
-            self.actual_of = ActualOf::ThatStopped;
+            self.said.driver_stopped();
             self.forget_agent();
             self.stats.forget_driver();
             self.under_way = UnderWays::default();
@@ -339,7 +248,7 @@ impl Balloon {
         // A new epoch: the next guest's agent must not answer for this one's.
         let epoch = self.config.extension.hello_epoch.get().wrapping_add(1);
         self.config = fresh_config(epoch);
-        self.poison = Poison::Unknown;
+        self.said = Said::default();
     }
 
     /// Sets how large the balloon shall be, rounded down to 4 KiB pages.
@@ -531,6 +440,6 @@ fn fresh_config(epoch: u32) -> ConfigSpace {
     ConfigSpace { balloon: BalloonConfig::default(), extension }
 }
 
-fn of_pages(pages: u32) -> ByteSize {
+pub(crate) fn of_pages(pages: u32) -> ByteSize {
     Pfn::SIZE.times(u64::from(pages))
 }

@@ -28,6 +28,7 @@ mod range_set;
 mod reclaim;
 mod requests;
 mod ring;
+mod said;
 mod state;
 mod stats;
 mod under_way;

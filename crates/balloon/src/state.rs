@@ -18,8 +18,9 @@ use memtide_wire::block::RANGES_MAX;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::device::{Balloon, Poison, Rings};
+use crate::device::{Balloon, Rings};
 use crate::range_set::RangeSet;
+use crate::said::Poison;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"MTDS");
 
@@ -121,7 +122,7 @@ impl Balloon {
         config.extension.hello_epoch = head.hello_epoch;
         let is_told = head.flags.get() & POISON_TOLD != 0;
         let poison = if is_told { Poison::Told } else { Poison::Unknown };
-        self.set_poison(head.poison_val, poison);
+        self.set_poison(head.poison_val.get(), poison);
         self.set_actual(head.actual.get());
         self.stolen = stolen;
         self.ask_hello();

@@ -14,7 +14,7 @@ use memtide_units::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::clock::Clock;
-use crate::control::{ClientId, Control, Gone};
+use crate::control::{ClientId, Control, Gone, SizeNews};
 use crate::log::EventLog;
 use crate::sockets::{BoundSocket, Endpoint, ListenError};
 use crate::systemd::Systemd;
@@ -60,6 +60,7 @@ pub struct Service {
     pub(crate) session: Option<Session>,
     pub(crate) control: Control,
     log: EventLog,
+    sizes: SizeNews,
     /// What the next VMM's session may log.
     limiter: LogLimiter,
     systemd: Systemd,
@@ -103,7 +104,8 @@ impl Service {
         let (control, log) = (Control::new(control, now), EventLog::new(now));
         let systemd = Systemd::default();
         let limiter = LogLimiter::new(now);
-        Ok(Self { clock, listener, balloon, session, control, log, limiter, systemd })
+        let sizes = SizeNews::default();
+        Ok(Self { clock, listener, balloon, session, control, log, sizes, limiter, systemd })
     }
 
     /// Serves until `stop` has something to read, or, where the VMM was connected from the start,
@@ -220,7 +222,7 @@ impl Service {
         let calls = self.control.has_any_calls().then_some(now);
         let listeners = [self.listener.as_ref(), self.control.listener()];
         let rest = listeners.into_iter().flatten().filter_map(|it| it.rests_until(now)).min();
-        let due = [of_session, self.systemd.due(), calls, rest];
+        let due = [of_session, self.systemd.due(), calls, rest, self.sizes.due(now)];
         Some(due.into_iter().flatten().min()?.since(now))
     }
 
@@ -290,6 +292,11 @@ impl Service {
     fn tell(&mut self, now: Instant) {
         for event in self.balloon.take_events() {
             self.log.write(&event, now);
+            if let Some(event) = self.sizes.keep(event) {
+                self.tell_clients(event, now);
+            }
+        }
+        if let Some(event) = self.sizes.take(now) {
             self.tell_clients(event, now);
         }
     }

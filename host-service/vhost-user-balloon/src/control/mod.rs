@@ -2,6 +2,7 @@
 
 mod calls;
 mod client;
+mod size_news;
 mod status;
 mod translate;
 
@@ -17,6 +18,7 @@ use memtide_units::Instant;
 use crate::sockets::BoundSocket;
 use client::Client;
 pub(crate) use client::Gone;
+pub(crate) use size_news::SizeNews;
 pub(crate) use translate::{brief, event, wanted_rule};
 
 /// Clients at once.

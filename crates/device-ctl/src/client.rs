@@ -11,6 +11,8 @@ use memtide_api::device::{
 };
 use memtide_api::line::{LineBuffer, LineError, to_line};
 
+use crate::text::printable;
+
 /// A device answers at once, or is stuck. Long enough for a host that swaps.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
@@ -162,7 +164,7 @@ impl Client {
                 Some(FromDevice::Reply(reply)) if reply.id == id || reply.id == 0 => {
                     return match reply.result {
                         Outcome::Ok(answer) => Ok(answer),
-                        Outcome::Error(refusal) => Err(ClientError::Refused(refusal)),
+                        Outcome::Error(refusal) => Err(ClientError::Refused(shown(refusal))),
                     };
                 }
                 Some(FromDevice::Reply(_)) => {}
@@ -240,6 +242,11 @@ impl Client {
             _ => ClientError::Io { path, source },
         }
     }
+}
+
+/// A refusal as it may stand in a terminal, whoever wrote it.
+fn shown(refusal: Refusal) -> Refusal {
+    Refusal { name: printable(&refusal.name), message: printable(&refusal.message) }
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Text for 80 columns, and words for numbers.
 
+use memtide_units::may_be_shown;
+
 /// Columns that every terminal has.
 pub const WIDTH: usize = 80;
 
@@ -29,9 +31,9 @@ pub fn wrapped(text: &str, indent: usize) -> String {
     out + &format!("{:indent$}{line}\n", "")
 }
 
-/// Text without what would move a terminal's cursor: parts of it come from guests.
+/// Text without what would move a terminal's cursor or hide something: parts of it come from guests.
 pub fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    text.chars().map(|c| if may_be_shown(c) { c } else { '\u{fffd}' }).collect()
 }
 
 /// Columns that the text takes.

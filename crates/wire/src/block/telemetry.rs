@@ -4,7 +4,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use memtide_units::{ByteSize, PpMillion};
+use memtide_units::{ByteSize, PpMillion, may_be_shown};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -122,8 +122,8 @@ pub(super) fn decode(body: &[u8]) -> Result<Telemetry, DecodeError> {
         blocks_stolen: wire.blocks_stolen.get(),
         steals_failed: wire.steals_failed.get(),
         agent_rss: size(wire.agent_rss),
-        // Control characters from a guest have no business in an operator's terminal.
-        note: note.chars().filter(|c| !c.is_control()).collect(),
+        // What a guest says is shown to an operator.
+        note: note.chars().filter(|c| may_be_shown(*c)).collect(),
     })
 }
 

@@ -190,13 +190,6 @@ impl Regions {
         self.list.iter().map(|region| region.range.len()).sum()
     }
 
-    /// The largest unit of all files: what is smaller is not sure to be reclaimed. The host's page
-    /// size where there is no memory yet.
-    pub fn reclaim_unit(&self) -> ByteSize {
-        let page = ByteSize::from_bytes(rustix::param::page_size() as u64);
-        self.list.iter().map(|region| region.backing.unit()).max().unwrap_or(page)
-    }
-
     /// Finds what backs `range`, across as many regions as it touches.
     ///
     /// # Errors

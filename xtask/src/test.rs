@@ -1,21 +1,15 @@
 //! `cargo xtask test`: set-up, format, lints, documentation, unit tests, end-to-end tests; one
 //! count at the end.
 
-use std::path::PathBuf;
+mod guests;
+
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use memtide_lab::Kernel;
-use memtide_scenarios::checks::Checks;
-use memtide_scenarios::torture::Torture;
-use memtide_scenarios::{
-    device_death, end_to_end, huge_pages, lockdown, plain_balloon, stock_driver,
-};
 
-use crate::lab::{self, Result};
-use crate::programs;
+use crate::lab::Result;
 use crate::run::{self, RunError};
-use crate::torture::What;
 
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, Args)]
@@ -29,6 +23,9 @@ pub(crate) struct Test {
     /// End-to-end tests whose names start so alone, such as plain-balloon.
     #[arg(long, value_name = "NAME")]
     scenario: Option<String>,
+    /// Guests at once.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..))]
+    jobs: u8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -53,7 +50,7 @@ pub(crate) fn run(arguments: &Test) -> Result<()> {
         tally.join(units()?);
     }
     if wanted(Part::E2e) {
-        tally.join(guests(arguments.kernel, arguments.scenario.as_deref())?);
+        tally.join(guests::run(arguments.kernel, arguments.scenario.as_deref(), arguments.jobs)?);
     }
     println!("took {:.1} minutes", start.elapsed().as_secs_f64() / 60.0);
     println!("{} passed, {} failed", tally.passed, tally.failed);
@@ -62,74 +59,6 @@ pub(crate) fn run(arguments: &Test) -> Result<()> {
     }
     Ok(())
 }
-
-/// End-to-end tests on real guests, with every log under artifacts/.
-fn guests(only: Option<Kernel>, named: Option<&str>) -> Result<Tally> {
-    let kernels: Vec<Kernel> =
-        Kernel::ALL.into_iter().filter(|kernel| only.is_none_or(|only| only == *kernel)).collect();
-    let lab = lab::set_up(&kernels)?;
-    let programs = programs::build()?;
-    memtide_scenarios::interrupt::listen();
-    let mut tally = Tally::default();
-    let mut count = |name: String, scenario: &dyn Fn(PathBuf) -> Checks| {
-        if named.is_some_and(|named| !name.starts_with(named)) {
-            return Ok(());
-        }
-        let start = Instant::now();
-        let logs = PathBuf::from("artifacts").join(&name);
-        let made = crate::demo::fresh_dir(&logs);
-        let checks = scenario(logs.clone());
-        tally.join(Tally { passed: checks.passed(), failed: checks.failed() });
-        println!(
-            "{name} took {:.0} s, its logs are in {}",
-            start.elapsed().as_secs_f64(),
-            logs.display()
-        );
-        made
-    };
-    for kernel in &kernels {
-        let kernel = *kernel;
-        count(format!("stock-driver-{kernel}"), &|logs| {
-            stock_driver::play(&lab, &programs, kernel, &logs)
-        })?;
-        count(format!("agent-{kernel}"), &|logs| {
-            end_to_end::agent(&lab, &programs, kernel, &logs)
-        })?;
-        count(format!("plain-balloon-{kernel}"), &|logs| {
-            plain_balloon::play(&lab, &programs, kernel, &logs)
-        })?;
-    }
-    if kernels.contains(&NEWEST) {
-        count(format!("lockdown-{NEWEST}"), &|logs| {
-            lockdown::play(&lab, &programs, NEWEST, &logs)
-        })?;
-        count(format!("device-death-{NEWEST}"), &|logs| {
-            device_death::play(&lab, &programs, NEWEST, &logs)
-        })?;
-        count(format!("huge-pages-{NEWEST}"), &|logs| {
-            huge_pages::play(&lab, &programs, NEWEST, &logs)
-        })?;
-    }
-    for (what, times) in SHORT_TORTURES.into_iter().filter(|_| kernels.contains(&NEWEST)) {
-        count(format!("torture-{}", what.name()), &|logs| {
-            let (lab, programs, kernel) = (&lab, &programs, NEWEST);
-            let torture = Torture { lab, programs, kernel, count: times, seed: SEED, logs: &logs };
-            what.play(&torture)
-        })?;
-    }
-    Ok(tally)
-}
-
-/// The kernel of what is not done on each.
-const NEWEST: Kernel = Kernel::V7_3;
-
-/// What `cargo xtask torture` does at length, as often as a test has time for: a reset among the
-/// stops, each kind of cycle but the reboot among the rebinds.
-const SHORT_TORTURES: [(What, u32); 4] =
-    [(What::Hostile, 1000), (What::Rebinds, 10), (What::Kills, 4), (What::Stops, 20)];
-
-/// A test does the same each time; long runs draw anew.
-const SEED: u64 = 1;
 
 /// Passed and failed, over everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

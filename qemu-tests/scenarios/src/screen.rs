@@ -1,7 +1,8 @@
 //! What a person sees while a run goes on: a few lines that are drawn over themselves in a terminal,
-//! or one line every few seconds where the output is a file.
+//! or one line every few seconds where the output is a file, or more than one run's.
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use memtide_units::{ByteSize, PpMillion};
 
@@ -10,6 +11,14 @@ use crate::sample::Sample;
 /// Without a terminal, a line is printed at most this often.
 const QUIET_EVERY_MS: u64 = 5_000;
 const BAR: usize = 40;
+
+/// Several runs share the output.
+static SHARED: AtomicBool = AtomicBool::new(false);
+
+/// From now on runs print lines alone, as several of them go on at once.
+pub fn share() {
+    SHARED.store(true, Ordering::Relaxed);
+}
 
 /// The agent's, the gate's and the run's words beside the numbers.
 #[derive(Clone, Debug, Default)]
@@ -34,7 +43,7 @@ pub struct Screen {
 impl Screen {
     /// A screen for a guest of `memory`; `header` is its first line.
     pub fn new(header: String, memory: ByteSize) -> Self {
-        let terminal = io::stdout().is_terminal();
+        let terminal = io::stdout().is_terminal() && !SHARED.load(Ordering::Relaxed);
         Self { header, memory, terminal, drawn_lines: 0, last_quiet_ms: None }
     }
 
@@ -44,7 +53,7 @@ impl Screen {
             self.redraw(&panel(&self.header, self.memory, (sample, previous), words));
         } else if self.last_quiet_ms.is_none_or(|last| sample.at_ms >= last + QUIET_EVERY_MS) {
             self.last_quiet_ms = Some(sample.at_ms);
-            println!("{}", one_line(sample, words));
+            println!("{}", one_line(&self.header, sample, words));
         }
     }
 
@@ -72,7 +81,7 @@ impl Screen {
     }
 }
 
-fn one_line(sample: &Sample, words: &Words) -> String {
+fn one_line(header: &str, sample: &Sample, words: &Words) -> String {
     let guest = if sample.guest_total.is_zero() {
         "no agent tells of the guest".to_owned()
     } else {
@@ -82,7 +91,7 @@ fn one_line(sample: &Sample, words: &Words) -> String {
         )
     };
     format!(
-        "{:>8} s  {guest}, host resident {}; gate: {}",
+        "{:>8} s  {header}: {guest}, host resident {}; gate: {}",
         sample.at_ms / 1000,
         sample.resident,
         words.gate

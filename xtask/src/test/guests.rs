@@ -1,0 +1,128 @@
+//! End-to-end tests on real guests, with every log under artifacts/.
+//!
+//! Several at once: a guest under emulation keeps one processor busy while it boots and none while a
+//! test waits for something to settle.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use memtide_lab::cargo::Built;
+use memtide_lab::{Kernel, Lab};
+use memtide_scenarios::checks::Checks;
+use memtide_scenarios::torture::Torture;
+use memtide_scenarios::{
+    device_death, end_to_end, huge_pages, lockdown, plain_balloon, screen, stock_driver,
+};
+
+use super::Tally;
+use crate::lab::{self, Result};
+use crate::programs;
+use crate::torture::What;
+
+/// The kernel of what is not done on each.
+const NEWEST: Kernel = Kernel::V7_3;
+
+/// What `cargo xtask torture` does at length, as often as a test has time for: a reset among the
+/// stops, each kind of cycle but the reboot among the rebinds.
+const SHORT_TORTURES: [(What, u32); 4] =
+    [(What::Hostile, 1000), (What::Rebinds, 10), (What::Kills, 4), (What::Stops, 20)];
+
+/// A test does the same each time; long runs draw anew.
+const SEED: u64 = 1;
+
+/// One guest's story.
+struct Scenario {
+    name: String,
+    kernel: Kernel,
+    story: Story,
+}
+
+#[derive(Clone, Copy)]
+enum Story {
+    Plain(fn(&Lab, &Built, Kernel, &Path) -> Checks),
+    Torture(What, u32),
+}
+
+impl Scenario {
+    fn play(&self, lab: &Lab, programs: &Built, logs: &Path) -> Checks {
+        match self.story {
+            Story::Plain(play) => play(lab, programs, self.kernel, logs),
+            Story::Torture(what, count) => {
+                let kernel = self.kernel;
+                what.play(&Torture { lab, programs, kernel, count, seed: SEED, logs })
+            }
+        }
+    }
+}
+
+/// All of them, the longest first: what is begun last should not be what is waited for.
+fn scenarios() -> Vec<Scenario> {
+    let mut all = Vec::new();
+    let mut add = |name: &str, kernel: Kernel, story: Story| {
+        all.push(Scenario { name: format!("{name}-{kernel}"), kernel, story });
+    };
+    for kernel in Kernel::ALL.into_iter().rev() {
+        add("stock-driver", kernel, Story::Plain(stock_driver::play));
+        add("agent", kernel, Story::Plain(end_to_end::agent));
+        add("plain-balloon", kernel, Story::Plain(plain_balloon::play));
+    }
+    add("device-death", NEWEST, Story::Plain(device_death::play));
+    add("huge-pages", NEWEST, Story::Plain(huge_pages::play));
+    add("lockdown", NEWEST, Story::Plain(lockdown::play));
+    for (what, times) in SHORT_TORTURES {
+        add(&format!("torture-{}", what.name()), NEWEST, Story::Torture(what, times));
+    }
+    all
+}
+
+/// Plays those on this kernel, if one is named, whose names start so, if that is given.
+pub(super) fn run(only: Option<Kernel>, named: Option<&str>, jobs: u8) -> Result<Tally> {
+    let is_wanted = |scenario: &Scenario| {
+        only.is_none_or(|kernel| kernel == scenario.kernel)
+            && named.is_none_or(|named| scenario.name.starts_with(named))
+    };
+    let wanted: VecDeque<Scenario> = scenarios().into_iter().filter(is_wanted).collect();
+    if wanted.is_empty() {
+        let names: Vec<String> = scenarios().into_iter().map(|scenario| scenario.name).collect();
+        return Err(format!("there is no such scenario: choose of {}", names.join(", ")).into());
+    }
+    let used = |kernel: &Kernel| wanted.iter().any(|scenario| scenario.kernel == *kernel);
+    let kernels: Vec<Kernel> = Kernel::ALL.into_iter().filter(used).collect();
+    let lab = lab::set_up(&kernels)?;
+    let programs = programs::build()?;
+    memtide_scenarios::interrupt::listen();
+    let workers = usize::from(jobs).min(wanted.len());
+    if workers > 1 {
+        screen::share();
+    }
+    let queue = Mutex::new(wanted);
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let work = || -> std::result::Result<Tally, String> {
+        let mut tally = Tally::default();
+        while let Some(scenario) = next() {
+            tally.join(play(&scenario, &lab, &programs)?);
+        }
+        Ok(tally)
+    };
+    let tallies = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        let ended = threads.into_iter().map(|thread| thread.join());
+        ended.map(|tally| tally.unwrap_or_else(|_| Err("a scenario panicked".into()))).collect()
+    });
+    let tallies: std::result::Result<Vec<Tally>, String> = tallies;
+    let mut sum = Tally::default();
+    tallies?.into_iter().for_each(|tally| sum.join(tally));
+    Ok(sum)
+}
+
+fn play(scenario: &Scenario, lab: &Lab, programs: &Built) -> std::result::Result<Tally, String> {
+    let (name, start) = (&scenario.name, Instant::now());
+    let logs = PathBuf::from("artifacts").join(name);
+    crate::demo::fresh_dir(&logs).map_err(|error| error.to_string())?;
+    let checks = scenario.play(lab, programs, &logs);
+    let took = start.elapsed().as_secs_f64();
+    println!("{name} took {took:.0} s, its logs are in {}", logs.display());
+    Ok(Tally { passed: checks.passed(), failed: checks.failed() })
+}

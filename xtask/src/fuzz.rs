@@ -259,7 +259,7 @@ fn fuzz(target: &str, binary: &Path, runs: u64) -> Result<Outcome> {
     command
         .arg(format!("-runs={runs}"))
         .arg(format!("-artifact_prefix={}/", place.results.display()))
-        .arg(format!("-timeout={TIMEOUT}"))
+        .args([format!("-timeout={TIMEOUT}"), format!("-report_slow_units={TIMEOUT}")])
         // Slow inputs are tried less often: a few of them took two thirds of the time of `rings`.
         .args(["-print_final_stats=1", "-entropic_scale_per_exec_time=1"])
         .arg(format!("-max_len={LEN_MAX}"))

@@ -53,7 +53,8 @@ impl Screen {
             self.redraw(&panel(&self.header, self.memory, (sample, previous), words));
         } else if self.last_quiet_ms.is_none_or(|last| sample.at_ms >= last + QUIET_EVERY_MS) {
             self.last_quiet_ms = Some(sample.at_ms);
-            println!("{}", one_line(&self.header, sample, words));
+            let header = if SHARED.load(Ordering::Relaxed) { &*self.header } else { "" };
+            println!("{}", one_line(header, sample, words));
         }
     }
 
@@ -81,7 +82,9 @@ impl Screen {
     }
 }
 
+/// A sample in a line, behind the run's name where more than one prints.
 fn one_line(header: &str, sample: &Sample, words: &Words) -> String {
+    let name = if header.is_empty() { String::new() } else { format!("{header}: ") };
     let guest = if sample.guest_total.is_zero() {
         "no agent tells of the guest".to_owned()
     } else {
@@ -91,7 +94,7 @@ fn one_line(header: &str, sample: &Sample, words: &Words) -> String {
         )
     };
     format!(
-        "{:>8} s  {header}: {guest}, host resident {}; gate: {}",
+        "{:>8} s  {name}{guest}, host resident {}; gate: {}",
         sample.at_ms / 1000,
         sample.resident,
         words.gate

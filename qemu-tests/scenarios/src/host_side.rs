@@ -176,6 +176,9 @@ impl HostSide {
 
 impl Drop for HostSide {
     fn drop(&mut self) {
+        // Where the device had died, memtided has started another one.
+        let now = self.vm().ok().and_then(|vm| i32::try_from(vm.device?.pid).ok());
+        self.device_pid = now.and_then(Pid::from_raw).or(self.device_pid);
         let _ = self.memtided.kill();
         let _ = self.memtided.wait();
         if let Some(pid) = self.device_pid {

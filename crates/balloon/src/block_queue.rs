@@ -57,7 +57,7 @@ impl Balloon {
     }
 
     /// The response to a request that came to this end.
-    pub(crate) fn response<R>(
+    fn response<R>(
         &mut self,
         sequence: u32,
         outcome: Result<Answer, Refusal>,
@@ -79,14 +79,26 @@ impl Balloon {
             Served::Answered(response) => return response,
             Served::Drops(todo, job) => (todo, job),
         };
-        while let Some(slice) = todo.next_slice(&self.memory) {
+        let mut outcome = Ok(());
+        while outcome.is_ok()
+            && let Some(slice) = todo.next_slice(&self.memory)
+        {
             let gone = moment.host.reclaim(slice);
-            if let Err(refusal) = self.note_slice(&mut job, gone, moment.now) {
-                return self.response(job.sequence, Err(refusal), moment);
-            }
+            outcome = self.note_slice(&mut job, gone, moment.now);
         }
-        let answer = self.finish(job.then, job.reclaimed);
-        self.response(job.sequence, Ok(answer), moment)
+        self.conclude(job, outcome, moment).1
+    }
+
+    /// What there is to say at a job's end, and where.
+    fn conclude<R>(
+        &mut self,
+        job: Job,
+        outcome: Result<(), Refusal>,
+        moment: &Moment<'_, R>,
+    ) -> (Option<Chain>, Response) {
+        let Job { then, sequence, chain, reclaimed } = job;
+        let outcome = outcome.map(|()| self.finish(then, reclaimed));
+        (chain, self.response(sequence, outcome, moment))
     }
 
     /// Ends a job that a chain waits for: writes the response, and says how much that was. A buffer
@@ -98,9 +110,7 @@ impl Balloon {
         memory: &M,
         moment: &Moment<'_, R>,
     ) -> u32 {
-        let Job { then, sequence, chain, reclaimed } = job;
-        let outcome = outcome.map(|()| self.finish(then, reclaimed));
-        let response = self.response(sequence, outcome, moment);
+        let (chain, response) = self.conclude(job, outcome, moment);
         let written = chain.map_or(Ok(0), |chain| chain.write(memory, &response.encode()));
         written.unwrap_or_else(|error| {
             self.refuse(error.name(), moment.now, || format!("a response is lost: {error}"));

@@ -10,8 +10,10 @@
 //! generation u32 | hello_epoch u32 | ranges u32 | then for each: start u64 | length u64
 //! ```
 //! All little-endian; flag 1: the driver has said its poison value. What the guest is guaranteed does
-//! not go along: a host gives its own word on that, and nobody who writes a snapshot does. Whoever hands the bytes over is not trusted: a state that makes no sense
-//! changes nothing, and none can make the device drop memory.
+//! not go along: a host gives its own word on that, and nobody who writes a snapshot does.
+//!
+//! Whoever hands the bytes over is not trusted: a state that makes no sense changes nothing, and none
+//! can make the device drop memory.
 
 use memtide_units::{ByteSize, Gpa, GpaRange};
 use memtide_wire::block::RANGES_MAX;

@@ -53,32 +53,36 @@ pub(crate) fn run(arguments: &Test) -> Result<()> {
         tally.join(guests::run(arguments.kernel, arguments.scenario.as_deref(), arguments.jobs)?);
     }
     println!("took {:.1} minutes", start.elapsed().as_secs_f64() / 60.0);
-    println!("{} passed, {} failed", tally.passed, tally.failed);
-    if tally.failed > 0 {
-        return Err(format!("{} tests failed, see above", tally.failed).into());
+    for failure in &tally.failures {
+        println!("{failure}");
+    }
+    println!("{} passed, {} failed", tally.passed, tally.failed());
+    if tally.failed() > 0 {
+        return Err(format!("{} tests failed, named above", tally.failed()).into());
     }
     Ok(())
 }
 
 /// Passed and failed, over everything.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Tally {
     /// Tests and checks that passed.
     passed: u64,
-    /// Those that did not.
-    failed: u64,
+    /// Those that did not: the line that told so, which is shown once more at the end. Only the end
+    /// of a long log may be kept.
+    failures: Vec<String>,
 }
 
 impl Tally {
-    /// Adds one check.
-    fn add(&mut self, passed: bool) {
-        if passed { self.passed += 1 } else { self.failed += 1 }
+    /// How many failed.
+    fn failed(&self) -> usize {
+        self.failures.len()
     }
 
     /// Adds what another tally counted.
     fn join(&mut self, other: Self) {
         self.passed += other.passed;
-        self.failed += other.failed;
+        self.failures.extend(other.failures);
     }
 }
 
@@ -103,10 +107,16 @@ fn checks() -> Tally {
         let start = Instant::now();
         println!("checking {name} ...");
         let result = run::run(run::cargo(args).env("RUSTDOCFLAGS", "-D warnings"));
-        tally.add(result.is_ok());
         match result {
-            Ok(()) => println!("checking {name} ... ok ({:.0?})", start.elapsed()),
-            Err(error) => println!("checking {name} ... FAILED: {error}"),
+            Ok(()) => {
+                tally.passed += 1;
+                println!("checking {name} ... ok ({:.0?})", start.elapsed());
+            }
+            Err(error) => {
+                let failure = format!("checking {name} ... FAILED: {error}");
+                println!("{failure}");
+                tally.failures.push(failure);
+            }
         }
     }
     tally
@@ -121,12 +131,12 @@ fn units() -> std::result::Result<Tally, RunError> {
     for line in text.lines().filter(|line| worth_showing(line)) {
         println!("{line}");
     }
-    if !status.success() && tally.failed == 0 {
+    if !status.success() && tally.failed() == 0 {
         // It did not build, or a test process died before it could count.
         println!("{text}");
-        tally.failed = 1;
+        tally.failures.push("unit tests ... FAILED: they did not build or did not end".into());
     }
-    println!("unit tests: {} passed, {} failed", tally.passed, tally.failed);
+    println!("unit tests: {} passed, {} failed", tally.passed, tally.failed());
     Ok(tally)
 }
 
@@ -138,19 +148,18 @@ fn worth_showing(line: &str) -> bool {
     !(passed || frame)
 }
 
-/// Sums the lines `test result: ok. 3 passed; 0 failed; ...` that libtest prints.
+/// Sums the lines `test result: ok. 3 passed; 0 failed; ...` that libtest prints, and keeps those of
+/// failed tests, `test name ... FAILED`.
 fn count(text: &str) -> Tally {
-    let number = |line: &str, what: &str| -> u64 {
-        let before = line.split(what).next().unwrap_or_default().trim_end();
+    let passed = |line: &str| -> u64 {
+        let before = line.split("passed").next().unwrap_or_default().trim_end();
         before.rsplit(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)
     };
-    text.lines().filter(|line| line.starts_with("test result:")).fold(
-        Tally::default(),
-        |mut tally, line| {
-            tally.join(Tally { passed: number(line, "passed"), failed: number(line, "failed") });
-            tally
-        },
-    )
+    let is_failure = |line: &&str| line.starts_with("test ") && line.ends_with(" FAILED");
+    Tally {
+        passed: text.lines().filter(|line| line.starts_with("test result:")).map(passed).sum(),
+        failures: text.lines().filter(is_failure).map(String::from).collect(),
+    }
 }
 
 #[cfg(test)]
@@ -162,7 +171,8 @@ mod tests {
         let text = "running 2 tests\ntest a ... ok\ntest b ... FAILED\n\
             test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n\
             test result: ok. 41 passed; 0 failed; 0 ignored\n";
-        assert_eq!(count(text), Tally { passed: 42, failed: 1 });
+        let failures = vec!["test b ... FAILED".to_owned()];
+        assert_eq!(count(text), Tally { passed: 42, failures });
     }
 
     #[test]

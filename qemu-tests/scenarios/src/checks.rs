@@ -9,13 +9,13 @@ use crate::error::ScenarioError;
 pub struct Checks {
     scenario: String,
     passed: u64,
-    failed: u64,
+    failures: Vec<String>,
 }
 
 impl Checks {
     /// No checks yet of the scenario called `scenario`.
     pub fn of(scenario: impl Into<String>) -> Self {
-        Self { scenario: scenario.into(), passed: 0, failed: 0 }
+        Self { scenario: scenario.into(), ..Self::default() }
     }
 
     /// Counts and prints one check.
@@ -25,8 +25,9 @@ impl Checks {
             self.passed += 1;
             println!("test {scenario}: {what} ... ok");
         } else {
-            self.failed += 1;
-            println!("test {scenario}: {what} ... FAILED: {seen}");
+            let failure = format!("test {scenario}: {what} ... FAILED: {seen}");
+            println!("{failure}");
+            self.failures.push(failure);
         }
     }
 
@@ -49,8 +50,8 @@ impl Checks {
         self.passed
     }
 
-    /// How many were not.
-    pub fn failed(&self) -> u64 {
-        self.failed
+    /// What was printed of those that were not.
+    pub fn failures(&self) -> &[String] {
+        &self.failures
     }
 }

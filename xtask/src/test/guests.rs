@@ -124,5 +124,5 @@ fn play(scenario: &Scenario, lab: &Lab, programs: &Built) -> std::result::Result
     let checks = scenario.play(lab, programs, &logs);
     let took = start.elapsed().as_secs_f64();
     println!("{name} took {took:.0} s, its logs are in {}", logs.display());
-    Ok(Tally { passed: checks.passed(), failed: checks.failed() })
+    Ok(Tally { passed: checks.passed(), failures: checks.failures().to_vec() })
 }

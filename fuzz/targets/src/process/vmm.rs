@@ -60,6 +60,8 @@ pub(super) const RINGS: u64 = 0x1_0000;
 /// Where requests and answers are put.
 pub(super) const BUFFERS: u64 = 0x2_0000;
 const SIZE: u16 = 16;
+/// Messages that the device takes in one round, at least.
+const MESSAGES_AT_ONCE: usize = 64;
 
 /// What must come back for a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,7 +160,10 @@ impl<'m> Vmm<'m> {
         self.flush();
         self.has_begun = true;
         let now = Instant::from_millis(self.now);
-        self.device.round(&self.memory.files.ready, now).expect("poll does not fail");
+        // A round takes a share of what has arrived, and much arrives behind a question that waits.
+        for _ in 0..=self.sent.len() / MESSAGES_AT_ONCE {
+            self.device.round(&self.memory.files.ready, now).expect("poll does not fail");
+        }
         self.read_replies();
         let is_connected = self.device.is_connected();
         assert!(is_connected || !self.in_step, "the connection was closed");

@@ -1,0 +1,114 @@
+//! What must happen in time.
+
+use std::time::Duration;
+
+use memtide_policy::guest::{Answer, Headroom};
+use memtide_units::{ByteSize, Instant};
+
+use super::{Moment, Promise, Since, Terms, is_willing};
+use crate::kernel::{Kernel, Killed, Kind, Pace};
+
+/// What is granted is online within so long, besides the time that putting its blocks online takes.
+const COMES_BACK: Duration = Duration::from_secs(2);
+/// A gate that is willing decides, and is asked again, within so long: the longest retry of a held
+/// ticket and of a lost device, twice.
+const IS_HEARD: Duration = Duration::from_secs(10);
+/// A guest that is about to run out has asked within so long; after a denial it may rest for two.
+const ASKS: Duration = Duration::from_secs(4);
+/// A host that has just become willing, or an agent that has just started, gets so long before a
+/// kill is blamed on them.
+const GRACE: Duration = Duration::from_secs(3);
+
+#[derive(Debug)]
+pub(super) struct Liveness {
+    terms: Terms,
+    granted: Since,
+    unheard: Since,
+    unasked: Since,
+    /// Since when the host has been willing and an agent at work.
+    willing: Since,
+}
+
+impl Liveness {
+    pub(super) fn new(terms: Terms) -> Self {
+        let never = Since::default();
+        Self { terms, granted: never, unheard: never, unasked: never, willing: never }
+    }
+
+    pub(super) fn disturbed(&mut self, _now: Instant) {
+        for since in [&mut self.granted, &mut self.unheard, &mut self.unasked, &mut self.willing] {
+            since.restart();
+        }
+    }
+
+    pub(super) fn ticked(&mut self, at: &Moment<'_>) -> Vec<(Promise, String)> {
+        let mut found = Vec::new();
+        let ticket = at.agent.and_then(|agent| agent.ticket());
+        let willing = (is_willing(at.host) && at.agent.is_some()).then_some(());
+        let willing = self.willing.observe(at.now, willing);
+
+        let granted = ticket.filter(|held| held.answer == Answer::Granted);
+        let blocks = granted.map_or(0, |held| held.blocks.len() as u64);
+        let time = self.granted.observe(at.now, granted.map(|_| ()));
+        if time > COMES_BACK + onlining(at.kernel, blocks) {
+            found.push((Promise::ComesBack, format!("{blocks} blocks were granted {time:?} ago")));
+            self.granted.restart();
+        }
+
+        let waits = ticket.filter(|held| held.answer != Answer::Granted && !willing.is_zero());
+        let time = self.unheard.observe(at.now, waits.map(|_| ()));
+        if time > IS_HEARD {
+            let asked = waits.map_or(0, |held| held.blocks.len());
+            let what =
+                format!("{asked} blocks have been asked for since {time:?} at a willing gate");
+            found.push((Promise::IsHeard, what));
+            self.unheard.restart();
+        }
+
+        let memory = at.kernel.memory();
+        let emergency =
+            Headroom::of(at.kernel.online(), self.terms.unit, None, ByteSize::ZERO).emergency;
+        let returnable = at.returnable(&self.terms.limits);
+        let is_short = memory.available < emergency && !returnable.is_zero() && ticket.is_none();
+        let time = self.unasked.observe(at.now, is_short.then_some(()));
+        if time > ASKS {
+            let available = memory.available;
+            let what = format!(
+                "{available} available for {time:?}, {returnable} could come back, and nobody asks"
+            );
+            found.push((Promise::Asks, what));
+            self.unasked.restart();
+        }
+        found
+    }
+
+    /// Nobody is killed while memory could come back from a host that has been willing for a while.
+    pub(super) fn killed(&mut self, at: &Moment<'_>, killed: Killed) -> Vec<(Promise, String)> {
+        let Killed { wanted, movable_free } = killed;
+        let one = self.terms.unit.size();
+        if wanted == Kind::Kernel && movable_free >= one {
+            let what =
+                format!("no room for the kernel's own while {movable_free} is free elsewhere");
+            return vec![(Promise::KernelMemory, what)];
+        }
+        let willing = self.willing.0.map_or(Duration::ZERO, |since| at.now.since(since));
+        let returnable = at.returnable(&self.terms.limits);
+        if willing < GRACE || returnable.is_zero() {
+            return Vec::new();
+        }
+        let what = format!(
+            "{wanted:?} memory ran out while {returnable} could come back from a host that is willing"
+        );
+        vec![(Promise::NobodyKilled, what)]
+    }
+}
+
+/// The longest that putting so many blocks online takes.
+fn onlining(kernel: &Kernel, blocks: u64) -> Duration {
+    let small = blocks * kernel.unit().size().bytes().div_ceil(128 << 20);
+    let each = match kernel.machine().pace {
+        Pace::Emulated => Duration::from_millis(80),
+        Pace::Hardware => Duration::from_millis(8),
+    };
+    each * u32::try_from(small).unwrap_or(u32::MAX)
+}

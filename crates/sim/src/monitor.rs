@@ -1,0 +1,136 @@
+//! What DAMON says of the simulated memory: regions, how often each was found touched, how long it
+//! has been like that.
+//!
+//! DAMON looks at one page of a region in each sample and takes it for the region
+//! (mm/damon/core.c). So a region of which half of the pages are touched between two samples comes out
+//! at ten of twenty, or eight, or thirteen: the noise here is that draw, not an invention on top.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use memtide_policy::guest::AccessRegion;
+use memtide_units::{BlockId, Gpa, GpaRange, Instant, Permille};
+
+use crate::chance::{Chance, Stream};
+use crate::kernel::{Block, Kernel, Kind, PAGE, State};
+
+/// Samples of one aggregation: the ratio that DAMON's documentation recommends, and the agent uses.
+const SAMPLES: u64 = 20;
+/// Regions of a block: the agent asks for six at least, and DAMON splits some.
+const REGIONS: u64 = 8;
+/// Between two snapshots: two seconds of pause and an aggregation of one (guest-agent's
+/// `damon_watch.rs`).
+const PERIOD: Duration = Duration::from_secs(3);
+/// Accesses that differ by more start a region's age anew: DAMON's threshold is a tenth of the
+/// largest difference that there is, or one.
+const SAME: u64 = 2;
+
+/// Whether somebody watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    /// DAMON runs.
+    Damon,
+    /// The kernel has no DAMON (Debian 12's), or somebody else uses it.
+    Nobody,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    accesses: u64,
+    since: Instant,
+}
+
+/// The monitor.
+#[derive(Clone, Debug)]
+pub struct Monitor {
+    watch: Watch,
+    chance: Chance,
+    known: BTreeMap<(BlockId, u64), Known>,
+    next: Instant,
+}
+
+impl Monitor {
+    /// A monitor that has seen nothing yet.
+    pub fn new(seed: u64, watch: Watch) -> Self {
+        let chance = Chance::of(seed, Stream::Monitor);
+        Self { watch, chance, known: BTreeMap::new(), next: Instant::default() }
+    }
+
+    /// A snapshot, when one is due.
+    pub fn snapshot(&mut self, now: Instant, kernel: &Kernel) -> Option<Vec<AccessRegion>> {
+        if self.watch == Watch::Nobody || now < self.next {
+            return None;
+        }
+        self.next = now + PERIOD;
+        let online = kernel.blocks().iter().filter(|block| block.state != State::Offline);
+        Some(online.flat_map(|block| self.regions(now, kernel, block)).collect())
+    }
+
+    /// The agent was restarted, and DAMON with it: ages start from nothing.
+    pub fn restart(&mut self, now: Instant) {
+        self.known.clear();
+        self.next = now + PERIOD;
+    }
+
+    fn regions(&mut self, now: Instant, kernel: &Kernel, block: &Block) -> Vec<AccessRegion> {
+        let touched = block.of(Kind::Hot) + block.of(Kind::Cache);
+        let pages = block.pages() / REGIONS;
+        let start = kernel.unit().range(block.id).map_or(0, |range| range.start().0);
+        (0..REGIONS)
+            .filter_map(|n| {
+                // What is touched lies together, from the block's beginning.
+                let hot = touched.saturating_sub(n * pages).min(pages);
+                let accesses = self.look(hot, pages);
+                let age = self.age(now, (block.id, n), accesses);
+                let at = Gpa(start + n * pages * PAGE.bytes());
+                let range = GpaRange::new(at, PAGE.times(pages)).ok()?;
+                let accessed = Permille(u32::try_from(accesses * 1000 / SAMPLES).unwrap_or(1000));
+                Some(AccessRegion { range, accessed, age })
+            })
+            .collect()
+    }
+
+    /// How many of the samples hit a page that is touched.
+    fn look(&mut self, hot: u64, pages: u64) -> u64 {
+        if hot == 0 {
+            return 0;
+        }
+        (0..SAMPLES).filter(|_| self.chance.between(0, pages - 1) < hot).count() as u64
+    }
+
+    fn age(&mut self, now: Instant, region: (BlockId, u64), accesses: u64) -> Duration {
+        let known = self.known.entry(region).or_insert(Known { accesses, since: now });
+        if known.accesses.abs_diff(accesses) > SAME || (known.accesses == 0) != (accesses == 0) {
+            known.since = now;
+        }
+        known.accesses = accesses;
+        now.since(known.since)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TICK;
+    use crate::kernel::{Demand, Machine, Pace, Release, in_pages};
+    use memtide_policy::guest::HeatMap;
+    use memtide_units::{BlockSize, ByteSize};
+
+    #[test]
+    fn the_working_set_is_found_within_a_fifth_once_the_rest_has_aged() {
+        let machine = Machine { pace: Pace::Hardware, release: Release::V7_3, cpus: 1 };
+        let mut kernel = Kernel::boot(3, machine, BlockSize::X86_SMALL, 16);
+        let demand = Demand { hot: in_pages(ByteSize::from_mib(400)), ..Demand::default() };
+        let (mut now, mut monitor) = (Instant::default(), Monitor::new(3, Watch::Damon));
+        let mut heat = HeatMap::new(BlockSize::X86_SMALL);
+        for _ in 0..2_400 {
+            now = now + TICK;
+            kernel.tick(now, &demand);
+            if let Some(regions) = monitor.snapshot(now, &kernel) {
+                heat.observe(&regions);
+            }
+        }
+        let (found, truth) = (heat.working_set().unwrap().mib(), kernel.bytes_of(Kind::Hot).mib());
+        assert!(found.abs_diff(truth) * 5 <= truth * 2, "{found} of {truth} MiB");
+    }
+}

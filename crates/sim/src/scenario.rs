@@ -1,0 +1,181 @@
+//! What kind of guest a seed is.
+
+use std::time::Duration;
+
+use memtide_policy::guest::{KernelZone, Limits, LimitsWish, ScaleBy, Settings};
+use memtide_units::{BlockSize, ByteSize, Permille};
+
+use crate::chance::{Chance, Stream};
+use crate::kernel::{Machine, Pace, Release};
+use crate::monitor::Watch;
+use crate::workload::Name;
+
+/// How much goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weather {
+    /// Nothing does, except that a block is busy now and then.
+    Fair,
+    /// Something every few minutes.
+    Gusty,
+    /// Something all the time.
+    Stormy,
+}
+
+impl Weather {
+    /// As people say it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fair => "fair",
+            Self::Gusty => "gusty",
+            Self::Stormy => "stormy",
+        }
+    }
+}
+
+/// A guest, what runs in it, and what befalls it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scenario {
+    /// What all of it follows from, with the workload and the length.
+    pub seed: u64,
+    /// What runs in the guest.
+    pub workload: Name,
+    /// How long; the second half is calm.
+    pub minutes: u64,
+    /// What is under it.
+    pub machine: Machine,
+    /// Size of a memory block.
+    pub unit: BlockSize,
+    /// How many.
+    pub blocks: u64,
+    /// What the user asked for.
+    pub wish: LimitsWish,
+    /// When the agent helps itself.
+    pub gate_deadline: Option<Duration>,
+    /// Whether DAMON runs.
+    pub watch: Watch,
+    /// How much goes wrong.
+    pub weather: Weather,
+    /// One block was offline before the agent came.
+    pub foreign: Foreign,
+    /// Whether stalls can be seen.
+    pub psi: Psi,
+}
+
+/// Whether the kernel has PSI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Psi {
+    /// It was booted with `psi=0`.
+    Absent,
+    /// As usual.
+    Present,
+}
+
+/// Whether somebody else holds a block offline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Foreign {
+    /// Nobody.
+    None,
+    /// The last block but one.
+    One,
+}
+
+impl Scenario {
+    /// The scenario of a seed. `workload` takes the place of what the seed would draw.
+    pub fn of(seed: u64, workload: Option<Name>, minutes: u64) -> Self {
+        let mut chance = Chance::of(seed, Stream::Scenario);
+        let drawn = chance.one_of(&Name::ALL);
+        // Sizes of memory blocks: 128 MiB, and up to 2 GiB in guests of 64 GiB and more
+        // (arch/x86/mm/init_64.c, `probe_memory_block_size`).
+        let (unit_mib, counts) = chance.one_of(&[
+            (128, [8, 16]),
+            (128, [16, 32]),
+            (128, [32, 64]),
+            (1024, [32, 64]),
+            (2048, [32, 48]),
+        ]);
+        let unit =
+            BlockSize::try_from(ByteSize::from_mib(unit_mib)).unwrap_or(BlockSize::X86_SMALL);
+        let blocks = chance.one_of(&counts);
+        let pace = chance.one_of(&[Pace::Hardware, Pace::Emulated]);
+        let release = chance.one_of(&[Release::V6_12, Release::V7_3]);
+        let cpus = match pace {
+            Pace::Emulated => chance.between(1, 2),
+            Pace::Hardware => chance.one_of(&[1, 2, 4, 8]),
+        };
+        let present = unit.size().times(blocks);
+        Self {
+            seed,
+            workload: workload.unwrap_or(drawn),
+            minutes,
+            machine: Machine { pace, release, cpus },
+            unit,
+            blocks,
+            wish: wish(&mut chance, present),
+            gate_deadline: (!chance.happens(150)).then_some(Duration::from_secs(10)),
+            watch: if chance.happens(250) { Watch::Nobody } else { Watch::Damon },
+            weather: chance.one_of(&[Weather::Fair, Weather::Gusty, Weather::Stormy]),
+            foreign: if chance.happens(100) { Foreign::One } else { Foreign::None },
+            psi: if chance.happens(30) { Psi::Absent } else { Psi::Present },
+        }
+    }
+
+    /// A guest of 4 GiB on a server, where nothing goes wrong: what the golden stories tell.
+    pub fn plain(workload: Name, minutes: u64) -> Self {
+        Self {
+            seed: 1,
+            workload,
+            minutes,
+            machine: Machine { pace: Pace::Hardware, release: Release::V6_12, cpus: 2 },
+            unit: BlockSize::X86_SMALL,
+            blocks: 32,
+            wish: LimitsWish::default(),
+            gate_deadline: Some(Duration::from_secs(10)),
+            watch: Watch::Damon,
+            weather: Weather::Fair,
+            foreign: Foreign::None,
+            psi: Psi::Present,
+        }
+    }
+
+    /// Memory in blocks.
+    pub fn present(&self) -> ByteSize {
+        self.unit.size().times(self.blocks)
+    }
+
+    /// What the agent is told.
+    ///
+    /// # Panics
+    /// Where the wish contradicts itself, which none that is drawn does.
+    pub fn settings(&self) -> Settings {
+        let limits = Limits::new(self.present(), self.wish).expect("a wish that can be granted");
+        Settings {
+            block: self.unit,
+            limits,
+            scale_by: ScaleBy::Use,
+            kernel_zone: KernelZone::Leave,
+            gate_deadline: self.gate_deadline,
+            first_ticket: 1,
+        }
+    }
+
+    /// How long the run is.
+    pub fn length(&self) -> Duration {
+        Duration::from_secs(self.minutes * 60)
+    }
+
+    /// The command that plays it again.
+    pub fn command(&self) -> String {
+        format!(
+            "cargo run -p memtide-sim -- run --seed {} --workload {} --minutes {}",
+            self.seed, self.workload, self.minutes
+        )
+    }
+}
+
+/// Most people wish for nothing; some for a minimum or a maximum.
+fn wish(chance: &mut Chance, present: ByteSize) -> LimitsWish {
+    let share = |permille: u64| Permille(u32::try_from(permille).unwrap_or(1000)).of(present);
+    let min = chance.happens(250).then(|| share(chance.between(200, 500)));
+    let max = chance.happens(200).then(|| share(chance.between(700, 1000)));
+    LimitsWish { min, max, psi_goal: None }
+}

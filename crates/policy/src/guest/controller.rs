@@ -15,7 +15,7 @@ use super::pace::Pace;
 use super::plan::{Action, Decision, Plan, Urgency, WaitReason};
 use super::pressure::{Pressure, PressureMeter};
 use super::quiet::Quiet;
-use super::returns::{Need, OverGoal, Wanted, nearest};
+use super::returns::{Need, OverGoal, Stall, Wanted, nearest};
 use super::select::candidates;
 use super::steals::{Room, chosen};
 use super::trend::Trend;
@@ -100,7 +100,7 @@ struct Figures {
     headroom: Headroom,
     pressure: Option<Pressure>,
     growth: ByteSize,
-    over_goal: Option<Duration>,
+    over_goal: Option<Stall>,
 }
 
 impl Controller {

@@ -19,7 +19,9 @@
 //!    dying       │ ask back at the highest urgency, even past the host's target
 //! ```
 //!
-//! Pressure (PSI, some) over the goal stops stealing at once, whatever is available.
+//! Pressure (PSI, some) over the goal stops stealing at once, whatever is available. Pressure that
+//! lasts while little is free asks blocks back, the sooner the higher it is, and twice as many each
+//! time that it was not enough.
 
 mod controller;
 mod convert;

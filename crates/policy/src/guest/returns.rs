@@ -8,10 +8,16 @@ use memtide_units::{BlockId, ByteSize, Instant, PpMillion};
 use super::headroom::Headroom;
 use super::observation::Memory;
 use super::plan::Urgency;
+use super::pressure::WINDOW;
 
-/// Pressure that lasts this long asks a block back whatever is available: `MemAvailable` counts
-/// page cache as available, and cannot see that it is thrashing. Five windows.
+/// Pressure at the goal that lasts this long asks a block back whatever is available: `MemAvailable`
+/// counts page cache as available, and cannot see that it is thrashing. Five windows; pressure
+/// that is higher has to last shorter in proportion.
 pub(super) const STUBBORN: Duration = Duration::from_secs(10);
+/// But so long at least: a single stall is seen for a whole window.
+const STUBBORN_LEAST: Duration = WINDOW.saturating_add(Duration::from_secs(1));
+/// As many blocks as this in one question because of pressure: what one window may steal at most.
+const STUBBORN_BLOCKS: u64 = 16;
 
 /// What decides about a return.
 #[derive(Clone, Copy, Debug)]
@@ -21,8 +27,8 @@ pub(super) struct Need<'a> {
     /// What will be used in addition half a second from now.
     pub(super) growth: ByteSize,
     pub(super) trigger_fired: bool,
-    /// How long pressure has been over the goal.
-    pub(super) over_goal: Option<Duration>,
+    /// How pressure has been over the goal, where it is.
+    pub(super) over_goal: Option<Stall>,
     pub(super) block: ByteSize,
 }
 
@@ -42,8 +48,19 @@ impl Need<'_> {
         if ahead < self.headroom.low {
             return Some(Wanted { count: self.count(ahead), urgency: self.urgency(stalls) });
         }
-        let stubborn = self.over_goal.is_some_and(|time| time >= STUBBORN);
-        ((stalls && little) || stubborn).then_some(Wanted { count: 1, urgency: Urgency::Pressure })
+        let count = if stalls && little { 1 } else { 0 }.max(self.stubborn());
+        (count > 0).then_some(Wanted { count, urgency: Urgency::Pressure })
+    }
+
+    /// Blocks that pressure alone asks for: none where it has not lasted yet, nor where much is
+    /// free. Then it is not for want of memory that somebody stalls: what came back last is not
+    /// used up yet, or a control group is at a limit of its own.
+    fn stubborn(&self) -> u64 {
+        let lasts = |stall: &Stall| stall.time >= stall.patience();
+        match self.over_goal.filter(lasts) {
+            Some(stall) if self.memory.free < self.headroom.low => stall.blocks(),
+            _ => 0,
+        }
     }
 
     /// Whether a return that was asked for is still worth waiting for: until as much is available
@@ -75,27 +92,57 @@ impl Need<'_> {
     }
 }
 
+/// Pressure over the goal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stall {
+    /// For how long, since blocks were asked back for it last.
+    pub(super) time: Duration,
+    /// How often they were, since it has been over the goal.
+    pub(super) asked: u32,
+    /// How much it is.
+    pub(super) some: PpMillion,
+    /// How much it may be.
+    pub(super) goal: PpMillion,
+}
+
+impl Stall {
+    /// How long it may last: the further over the goal, the shorter.
+    fn patience(&self) -> Duration {
+        (STUBBORN * self.goal.0 / self.some.0.max(1)).max(STUBBORN_LEAST)
+    }
+
+    /// One block, and twice as many each time that it was not enough: the inverse of what a thief
+    /// does (see [`Pace`](super::pace::Pace)).
+    fn blocks(&self) -> u64 {
+        1_u64.checked_shl(self.asked).unwrap_or(u64::MAX).min(STUBBORN_BLOCKS)
+    }
+}
+
 /// Remembers since when pressure has been over the goal.
 #[derive(Clone, Debug, Default)]
 pub(super) struct OverGoal {
     since: Option<Instant>,
+    asked: u32,
 }
 
 impl OverGoal {
-    /// How long pressure has been over the goal, where it is.
+    /// How pressure has been over the goal, where it is.
     pub(super) fn observe(
         &mut self,
         now: Instant,
         some: PpMillion,
         goal: PpMillion,
-    ) -> Option<Duration> {
+    ) -> Option<Stall> {
         self.since = (some > goal).then(|| self.since.unwrap_or(now));
-        self.since.map(|since| now.since(since))
+        self.asked = if self.since.is_some() { self.asked } else { 0 };
+        let asked = self.asked;
+        self.since.map(|since| Stall { time: now.since(since), asked, some, goal })
     }
 
-    /// A block was asked back for it: the next one after another [`STUBBORN`].
+    /// Blocks were asked back for it: more of them when it has lasted as long again.
     pub(super) fn restart(&mut self, now: Instant) {
         self.since = self.since.map(|_| now);
+        self.asked = self.asked.saturating_add(u32::from(self.since.is_some()));
     }
 }
 
@@ -120,9 +167,24 @@ mod tests {
 
     /// A guest with 1000 MiB online: low 100, refill 164, steal 292, emergency 48 MiB.
     fn wanted(available: u64, growth: u64, over_goal_s: Option<u64>) -> Option<(u64, Urgency)> {
-        let memory = Memory { total: mib(1000), free: mib(0), available: mib(available) };
+        let stall = over_goal_s.map(|s| stall(s, 1_001, 0));
+        stalling(0, available, growth, stall)
+    }
+
+    /// So many seconds of so much pressure, after so many questions; the goal is 0.1 %.
+    fn stall(s: u64, some: u32, asked: u32) -> Stall {
+        let (some, goal) = (PpMillion(some), PpMillion(1_000));
+        Stall { time: Duration::from_secs(s), asked, some, goal }
+    }
+
+    fn stalling(
+        free: u64,
+        available: u64,
+        growth: u64,
+        over_goal: Option<Stall>,
+    ) -> Option<(u64, Urgency)> {
+        let memory = Memory { total: mib(1000), free: mib(free), available: mib(available) };
         let headroom = Headroom::of(mib(1000), BlockSize::X86_SMALL, None, ByteSize::ZERO);
-        let over_goal = over_goal_s.map(Duration::from_secs);
         let need = Need {
             memory: &memory,
             headroom: &headroom,
@@ -154,6 +216,36 @@ mod tests {
         assert_eq!(wanted(227, 0, Some(0)), Some((1, Urgency::Pressure)));
         assert_eq!(wanted(228, 0, Some(9)), None);
         assert_eq!(wanted(900, 0, Some(10)), Some((1, Urgency::Pressure)));
+    }
+
+    #[test]
+    fn the_further_over_the_goal_the_sooner_and_more_each_time_that_it_was_not_enough() {
+        let wanted = |stall| stalling(0, 900, 0, Some(stall)).map(|(count, _)| count);
+        assert_eq!([wanted(stall(4, 2_000, 0)), wanted(stall(5, 2_000, 0))], [None, Some(1)]);
+        // A single stall is over after a window.
+        assert_eq!([wanted(stall(2, 300_000, 0)), wanted(stall(3, 300_000, 0))], [None, Some(1)]);
+        let counts = [1, 2, 3, 4, 9, 99].map(|asked| wanted(stall(10, 2_000, asked)).unwrap());
+        assert_eq!(counts, [2, 4, 8, 16, 16, 16]);
+    }
+
+    #[test]
+    fn pressure_in_spite_of_much_free_memory_asks_for_nothing() {
+        let bad = Some(stall(60, 300_000, 3));
+        assert_eq!(stalling(100, 900, 0, bad), None);
+        assert_eq!(stalling(99, 900, 0, bad), Some((8, Urgency::Pressure)));
+    }
+
+    #[test]
+    fn questions_are_counted_while_pressure_lasts() {
+        let (mut over, goal) = (OverGoal::default(), PpMillion(1_000));
+        let mut at = |s: u64, some: u32| {
+            let now = Instant::from_millis(s * 1_000);
+            let seen = over.observe(now, PpMillion(some), goal);
+            over.restart(now);
+            seen.map(|stall| (stall.time.as_secs(), stall.asked))
+        };
+        let seen = [at(0, 0), at(1, 1_500), at(4, 1_500), at(9, 1_500), at(10, 0), at(11, 1_500)];
+        assert_eq!(seen, [None, Some((0, 0)), Some((3, 1)), Some((5, 2)), None, Some((0, 0))]);
     }
 
     #[test]

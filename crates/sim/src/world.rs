@@ -124,6 +124,9 @@ impl<'a> World<'a> {
         }
         if self.now >= self.starved {
             self.act();
+        } else {
+            // Nothing is owed by who does not run.
+            self.checks.disturbed(self.now);
         }
         let at = moment(self.now, &self.kernel, &self.host, &self.life, self.phase());
         self.checks.ticked(&at);

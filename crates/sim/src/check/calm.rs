@@ -1,8 +1,9 @@
 //! What must not go on for ever.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use memtide_policy::guest::{DeviceState, Mode};
+use memtide_policy::guest::{Decision, DeviceState, Mode, Plan, WaitReason};
 use memtide_units::{ByteSize, Instant, Permille};
 
 use super::{Moment, Promise, Since, Terms, is_willing};
@@ -20,9 +21,14 @@ const STEALS_AGAIN: Duration = Duration::from_secs(660);
 const FOR_GROWTH: Permille = Permille(200);
 /// The policy may take so long to find a steady guest's size.
 const SETTLES: Duration = Duration::from_secs(300);
-/// Blocks that a settled, steady guest may move: some at first, and so many in an hour.
+/// Blocks that a settled, steady guest may move there and back: some at first, and so many in an
+/// hour.
 const MOVES_FIRST: u64 = 4;
 const MOVES_PER_HOUR: u64 = 12;
+/// So many steals may be stopped for pressure in so long: six, where each is followed by twice the
+/// rest of the one before, of ten seconds at first.
+const HURTS_MOST: usize = 8;
+const HURTS_SPAN: Duration = Duration::from_secs(600);
 /// Pressure is looked at over this long, and may be over the goal in one of twenty.
 const WINDOW: Duration = Duration::from_secs(2);
 const OVER_GOAL_MOST: Permille = Permille(50);
@@ -36,8 +42,10 @@ pub(super) struct Calm {
     /// Since when a steady guest has been left in peace.
     peace: Option<Instant>,
     /// What had been moved when it had settled.
-    moved_before: Option<u64>,
+    moved_before: Option<(u64, u64)>,
     windows: Windows,
+    /// When steals were stopped because the guest stalled.
+    hurts: VecDeque<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +65,7 @@ impl Calm {
             peace: None,
             moved_before: None,
             windows: Windows::default(),
+            hurts: VecDeque::new(),
         }
     }
 
@@ -65,6 +74,24 @@ impl Calm {
         self.peace = Some(now);
         self.moved_before = None;
         self.windows.start = None;
+    }
+
+    /// A steal that is stopped for pressure was a mistake, which may be made so often.
+    pub(super) fn decided(&mut self, at: &Moment<'_>, plan: &Plan) -> Vec<(Promise, String)> {
+        let Decision::Abort(WaitReason::Pressure { .. } | WaitReason::Trigger) = plan.report else {
+            return Vec::new();
+        };
+        self.hurts.push_back(at.now);
+        while self.hurts.front().is_some_and(|first| at.now.since(*first) > HURTS_SPAN) {
+            self.hurts.pop_front();
+        }
+        if self.hurts.len() <= HURTS_MOST {
+            return Vec::new();
+        }
+        let count = self.hurts.len();
+        self.hurts.clear();
+        let what = format!("{count} steals were stopped for pressure in {HURTS_SPAN:?}");
+        vec![(Promise::BacksOff, what)]
     }
 
     pub(super) fn ticked(&mut self, at: &Moment<'_>) -> Vec<(Promise, String)> {
@@ -126,11 +153,12 @@ impl Calm {
     fn swings(&mut self, at: &Moment<'_>) -> Option<(Promise, String)> {
         let settled = self.peace.filter(|since| at.now.since(*since) >= SETTLES)? + SETTLES;
         let deeds = at.agent?.deeds;
-        let moved = deeds.stolen + deeds.returned;
-        let before = *self.moved_before.get_or_insert(moved);
+        let (stolen, returned) = (deeds.stolen, deeds.returned);
+        let before = *self.moved_before.get_or_insert((stolen, returned));
         let time = at.now.since(settled);
         let most = MOVES_FIRST + MOVES_PER_HOUR * time.as_secs() / 3600;
-        let count = moved - before;
+        // What only goes is no swing: large blocks go slowly.
+        let count = 2 * (stolen - before.0).min(returned - before.1);
         (count > most).then(|| {
             self.disturbed(at.now);
             (Promise::NoSwing, format!("{count} blocks moved in {time:?} of an even load"))

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use memtide_policy::guest::{Answer, Headroom};
-use memtide_units::{ByteSize, Instant};
+use memtide_units::{ByteSize, Instant, PpMillion};
 
 use super::{Moment, Promise, Since, Terms, is_willing};
 use crate::kernel::{Kernel, Killed, Kind, Pace};
@@ -15,6 +15,12 @@ const COMES_BACK: Duration = Duration::from_secs(2);
 const IS_HEARD: Duration = Duration::from_secs(10);
 /// A guest that is about to run out has asked within so long; after a denial it may rest for two.
 const ASKS: Duration = Duration::from_secs(4);
+/// A guest that stalls for a hundredth of its time, ten times the usual goal, has got something back
+/// within so long.
+const RELIEF: Duration = Duration::from_secs(6);
+const BAD_STALL: PpMillion = PpMillion(10_000);
+/// Stalls are looked at over this long.
+const WINDOW: Duration = Duration::from_secs(2);
 /// A host that has just become willing, or an agent that has just started, gets so long before a
 /// kill is blamed on them.
 const GRACE: Duration = Duration::from_secs(3);
@@ -25,6 +31,9 @@ pub(super) struct Liveness {
     granted: Since,
     unheard: Since,
     unasked: Since,
+    stalling: Since,
+    /// The start of the present window, and what had been stalled and returned by then.
+    window: (Instant, u64, u64),
     /// Since when the host has been willing and an agent at work.
     willing: Since,
 }
@@ -32,11 +41,20 @@ pub(super) struct Liveness {
 impl Liveness {
     pub(super) fn new(terms: Terms) -> Self {
         let never = Since::default();
-        Self { terms, granted: never, unheard: never, unasked: never, willing: never }
+        Self {
+            terms,
+            granted: never,
+            unheard: never,
+            unasked: never,
+            stalling: never,
+            window: (Instant::default(), 0, 0),
+            willing: never,
+        }
     }
 
     pub(super) fn disturbed(&mut self, _now: Instant) {
-        for since in [&mut self.granted, &mut self.unheard, &mut self.unasked, &mut self.willing] {
+        let Self { granted, unheard, unasked, stalling, willing, .. } = self;
+        for since in [granted, unheard, unasked, stalling, willing] {
             since.restart();
         }
     }
@@ -66,8 +84,7 @@ impl Liveness {
         }
 
         let memory = at.kernel.memory();
-        let emergency =
-            Headroom::of(at.kernel.online(), self.terms.unit, None, ByteSize::ZERO).emergency;
+        let emergency = self.emergency(at);
         let returnable = at.returnable(&self.terms.limits);
         let is_short = memory.available < emergency && !returnable.is_zero() && ticket.is_none();
         let time = self.unasked.observe(at.now, is_short.then_some(()));
@@ -79,7 +96,38 @@ impl Liveness {
             found.push((Promise::Asks, what));
             self.unasked.restart();
         }
+        if !willing.is_zero() {
+            found.extend(self.unrelieved(at));
+        }
         found
+    }
+
+    /// Below this a guest is about to run out.
+    fn emergency(&self, at: &Moment<'_>) -> ByteSize {
+        Headroom::of(at.kernel.online(), self.terms.unit, None, ByteSize::ZERO).emergency
+    }
+
+    /// How long the guest stalls badly, and nothing comes back.
+    fn unrelieved(&mut self, at: &Moment<'_>) -> Option<(Promise, String)> {
+        let (start, stalled, returned) = self.window;
+        let elapsed = at.now.since(start);
+        if elapsed < WINDOW {
+            return None;
+        }
+        let now = (at.kernel.psi().some_us, at.agent.map_or(0, |agent| agent.deeds.returned));
+        self.window = (at.now, now.0, now.1);
+        let us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        let stall = PpMillion::of_time(now.0 - stalled, us);
+        let returnable = at.returnable(&self.terms.limits);
+        // Where much is free more would not help: what was lost is being read back.
+        let is_short = at.kernel.memory().free < self.emergency(at);
+        let is_bad = stall > BAD_STALL && now.1 == returned && is_short && !returnable.is_zero();
+        let time = self.stalling.observe(at.now, is_bad.then_some(()));
+        (time > RELIEF).then(|| {
+            self.stalling.restart();
+            let what = format!("{stall} for {time:?}, and {returnable} could come back");
+            (Promise::Relief, what)
+        })
     }
 
     /// Nobody is killed while memory could come back from a host that has been willing for a while.

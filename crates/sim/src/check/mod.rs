@@ -53,12 +53,16 @@ pub enum Promise {
     IsHeard,
     /// A guest that is about to run out asks.
     Asks,
+    /// A guest that stalls badly gets something back soon.
+    Relief,
     /// Nobody is killed for memory that is stolen and could come back.
     NobodyKilled,
     /// Nobody is killed for kernel memory while movable memory is free.
     KernelMemory,
     /// What a small and calm guest has to spare goes.
     StealsAgain,
+    /// What made the guest stall is not tried again at once.
+    BacksOff,
     /// A steady guest does not steal and return in turns.
     NoSwing,
     /// A steady guest stays under its pressure goal.
@@ -67,7 +71,7 @@ pub enum Promise {
 
 impl Promise {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Books,
         Self::Drops,
         Self::Steals,
@@ -78,9 +82,11 @@ impl Promise {
         Self::ComesBack,
         Self::IsHeard,
         Self::Asks,
+        Self::Relief,
         Self::NobodyKilled,
         Self::KernelMemory,
         Self::StealsAgain,
+        Self::BacksOff,
         Self::NoSwing,
         Self::Pressure,
     ];
@@ -99,9 +105,11 @@ impl fmt::Display for Promise {
             Self::ComesBack => "what is granted is online soon",
             Self::IsHeard => "a willing gate is heard soon",
             Self::Asks => "a guest that runs out asks",
+            Self::Relief => "a guest that stalls badly gets something back soon",
             Self::NobodyKilled => "nobody is killed while stolen memory could come back",
             Self::KernelMemory => "nobody is killed for kernel memory while movable memory is free",
             Self::StealsAgain => "a calm guest gives up what it has to spare",
+            Self::BacksOff => "what made the guest stall is not tried again at once",
             Self::NoSwing => "a steady guest does not swing",
             Self::Pressure => "a steady guest stays under its pressure goal",
         })
@@ -195,6 +203,8 @@ impl Checks {
     /// The agent has seen and decided this, and nothing of it is done yet.
     pub fn decided(&mut self, at: &Moment<'_>, seen: &Observation, plan: &Plan) {
         let broken = self.safety.decided(at, seen, plan);
+        self.note(at.now, broken);
+        let broken = self.calm.decided(at, plan);
         self.note(at.now, broken);
     }
 

@@ -19,6 +19,8 @@ const ASKS: Duration = Duration::from_secs(4);
 /// within so long.
 const RELIEF: Duration = Duration::from_secs(6);
 const BAD_STALL: PpMillion = PpMillion(10_000);
+/// While the cache is thrashing kswapd keeps about so much more free than a guest needs to live.
+const KSWAPD: ByteSize = ByteSize::from_mib(32);
 /// Stalls are looked at over this long.
 const WINDOW: Duration = Duration::from_secs(2);
 /// A host that has just become willing, or an agent that has just started, gets so long before a
@@ -120,7 +122,7 @@ impl Liveness {
         let stall = PpMillion::of_time(now.0 - stalled, us);
         let returnable = at.returnable(&self.terms.limits);
         // Where much is free more would not help: what was lost is being read back.
-        let is_short = at.kernel.memory().free < self.emergency(at);
+        let is_short = at.kernel.memory().free < self.emergency(at) + KSWAPD;
         let is_bad = stall > BAD_STALL && now.1 == returned && is_short && !returnable.is_zero();
         let time = self.stalling.observe(at.now, is_bad.then_some(()));
         (time > RELIEF).then(|| {

@@ -11,6 +11,8 @@
 mod calm;
 mod liveness;
 mod safety;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::time::Duration;

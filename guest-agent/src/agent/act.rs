@@ -6,7 +6,7 @@ use memtide_wire::block::{self, Request, ReturnRequest};
 
 use super::Agent;
 use crate::blocks::Hold;
-use crate::worker::{Job, KERNEL_DEADLINE, Look, MOVABLE_DEADLINE, Task};
+use crate::worker::{Job, KERNEL_DEADLINE, Look, Task, movable_deadline};
 
 impl Agent {
     pub(super) fn carry_out(&mut self, now: Instant, actions: Vec<Action>) {
@@ -31,7 +31,7 @@ impl Agent {
         let table = &self.parts.blocks;
         let job = |block: &BlockId| {
             let (deadline, look) = if table.is_movable(*block) {
-                (MOVABLE_DEADLINE, Look::AtRoom)
+                (movable_deadline(table.size()), Look::AtRoom)
             } else {
                 (KERNEL_DEADLINE, Look::AtPages)
             };

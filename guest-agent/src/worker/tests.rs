@@ -143,3 +143,12 @@ fn the_end_of_a_job_wakes_whoever_polls() {
     assert!(worker.take().is_some() && worker.take().is_none());
     assert_eq!(poll(&mut [PollFd::new(&worker, PollFlags::IN)], Some(&Default::default())), Ok(0));
 }
+
+#[test]
+fn a_larger_block_has_longer_but_not_for_ever() {
+    let deadline = |mib| {
+        let size = BlockSize::new(ByteSize::from_mib(mib)).unwrap();
+        movable_deadline(size).as_secs()
+    };
+    assert_eq!([64, 128, 256, 1024, 2048].map(deadline), [20, 20, 40, 160, 180]);
+}

@@ -9,8 +9,9 @@ use memtide_units::{BlockId, ByteSize, Instant};
 
 use crate::kernel::{End, Kernel, Zone};
 
-/// For a block in `ZONE_MOVABLE`, and for one in a kernel zone.
+/// For a block in `ZONE_MOVABLE`, by its size, and for one in a kernel zone.
 const MOVABLE_DEADLINE: Duration = Duration::from_secs(20);
+const MOVABLE_DEADLINE_MOST: Duration = Duration::from_secs(180);
 const KERNEL_DEADLINE: Duration = Duration::from_secs(3);
 
 /// What is done to a block.
@@ -156,7 +157,9 @@ fn look_and_write(
         // Nobody counts there: all of it might have to move.
         Zone::Movable => {
             let to_migrate = kernel.unit().size();
-            (Census { to_migrate, unmovable_pages: 0 }, MOVABLE_DEADLINE)
+            let small_blocks = u32::try_from(to_migrate.mib().div_ceil(128)).unwrap_or(u32::MAX);
+            let deadline = MOVABLE_DEADLINE.saturating_mul(small_blocks).min(MOVABLE_DEADLINE_MOST);
+            (Census { to_migrate, unmovable_pages: 0 }, deadline)
         }
         Zone::Kernel => (super::census(kernel, block), KERNEL_DEADLINE),
     };

@@ -66,6 +66,15 @@ enum Content {
     Request(Request),
 }
 
+/// A chain that has not been answered, as far as the driver knows.
+#[derive(Debug)]
+struct Waiting {
+    head: u16,
+    /// Where its buffers lie. No other chain's may lie there: the device reads them when it will.
+    slot: u64,
+    content: Content,
+}
+
 /// What the guest has given up, and may not be surprised to find empty.
 #[derive(Debug, Default)]
 struct Given {
@@ -192,7 +201,7 @@ struct World<'m> {
     host: Host<'m>,
     drivers: Vec<FakeDriver>,
     queues: Vec<Queue>,
-    waiting: [VecDeque<(u16, Content)>; QUEUES],
+    waiting: [VecDeque<Waiting>; QUEUES],
     /// Blocks that went online without a word that the device could hear, until the next hello.
     unheard: BTreeSet<u64>,
     slots: u64,
@@ -417,9 +426,9 @@ impl<'m> World<'m> {
     /// slot at an address.
     fn add(&mut self, role: QueueRole, content: Content, buffers: impl FnOnce(u64) -> Vec<Buffer>) {
         let Some(ring) = self.ring_of(role).filter(|_| self.can_add(role)) else { return };
-        let buffers = buffers(self.slot());
-        let head = self.drivers[ring].add(self.memory, &buffers);
-        self.waiting[ring].push_back((head, content));
+        let slot = self.slot();
+        let head = self.drivers[ring].add(self.memory, &buffers(slot));
+        self.waiting[ring].push_back(Waiting { head, slot, content });
         self.slots += 1;
     }
 
@@ -433,9 +442,12 @@ impl<'m> World<'m> {
         self.balloon.rings() == Rings::WithBlock || ring != BLOCK_QUEUE
     }
 
-    /// Where the next chain's buffers go: more slots than chains can wait in all rings.
+    /// Where the next chain's buffers go: there are more slots than chains can wait in all rings.
     fn slot(&self) -> u64 {
-        BUFFERS + self.slots % (QUEUES * (WAITING_MAX + 1)) as u64 * SLOT
+        let count = (QUEUES * (WAITING_MAX + 1)) as u64;
+        let mut slots = (self.slots..self.slots + count).map(|n| BUFFERS + n % count * SLOT);
+        let is_free = |slot: &u64| self.waiting.iter().flatten().all(|chain| chain.slot != *slot);
+        slots.find(is_free).expect("one is free")
     }
 
     fn write_pages(&self, pages: &[u64]) -> Buffer {
@@ -447,7 +459,7 @@ impl<'m> World<'m> {
 
     /// Is the page on its way into the balloon or out of it?
     fn is_on_its_way(&self, number: u64) -> bool {
-        self.waiting.iter().flatten().any(|(_, content)| match content {
+        self.waiting.iter().flatten().any(|chain| match &chain.content {
             Content::Inflate(pages) | Content::Deflate(pages) => pages.contains(&number),
             _ => false,
         })
@@ -550,7 +562,7 @@ impl<'m> World<'m> {
     }
 
     fn waits_to_return(&self, number: u64) -> bool {
-        self.waiting[BLOCK_QUEUE].iter().any(|(_, content)| match content {
+        self.waiting[BLOCK_QUEUE].iter().any(|chain| match &chain.content {
             Content::Request(Request::Return(wanted)) => wanted.ranges.contains(&block(number)),
             _ => false,
         })
@@ -599,10 +611,10 @@ impl<'m> World<'m> {
     fn look(&mut self) {
         for ring in 0..QUEUES {
             for (head, written) in self.drivers[ring].take_used(self.memory) {
-                let at = self.waiting[ring].iter().position(|(waiting, _)| *waiting == head);
+                let at = self.waiting[ring].iter().position(|chain| chain.head == head);
                 let at = at.unwrap_or_else(|| panic!("{head} is answered and was not asked"));
-                let (_, content) = self.waiting[ring].remove(at).expect("it is there");
-                self.answered(head, written, content);
+                let chain = self.waiting[ring].remove(at).expect("it is there");
+                self.answered(head, written, chain.content);
             }
         }
     }
@@ -701,8 +713,8 @@ impl<'m> World<'m> {
 }
 
 /// May the device drop blocks for it still, or hand some back?
-fn drops_or_returns(waiting: &(u16, Content)) -> bool {
-    let Content::Request(request) = &waiting.1 else { return false };
+fn drops_or_returns(chain: &Waiting) -> bool {
+    let Content::Request(request) = &chain.content else { return false };
     matches!(request, Request::Steal(_) | Request::Hello(_) | Request::Return(_))
 }
 

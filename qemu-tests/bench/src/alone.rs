@@ -16,7 +16,6 @@ use memtide_wire::block::{Hello, RESPONSE_LEN, Request, Response, Verdict};
 use memtide_wire::features;
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate};
 use rustix::process::Pid;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -28,9 +27,12 @@ use crate::error::{BenchError, Result};
 use crate::figures::Spread;
 use crate::memtide::Device;
 use crate::meter::Moved;
+use crate::processors::{self, run_on};
 
 /// What is dropped in one turn.
 const MOVED: ByteSize = ByteSize::from_gib(1);
+/// Turns for each turn of a guest: one takes two seconds, and single ones differ by a fifth.
+const TURNS_EACH: usize = 3;
 /// Rings, requests and answers lie behind it.
 const RINGS: u64 = MOVED.bytes();
 const REQUEST: u64 = RINGS + (1 << 20);
@@ -74,38 +76,23 @@ fn take_turns(
     rounds: usize,
 ) -> Result<(Spread, Spread)> {
     let device = Device::start(programs, &sockets.join("alone"), log)?;
-    let (touching, punching) = processors();
-    run_on(Pid::from_raw(device.pid().cast_signed()), &punching)?;
+    // One processor touches memory and the other one punches it, whoever does: a page costs more to
+    // drop on a processor that has not touched it.
+    let allowed = processors::allowed();
+    let (touching, punching) = (allowed[0], allowed[allowed.len() - 1]);
+    run_on(Pid::from_raw(device.pid().cast_signed()), punching)?;
     let mut vm = Vm::connect(device.socket())?;
     let (mut by_device, mut by_hand) = (vec![], vec![]);
-    for _ in 0..rounds {
+    for _ in 0..rounds * TURNS_EACH {
         memtide_scenarios::interrupt::check()?;
-        run_on(None, &touching)?;
+        run_on(None, touching)?;
         vm.memory.touch()?;
         by_device.push(vm.by_device()?.rate());
         vm.memory.touch()?;
-        run_on(None, &punching)?;
+        run_on(None, punching)?;
         by_hand.push(vm.memory.by_hand()?.rate());
     }
     Ok((Spread::of(by_device), Spread::of(by_hand)))
-}
-
-/// The processor that touches memory and the one that punches it, whoever does: a page costs a
-/// fifth more to drop on a processor that has not just touched it.
-fn processors() -> (CpuSet, CpuSet) {
-    let all = sched_getaffinity(None).unwrap_or_default();
-    let one = |cpu: usize| {
-        let mut set = CpuSet::new();
-        set.set(cpu);
-        set
-    };
-    let allowed: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|cpu| all.is_set(*cpu)).collect();
-    (one(allowed.first().copied().unwrap_or(0)), one(allowed.last().copied().unwrap_or(0)))
-}
-
-/// Has a process, or this thread, run on these processors only.
-fn run_on(pid: Option<Pid>, set: &CpuSet) -> Result<()> {
-    sched_setaffinity(pid, set).map_err(BenchError::call("a processor cannot be chosen"))
 }
 
 /// Guest memory as a memfd, mapped here.

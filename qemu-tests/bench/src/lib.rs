@@ -16,6 +16,7 @@ mod machines;
 mod memtide;
 mod meter;
 mod picture;
+mod processors;
 mod qemu_devices;
 mod raw;
 mod reclaim;

@@ -4,6 +4,9 @@
 //! emulation takes half a minute to write to a few GiB. So while its processors are stopped, a byte
 //! of each page is read from QEMU's memory and written back (process_vm_writev(2)): afterwards the
 //! page is there, and mapped into QEMU writable and dirty, just as after the guest's own write.
+//!
+//! Each processor touches its share, as the guest's would: a page costs more to drop on a processor
+//! that has not touched it, and nobody's figure shall depend on where the scheduler had put whom.
 
 use std::fs;
 use std::io::{IoSlice, IoSliceMut};
@@ -16,6 +19,7 @@ use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
 
 use crate::error::{BenchError, Result};
+use crate::processors;
 
 /// Pages in one call; the kernel takes 1024 (`IOV_MAX`).
 const AT_ONCE: usize = 512;
@@ -32,9 +36,32 @@ pub(crate) fn touch(pid: u32, memory: &GuestMemory, page: usize) -> Result<()> {
         source,
     })?;
     let pid = Pid::from_raw(pid.cast_signed());
-    for range in mapped(&maps, inode) {
-        let pages: Vec<usize> = range.step_by(page).collect();
-        for pages in pages.chunks(AT_ONCE) {
+    let ranges = mapped(&maps, inode);
+    let processors = processors::allowed();
+    std::thread::scope(|scope| {
+        let share = |(turn, cpu): (usize, &usize)| {
+            let (ranges, cpu, of) = (&ranges, *cpu, processors.len());
+            scope.spawn(move || {
+                processors::run_on(None, cpu)?;
+                rewrite_share(pid, ranges, page, (turn, of))
+            })
+        };
+        let threads: Vec<_> = processors.iter().enumerate().map(share).collect();
+        let panicked = |_| Err(BenchError::Device("memory could not be touched".into()));
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(panicked))
+    })
+}
+
+/// Every `of`th chunk of pages, from number `turn` on.
+fn rewrite_share(
+    pid: Pid,
+    ranges: &[Range<usize>],
+    page: usize,
+    (turn, of): (usize, usize),
+) -> Result<()> {
+    for range in ranges {
+        let pages: Vec<usize> = range.clone().step_by(page).collect();
+        for pages in pages.chunks(AT_ONCE).skip(turn).step_by(of) {
             rewrite(pid, pages)?;
         }
     }

@@ -97,6 +97,12 @@ impl Blocks {
         self.entries.get(&block).is_some_and(|entry| entry.zone == Some(Zone::Movable))
     }
 
+    /// The agent has taken a block offline: it is in no zone.
+    pub fn went_offline(&mut self, block: BlockId) {
+        let entry = Entry { hold: Hold::Leaving, zone: None, never_offline: false };
+        self.entries.insert(block, entry);
+    }
+
     /// Something was done to a block. The kernel says what zone it is in now.
     pub fn set(&mut self, root: &Root, block: BlockId, hold: Hold) {
         match memory::read(root, block) {
@@ -257,7 +263,7 @@ impl Blocks {
 }
 
 fn is_offline(root: &Root, block: BlockId) -> bool {
-    memory::read(root, block).is_ok_and(|block| block.state == State::Offline)
+    memory::state(root, block).is_ok_and(|state| state == State::Offline)
 }
 
 fn entry(block: &Block, hold: Hold) -> Entry {

@@ -44,7 +44,7 @@ impl Agent {
 
     /// A block that was about to be reported is not, or is no part of a range that is, offline whole.
     fn on_not_offline(&mut self, block: BlockId) {
-        match memory::read(&self.parts.root, block).map(|block| block.state) {
+        match memory::state(&self.parts.root, block) {
             Ok(State::Offline) => self.parts.link.report_stolen(self.parts.blocks.ranges(&[block])),
             Ok(State::Online | State::GoingOffline) => {
                 self.parts.blocks.set(&self.parts.root, block, Hold::Online);
@@ -72,7 +72,7 @@ impl Agent {
         for block in self.parts.blocks.in_ranges(ranges) {
             let is_ours =
                 matches!(self.parts.blocks.hold(block), Some(Hold::Stolen | Hold::Leaving));
-            let now = memory::read(&self.parts.root, block).map(|block| block.state);
+            let now = memory::state(&self.parts.root, block);
             if is_ours && matches!(now, Ok(State::Online)) {
                 self.counters.dropped_online += 1;
                 tracing::error!(
@@ -188,7 +188,7 @@ impl Agent {
     }
 
     fn on_offline(&mut self, block: BlockId) {
-        self.parts.blocks.set(&self.parts.root, block, Hold::Leaving);
+        self.parts.blocks.went_offline(block);
         let ranges = self.parts.blocks.ranges(&[block]);
         self.parts.link.report_stolen(ranges);
     }

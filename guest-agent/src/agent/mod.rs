@@ -157,7 +157,7 @@ impl Agent {
     /// be decided any more.
     pub fn turn(&mut self, now: Instant, woken: Woken) -> Result<Duration, crate::run::RunError> {
         self.listen(now, woken);
-        self.take_ended_jobs();
+        self.take_ended_jobs(now);
         self.take_findings();
         if now >= self.due.refresh && !self.parts.hands.is_busy() {
             self.due.refresh = now + REFRESH;
@@ -219,9 +219,12 @@ impl Agent {
         }
     }
 
-    fn take_ended_jobs(&mut self) {
+    /// Takes in what the blocks' thread has done. What has gone offline is reported before anything
+    /// else is looked at, so that the host can begin to drop it.
+    fn take_ended_jobs(&mut self, now: Instant) {
         while let Some(done) = self.parts.hands.take() {
             self.on_done(done);
+            self.exchange(now);
         }
     }
 
@@ -297,7 +300,7 @@ impl Agent {
 
     /// Takes in what still ends, then says goodbye; true once the host has answered that.
     pub fn end_farewell(&mut self, now: Instant) -> bool {
-        self.take_ended_jobs();
+        self.take_ended_jobs(now);
         self.exchange(now);
         let settled = !self.parts.hands.is_busy() && self.parts.link.is_idle();
         if settled && self.is_leaving {

@@ -53,11 +53,7 @@ pub fn list(root: &Root) -> Result<Vec<Block>> {
 /// [`crate::Error::Garbage`].
 pub fn read(root: &Root, id: BlockId) -> Result<Block> {
     let dir = directory(id);
-    let state = root.parsed(
-        format!("{dir}/state"),
-        "online, offline or going-offline",
-        State::from_kernel,
-    )?;
+    let state = state(root, id)?;
     let zones = root.parsed(
         format!("{dir}/valid_zones"),
         "none, or zones such as DMA32 Movable",
@@ -65,6 +61,15 @@ pub fn read(root: &Root, id: BlockId) -> Result<Block> {
     )?;
     let node = root.numbers(&dir, "node")?.first().and_then(|&node| u32::try_from(node).ok());
     Ok(Block { id, state, zones, node })
+}
+
+/// The state of one block: a third of what [`read`] costs.
+///
+/// # Errors
+/// [`crate::Error::Missing`]: there is no such block. [`crate::Error::Garbage`].
+pub fn state(root: &Root, id: BlockId) -> Result<State> {
+    let file = format!("{}/state", directory(id));
+    root.parsed(file, "online, offline or going-offline", State::from_kernel)
 }
 
 fn directory(id: BlockId) -> String {

@@ -188,6 +188,17 @@ impl Blocks {
         self.entries.iter().filter(|(_, entry)| entry.hold == hold).map(|(id, _)| *id).collect()
     }
 
+    /// All blocks, ascending.
+    pub fn all(&self) -> Vec<BlockId> {
+        self.entries.keys().copied().collect()
+    }
+
+    /// All that the kernel does not use, whoever took it, ascending.
+    pub fn offline(&self) -> Vec<BlockId> {
+        let is_offline = |entry: &Entry| entry.hold != Hold::Online;
+        self.entries.iter().filter(|(_, entry)| is_offline(entry)).map(|(id, _)| *id).collect()
+    }
+
     /// All that is offline by the agent's doing and stays so, whether the host knows or not: what a
     /// hello says. A block that is being put online is not among it, or the host would drop what
     /// the guest has begun to use.

@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use crate::run::{Purpose, RunError, run, signal_of};
 use crate::runtime::status_path;
 use crate::status::Status;
 use crate::takeover::modprobe_dry;
+use crate::views::{self, HeatArgs, Window};
 
 const AFTER_HELP: &str = "\
 MEMTIDE_LOG sets what run and hand-back log: error, warn, info (the default), debug or trace.
@@ -44,6 +46,34 @@ enum Command {
         /// Print JSON, for programs.
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Show how large the working set was, what memory is now, and how long it lay idle.
+    Wss {
+        /// Print JSON, for programs: sizes in bytes, times in milliseconds.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        window: Window,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Show which memory was touched when: physical addresses upwards, time to the right.
+    Heat {
+        #[command(flatten)]
+        args: HeatArgs,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Say what was decided lately, and why, newest first.
+    Explain {
+        /// Print JSON, for programs.
+        #[arg(long)]
+        json: bool,
+        /// The last so many decisions; 64 are remembered.
+        #[arg(short, value_name = "N", default_value_t = 12)]
+        n: usize,
         #[command(flatten)]
         place: Place,
     },
@@ -196,6 +226,18 @@ pub fn main() -> ExitCode {
             end(settings.map_err(RunError::from).and_then(|config| look(&config)))
         }
         Command::Status { json, place } => said(show(&place.runtime_dir, json)),
+        Command::Wss { json, window, place } => {
+            let dir = &place.runtime_dir;
+            said(running(dir).and_then(|status| views::wss(&status, dir, json, &window)))
+        }
+        Command::Heat { args, place } => {
+            let dir = &place.runtime_dir;
+            said(running(dir).and_then(|status| views::heat(&status, dir, &args)))
+        }
+        Command::Explain { json, n, place } => {
+            let dir = &place.runtime_dir;
+            said(running(dir).and_then(|_| views::explain(dir, json, n)))
+        }
         Command::Restore(place) => said(set_mode(&place.runtime_dir, Mode::Restore)),
         Command::Resume(place) => said(set_mode(&place.runtime_dir, Mode::Tune)),
     }
@@ -232,10 +274,14 @@ fn look(config: &Config) -> Result<(), RunError> {
 
 fn said(result: Result<String, String>) -> ExitCode {
     match result {
-        Ok(text) => {
-            print!("{text}");
-            ExitCode::SUCCESS
-        }
+        Ok(text) => match std::io::stdout().write_all(text.as_bytes()) {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                eprintln!("memtide-agent: the output cannot be written: {error}");
+                ExitCode::FAILURE
+            }
+            // Or whoever reads has seen enough: `memtide-agent heat | head`.
+            _ => ExitCode::SUCCESS,
+        },
         Err(error) => {
             eprintln!("memtide-agent: {error}");
             ExitCode::FAILURE

@@ -16,6 +16,7 @@
 //! 3. The device's memory is never in a block that may be stolen, never moves while the device may
 //!    use it, and outlives the agent ([`dma`]).
 
+pub mod access;
 pub mod agent;
 pub mod alarm;
 pub mod blocks;
@@ -24,6 +25,7 @@ pub mod cli;
 pub mod config;
 pub mod conversion;
 pub mod damon_watch;
+pub mod decisions;
 pub mod dma;
 pub mod handback;
 pub mod hands;
@@ -39,6 +41,7 @@ pub mod signals;
 pub mod status;
 pub mod systemd;
 pub mod takeover;
+mod views;
 pub mod virtio;
 mod waiting;
 pub mod worker;

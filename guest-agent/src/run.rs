@@ -9,11 +9,13 @@ use memtide_sysfs::pagemap::Pagemap;
 use memtide_sysfs::{Error, Root};
 use memtide_units::Instant;
 
+use crate::access::{AccessHistory, monotonic_ms};
 use crate::agent::{Agent, Parts, Woken};
 use crate::blocks::{Blocks, Hold};
 use crate::config::{Config, ConfigError, Conversion};
 use crate::conversion::convert;
 use crate::damon_watch::DamonWatch;
+use crate::decisions::Decisions;
 use crate::dma::{Area, DmaError, Pin};
 use crate::handback::Returning;
 use crate::hands::Hands;
@@ -260,7 +262,10 @@ fn assemble(
     });
     let link = Link::new(now, transport, area, hardware.enabler());
     let hands = Hands::new(worker);
+    let offset_ms = monotonic_ms().saturating_sub(now.as_millis());
     Ok(Parts {
+        access: AccessHistory::resume(root, runtime.access(), offset_ms),
+        decisions: Decisions::resume(&runtime.decisions()),
         root: root.clone(),
         runtime,
         seen,

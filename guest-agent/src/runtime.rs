@@ -9,13 +9,15 @@
 //! damon_stat     there while damon_stat is switched off
 //! silent         there while the device does not answer: nobody may read its configuration
 //! status.json    what the running agent says of itself
+//! access.json    what was touched where and when, for people
+//! decisions.json what was decided last, for people
 //! ```
 //! It must not be removed while blocks are stolen: without the list of foreign blocks the next
 //! agent would take every stolen block for somebody else's. Hence `RuntimeDirectoryPreserve=yes`.
 
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -125,6 +127,16 @@ impl RuntimeDir {
     /// The mark that the agent has switched `damon_stat` off.
     pub fn damon_stat(&self) -> PathBuf {
         self.path.join("damon_stat")
+    }
+
+    /// The history of access.
+    pub fn access(&self) -> PathBuf {
+        access_path(&self.path)
+    }
+
+    /// The last decisions.
+    pub fn decisions(&self) -> PathBuf {
+        decisions_path(&self.path)
     }
 
     /// The status file.
@@ -238,6 +250,31 @@ pub fn must_not_be_silent(runtime_dir: &Path) -> Result<(), RuntimeError> {
 /// Where the agent that uses `runtime_dir` says how it is.
 pub fn status_path(runtime_dir: &Path) -> PathBuf {
     runtime_dir.join("status.json")
+}
+
+/// Where it keeps what was touched.
+pub fn access_path(runtime_dir: &Path) -> PathBuf {
+    runtime_dir.join("access.json")
+}
+
+/// Where it keeps what was decided.
+pub fn decisions_path(runtime_dir: &Path) -> PathBuf {
+    runtime_dir.join("decisions.json")
+}
+
+/// Reads a file of text that is no longer than `max` bytes.
+///
+/// # Errors
+/// What the kernel says; InvalidData for one that is longer or no text.
+pub fn read_at_most(path: &Path, max: usize) -> io::Result<String> {
+    let mut text = String::new();
+    let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
+    File::open(path)?.take(limit).read_to_string(&mut text)?;
+    if text.len() > max {
+        let what = format!("it has more than {max} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    }
+    Ok(text)
 }
 
 /// Replaces a file whole: a reader sees the old text or the new one.

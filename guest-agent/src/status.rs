@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::runtime::replace;
 
+/// What a guest without DAMON lacks.
+const WATCHING: &str = "access monitoring (DAMON): ";
+
 /// Something that this guest lacks, and what follows from it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lack {
@@ -32,7 +35,7 @@ impl Lack {
     /// No DAMON.
     pub fn damon(why: &str) -> Self {
         Self {
-            what: format!("access monitoring (DAMON): {why}"),
+            what: format!("{WATCHING}{why}"),
             effect: "blocks are stolen from the top of memory down, not the coldest first".into(),
         }
     }
@@ -204,6 +207,11 @@ pub struct Status {
 }
 
 impl Status {
+    /// Why nobody watches what is touched, if nobody does.
+    pub fn unwatched(&self) -> Option<&str> {
+        self.lacks.iter().find_map(|lack| lack.what.strip_prefix(WATCHING))
+    }
+
     /// Replaces the status file.
     ///
     /// # Errors
@@ -267,10 +275,10 @@ impl fmt::Display for Status {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn status() -> Status {
+    pub(crate) fn status() -> Status {
         let mib = ByteSize::from_mib;
         Status {
             version: "0.1.0".into(),

@@ -26,8 +26,10 @@ use memtide_sysfs::{Error, Root};
 use memtide_units::{BlockId, GpaRange, Instant};
 use memtide_wire::block::{Hello, RANGES_MAX, Request};
 
+use crate::access::{AccessHistory, Present};
 use crate::blocks::{Blocks, Hold, Surprise};
 use crate::damon_watch::{DamonWatch, Finding};
+use crate::decisions::Decisions;
 use crate::hands::Hands;
 use crate::link::{Guest, Link};
 use crate::overcommit::{Need, Overcommit};
@@ -74,6 +76,10 @@ pub struct Parts {
     pub senses: Senses,
     /// Watches access, where possible.
     pub damon: Option<DamonWatch>,
+    /// What was touched, for people.
+    pub access: AccessHistory,
+    /// What was decided, for people.
+    pub decisions: Decisions,
     /// Lets programs map more than what is online, where the agent may.
     pub overcommit: Option<Overcommit>,
     /// How a stolen block is put online.
@@ -158,7 +164,7 @@ impl Agent {
     pub fn turn(&mut self, now: Instant, woken: Woken) -> Result<Duration, crate::run::RunError> {
         self.listen(now, woken);
         self.take_ended_jobs(now);
-        self.take_findings();
+        self.take_findings(now);
         if now >= self.due.refresh && !self.parts.hands.is_busy() {
             self.due.refresh = now + REFRESH;
             self.refresh()?;
@@ -228,17 +234,33 @@ impl Agent {
         }
     }
 
-    fn take_findings(&mut self) {
+    fn take_findings(&mut self, now: Instant) {
         let findings = self.parts.damon.as_ref().map(DamonWatch::findings).unwrap_or_default();
         for finding in findings {
             match finding {
-                Finding::Snapshot(regions) => self.heat.observe(&regions),
+                Finding::Snapshot(regions) => {
+                    self.heat.observe(&regions);
+                    let present = self.present();
+                    self.parts.access.observe(now, &regions, &present);
+                }
                 Finding::Ended(why) => {
                     tracing::warn!("DAMON has ended ({why}): blocks are chosen from the top now");
                     self.heat.forget();
+                    self.parts.access.ended();
                     self.parts.lacks.push(Lack::damon(&why));
                 }
             }
+        }
+    }
+
+    /// What memory there is, for the history of access.
+    fn present(&self) -> Present {
+        let blocks = &self.parts.blocks;
+        let offline = blocks.offline();
+        Present {
+            memory: blocks.ranges(&blocks.all()),
+            offline: blocks.ranges(&offline),
+            free: self.reading.meminfo.free,
         }
     }
 
@@ -276,7 +298,7 @@ impl Agent {
             outcomes: std::mem::take(&mut self.outcomes),
         };
         let plan = self.parts.controller.step(now, &seen);
-        self.take_note(&plan);
+        self.take_note(now, &plan);
         Ok(plan)
     }
 

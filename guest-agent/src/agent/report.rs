@@ -10,7 +10,9 @@ use crate::status::{BlockCounts, GateStatus, LimitsStatus, MemoryStatus, Status}
 
 impl Agent {
     /// Remembers what was decided; the log gets what is news.
-    pub(super) fn take_note(&mut self, plan: &Plan) {
+    pub(super) fn take_note(&mut self, now: Instant, plan: &Plan) {
+        let at_ms = self.parts.access.monotonic_ms(now);
+        self.parts.decisions.note(at_ms, &plan.report);
         let note = plan.report.to_string();
         if note == self.note {
             return;
@@ -35,6 +37,13 @@ impl Agent {
         if let Err(error) = self.status(now).write(&path) {
             tracing::warn!("{} cannot be written: {error}", path.display());
         }
+        let path = self.parts.runtime.decisions();
+        if let Err(error) = self.parts.decisions.write(&path) {
+            tracing::warn!("{} cannot be written: {error}", path.display());
+        }
+        let present = self.present();
+        self.parts.access.look(&present);
+        self.parts.access.write(now);
     }
 
     fn telemetry(&self) -> Telemetry {

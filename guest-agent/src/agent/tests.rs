@@ -17,7 +17,9 @@ use tempfile::TempDir;
 mod strangers;
 
 use super::{Agent, Parts, Woken};
+use crate::access::AccessHistory;
 use crate::blocks::Blocks;
+use crate::decisions::Decisions;
 use crate::hands::Hands;
 use crate::link::Link;
 use crate::overcommit::Overcommit;
@@ -250,6 +252,8 @@ fn agent(fake: &FakeRoot, device: &FakeDevice, runtime: &TempDir, now: u64) -> A
     let enable = Box::new(|| Ok(()));
     let link = Link::new(Instant::from_millis(now), device.transport(), device.area(), enable);
     Agent::new(Parts {
+        access: AccessHistory::resume(&root, runtime.access(), 0),
+        decisions: Decisions::resume(&runtime.decisions()),
         hands: Hands::new(Worker::start(&root, SIZE).unwrap()),
         senses: Senses::open(&root).0,
         root,
@@ -286,6 +290,17 @@ fn an_idle_guest_gives_its_top_blocks_away_and_the_host_hears_of_each() {
     // 384 MiB is the minimum.
     assert_eq!(world.offline(), BTreeSet::from([3, 4, 5, 6, 7]));
     assert_eq!(world.believed(), world.offline());
+}
+
+#[test]
+fn what_was_decided_is_written_down_for_people() {
+    let mut world = World::new();
+    world.run(20_000);
+    let entries = crate::decisions::read(&world.agent.parts.runtime.decisions()).unwrap();
+    let texts: Vec<&str> = entries.iter().map(|entry| entry.text.as_str()).collect();
+    assert!(texts.iter().any(|text| text.starts_with("steal memory7")), "{texts:?}");
+    assert!(texts.last().unwrap().contains("below the minimum"), "{texts:?}");
+    assert!(entries.windows(2).all(|two| two[0].to_ms <= two[1].from_ms));
 }
 
 #[test]

@@ -36,6 +36,7 @@ struct Version {
 
 #[derive(Deserialize)]
 struct Document {
+    version: u32,
     columns: Vec<Column>,
     last: Option<Digest>,
 }
@@ -53,8 +54,7 @@ impl History {
     /// # Errors
     /// Of serialisation: none for these types.
     pub fn to_json(&self) -> serde_json::Result<String> {
-        let (columns, last) = (&self.columns, self.last.as_ref());
-        serde_json::to_string(&Written { version: VERSION, columns, last })
+        serde_json::to_string(self)
     }
 
     /// Reads what [`Self::to_json`] has written, to go on with `limits`.
@@ -65,21 +65,47 @@ impl History {
         if text.len() > FILE_MAX {
             return Err(FileError::Long(text.len()));
         }
+        // First of all, so that another version is called that and not damage.
         let Version { version } = serde_json::from_str(text)?;
         if version != VERSION {
             return Err(FileError::Version(version));
         }
-        let document: Document = serde_json::from_str(text)?;
+        let mut history = Self::try_from(serde_json::from_str::<Document>(text)?)?;
+        history.limits = Self::new(limits).limits;
+        Ok(history)
+    }
+}
+
+impl TryFrom<Document> for History {
+    type Error = FileError;
+    fn try_from(document: Document) -> Result<Self, FileError> {
+        if document.version != VERSION {
+            return Err(FileError::Version(document.version));
+        }
         check(&document).map_err(FileError::Contradiction)?;
-        let mut history = Self::new(limits);
+        let mut history = Self::new(Limits::AGENT);
         history.columns = document.columns.into();
         history.last = document.last;
         Ok(history)
     }
 }
 
+impl Serialize for History {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let (columns, last) = (&self.columns, self.last.as_ref());
+        Written { version: VERSION, columns, last }.serialize(to)
+    }
+}
+
+/// As [`History::from_json`] does, with the agent's limits; how much is read is the caller's to bound.
+impl<'de> Deserialize<'de> for History {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Self::try_from(Document::deserialize(from)?).map_err(serde::de::Error::custom)
+    }
+}
+
 fn check(document: &Document) -> Result<(), &'static str> {
-    let Document { columns, last } = document;
+    let Document { columns, last, .. } = document;
     if columns.len() > COLUMNS_MAX {
         return Err("there are too many columns");
     }

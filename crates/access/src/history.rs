@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::cell::Cell;
 use crate::digest::Digest;
 use crate::layout::{CELLS_MAX, Layout, LayoutError};
-use crate::remap::remapped;
+use crate::remap::Remap;
 
 /// A column takes in snapshots until it has seen so much time, in milliseconds.
 const COLUMN_MS: u64 = 5_000;
@@ -144,8 +144,9 @@ impl History {
             if digest.at_ms < last.at_ms {
                 self.columns.clear();
             } else if digest.layout != last.layout {
+                let map = Remap::new(&last.layout, &digest.layout);
                 for column in &mut self.columns {
-                    column.cells = remapped(&column.cells, &last.layout, &digest.layout);
+                    column.cells = map.cells(&column.cells);
                 }
             }
         }

@@ -10,7 +10,7 @@
 //! History (a bounded picture of a day, finest where it is newest)
 //!    │ Grid::of, WorkingSet::of
 //!    ▼
-//! render (terminal, SVG, PNG)
+//! render (terminal, SVG, PNG: the feature of that name)
 //! ```
 //! It reads no file and no clock; times are milliseconds of a clock that the caller keeps to. What it
 //! reads back from a file or a guest it checks, and bounds.
@@ -24,6 +24,7 @@ mod ladder;
 mod layout;
 mod region;
 mod remap;
+#[cfg(feature = "render")]
 pub mod render;
 mod working_set;
 

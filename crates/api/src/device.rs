@@ -15,6 +15,7 @@
 
 use std::collections::BTreeMap;
 
+use memtide_access::Digest;
 use memtide_units::{ByteSize, GpaRange, PpMillion};
 use serde::{Deserialize, Serialize};
 
@@ -432,6 +433,10 @@ pub struct GuestTelemetry {
     pub agent_rss: ByteSize,
     /// The agent's last decision and its reason.
     pub note: String,
+    /// What was touched where, where somebody watches and tells. Its time is of the agent's own clock: the
+    /// same look has the same time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heat: Option<Box<Digest>>,
 }
 
 #[cfg(test)]

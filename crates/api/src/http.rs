@@ -6,9 +6,11 @@
 //! | `PUT /v1/host` | [`HostChange`] | [`HostStatus`] |
 //! | `GET /v1/vms/NAME` | | [`VmStatus`] |
 //! | `PUT /v1/vms/NAME` | [`VmChange`] | [`VmStatus`] |
+//! | `GET /v1/vms/NAME/access` | | [`VmAccess`] |
 //!
 //! A refusal has a status of 400, 404, 405, 409 or 503 and a [`Refusal`] as its body.
 
+use memtide_access::History;
 use memtide_units::ByteSize;
 use serde::{Deserialize, Serialize};
 
@@ -77,6 +79,15 @@ pub struct VmStatus {
     pub gate: GateCounters,
     /// The device's own words.
     pub device: Option<Box<DeviceStatus>>,
+}
+
+/// What was touched in a VM, as its agent has told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmAccess {
+    /// How long ago the agent told it last, in milliseconds.
+    pub age_ms: u64,
+    /// All of it. Times are of memtided's own clock.
+    pub history: History,
 }
 
 /// memtided's connection to a device.

@@ -49,6 +49,22 @@ pub(crate) enum Command {
         #[command(subcommand)]
         action: Option<VmAction>,
     },
+    /// Show how large a VM's working set was, what its memory is now, and how long it lay idle
+    Wss {
+        /// Its name in memtided's configuration
+        name: String,
+        #[command(flatten)]
+        window: Window,
+    },
+    /// Show which memory of a VM was touched when: physical addresses upwards, time to the right
+    Heat {
+        /// Its name in memtided's configuration
+        name: String,
+        #[command(flatten)]
+        drawing: Drawing,
+        #[command(flatten)]
+        window: Window,
+    },
     /// Change the host
     Host {
         #[command(subcommand)]
@@ -61,6 +77,34 @@ pub(crate) enum Command {
         #[command(subcommand)]
         action: memtide_device_ctl::Action,
     },
+}
+
+/// How much of the past is shown.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Window {
+    /// Show only so many of the last minutes [default: all that is kept, up to a day]
+    #[arg(long, value_name = "MINUTES", value_parser = clap::value_parser!(u64).range(1..=1440))]
+    last: Option<u64>,
+}
+
+impl Window {
+    pub(crate) fn ms(&self) -> Option<u64> {
+        self.last.map(|minutes| minutes * 60_000)
+    }
+}
+
+/// How a heat map is drawn.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Drawing {
+    /// Write the map as an SVG picture
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+    /// Write the map as a PNG picture
+    #[arg(long, value_name = "FILE")]
+    pub(crate) png: Option<PathBuf>,
+    /// Draw the map for so many columns, 40 to 400
+    #[arg(long, value_name = "N", default_value_t = 80, value_parser = clap::value_parser!(u16).range(40..=400))]
+    pub(crate) width: u16,
 }
 
 #[derive(Debug, Subcommand)]

@@ -4,11 +4,12 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
-use memtide_api::http::{HostChange, HostStatus, VmChange, VmStatus};
+use memtide_api::http::{HostChange, HostStatus, VmAccess, VmChange, VmStatus};
 use memtide_device_ctl::output::{Colour, next_picture, print};
 use memtide_device_ctl::{CtlError, Form};
 use serde::de::DeserializeOwned;
 
+use crate::access::{self, AccessError};
 use crate::args::{Args, Command, HostAction, Keep, VmAction, VmSet};
 use crate::client::{Client, ClientError, path_segment};
 use crate::render;
@@ -20,6 +21,8 @@ pub(crate) enum CommandError {
     Client(#[from] ClientError),
     #[error(transparent)]
     Device(#[from] CtlError),
+    #[error(transparent)]
+    Access(#[from] AccessError),
     #[error("memtided's answer is not understood, perhaps it has another version: {0}")]
     Answer(#[from] serde_json::Error),
     #[error("the output cannot be written: {0}")]
@@ -31,7 +34,7 @@ impl CommandError {
     pub(crate) fn exit_status(&self) -> u8 {
         match self {
             Self::Device(error) => error.exit_status(),
-            Self::Client(_) | Self::Answer(_) | Self::Output(_) => 1,
+            Self::Client(_) | Self::Access(_) | Self::Answer(_) | Self::Output(_) => 1,
         }
     }
 }
@@ -52,6 +55,13 @@ pub(crate) fn run(args: &Args) -> Done {
             let change = vm_change(&client, name, set)?;
             show.answer(&client.put(&vm_path(name), &change)?, render::vm)
         }
+        Command::Wss { name, window } => {
+            Ok(print(&access::wss(&vm_access(&client, name)?, show.form, window)?)?)
+        }
+        Command::Heat { name, drawing, window } => {
+            let told = (name.as_str(), vm_access(&client, name)?);
+            Ok(print(&access::heat(&told, show.form, drawing, window)?)?)
+        }
         Command::Host { action: HostAction::Set { budget } } => {
             let change = HostChange { budget: Some(*budget) };
             show.answer(&client.put("/v1/host", &change)?, render::host)
@@ -64,6 +74,10 @@ pub(crate) fn run(args: &Args) -> Done {
 
 fn vm_path(name: &str) -> String {
     format!("/v1/vms/{}", path_segment(name))
+}
+
+fn vm_access(client: &Client, name: &str) -> Result<VmAccess, CommandError> {
+    Ok(serde_json::from_str(&client.get(&format!("{}/access", vm_path(name)))?)?)
 }
 
 /// "All" is a number that only memtided knows.

@@ -1,5 +1,6 @@
 //! memtide: shows and steers memtided from the command line.
 
+mod access;
 mod args;
 mod client;
 mod commands;

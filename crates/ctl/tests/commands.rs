@@ -8,10 +8,11 @@ use std::process::{Command, Output, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use memtide_access::{Digest, Heat, History, Limits, Region, Snapshot, WorkingSet};
 use memtide_api::device::*;
-use memtide_api::http::{HostStatus, VmStatus};
+use memtide_api::http::{HostStatus, VmAccess, VmStatus};
 use memtide_api::line::to_line;
-use memtide_units::ByteSize;
+use memtide_units::{ByteSize, Gpa, GpaRange, Permille};
 
 fn memtide(socket: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_memtide"));
@@ -98,6 +99,54 @@ fn changes_are_put_as_bytes() {
             r#"PUT /v1/host {"budget":"host"}"#,
         ]
     );
+}
+
+/// A VM of 8 MiB: half of it hot, the rest stolen.
+fn access(age_ms: u64) -> String {
+    let memory = GpaRange::new(Gpa(0), ByteSize::from_mib(8)).unwrap();
+    let mut history = History::new(Limits::HOST);
+    for at in 1..=20 {
+        let layout = history.layout(&[memory]).unwrap();
+        let age = Duration::from_secs(40);
+        let hot = GpaRange::new(Gpa(0), ByteSize::from_mib(4)).unwrap();
+        let stolen = GpaRange::new(Gpa(4 << 20), ByteSize::from_mib(4)).unwrap();
+        let seen = Snapshot {
+            at_ms: at * 10_000,
+            watched: age,
+            regions: &[Region { range: hot, accessed: Permille(900), age }],
+            stolen: &[stolen],
+            free: ByteSize::ZERO,
+            mix: None,
+        };
+        history.observe(Digest::of(layout, &seen));
+    }
+    json(&VmAccess { age_ms, history })
+}
+
+#[test]
+fn what_a_vm_touches_is_drawn_in_every_form() {
+    let folder = tempfile::tempdir().unwrap();
+    let (socket, picture) = (folder.path().join("sock"), folder.path().join("heat.png"));
+    let answers = vec![access(1_000), access(90_000), access(0), access(0), access(0)];
+    let server = memtided(&socket, answers);
+    let run = |arguments: &[&str]| {
+        let output = memtide(&socket, arguments);
+        assert!(output.status.success(), "{output:?}");
+        text(&output.stdout).to_owned()
+    };
+    let map = run(&["heat", "web1", "--width", "60"]);
+    assert!(map.contains("0x0 |9999") && map.contains("0x700000 |////"), "{map}");
+    assert!(map.lines().all(|line| line.len() <= 75) && !map.contains('\x1b'), "{map}");
+    let set = run(&["wss", "web1"]);
+    assert!(set.starts_with("Its agent told this 1 min 30 s ago, and nothing since."), "{set}");
+    assert!(set.contains("100 %") && set.contains("4 MiB"), "{set}");
+    assert_eq!(run(&["heat", "web1", "--png", picture.to_str().unwrap()]).lines().count(), 1);
+    assert!(std::fs::read(&picture).unwrap().starts_with(b"\x89PNG"));
+    let heat: Heat = serde_json::from_str(&run(&["heat", "web1", "--json"])).unwrap();
+    assert_eq!((heat.addresses.len(), heat.columns[0].kinds.as_str()), (8, "uuuussss"));
+    let set: WorkingSet = serde_json::from_str(&run(&["wss", "web1", "--json"])).unwrap();
+    assert_eq!(set.now.touched, Some(ByteSize::from_mib(4)));
+    assert_eq!(server.join().unwrap(), ["GET /v1/vms/web1/access"; 5]);
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //!
 //! This crate's code goes into no program that is shipped: it may panic, that is how it speaks.
 
+pub mod access;
 pub mod device;
 pub mod driver;
 pub mod kernel;
@@ -30,6 +31,7 @@ pub struct Target {
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
+    Target { name: "access", run: access::run, len_max: 1024 },
     Target { name: "control", run: process::control::run, len_max: 512 },
     Target { name: "driver", run: driver::run, len_max: 512 },
     Target { name: "guest", run: device::guest::run, len_max: 512 },

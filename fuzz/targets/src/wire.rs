@@ -6,7 +6,10 @@
 
 use arbitrary::{Arbitrary, Unstructured};
 use memtide_units::{ByteSize, GpaRange, Pfn};
-use memtide_wire::block::{HEADER_LEN, RANGES_MAX, REQUEST_MAX, Request, Response};
+use memtide_wire::block::{
+    HEADER_LEN, HEAT_CELLS_MAX, HEAT_SPANS_MAX, RANGES_MAX, REQUEST_MAX, Request, Response,
+    Telemetry,
+};
 use memtide_wire::config::{BalloonConfig, CONFIG_LEN, ConfigSpace, Extension};
 use memtide_wire::pfn;
 use memtide_wire::stats::{self, STAT_LEN, STATS_MAX};
@@ -63,6 +66,10 @@ fn decode_request(bytes: &[u8]) {
         Request::Hello(hello) => &hello.stolen,
         Request::Steal(ranges) | Request::Taken(ranges) => ranges,
         Request::Return(wanted) => &wanted.ranges,
+        Request::Telemetry(Telemetry { heat: Some(heat), .. }) => {
+            assert!(heat.cells.len() <= HEAT_CELLS_MAX && heat.spans.len() <= HEAT_SPANS_MAX);
+            &heat.spans
+        }
         _ => return,
     };
     assert!(ranges.len() <= RANGES_MAX && ranges.len() * 16 <= bytes.len());

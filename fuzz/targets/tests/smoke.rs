@@ -14,7 +14,7 @@ macro_rules! smoke {
     };
 }
 
-smoke!(driver guest kernel policy rings state wire);
+smoke!(access driver guest kernel policy rings state wire);
 
 /// These count descriptors, and are tested in a process of their own.
 const ELSEWHERE: &[&str] = &["control", "session"];

@@ -1,8 +1,9 @@
 //! Telemetry for the host, the status for people, and the log.
 
+use memtide_access::Digest;
 use memtide_policy::guest::{Decision, DeviceState, Plan};
 use memtide_units::{ByteSize, Instant};
-use memtide_wire::block::{Request, Telemetry};
+use memtide_wire::block::{Heat, Request, Telemetry};
 
 use super::Agent;
 use crate::blocks::Hold;
@@ -68,6 +69,7 @@ impl Agent {
             steals_failed: count(self.counters.steals_failed),
             agent_rss: self.parts.senses.own_rss(),
             note: self.note.clone(),
+            heat: self.parts.access.last().map(|last| Box::new(heat(last))),
         }
     }
 
@@ -117,5 +119,24 @@ impl Agent {
             counters: self.counters,
             lacks: self.parts.lacks.clone(),
         }
+    }
+}
+
+/// A digest in the words of the wire.
+fn heat(digest: &Digest) -> Heat {
+    let amounts = &digest.amounts;
+    Heat {
+        at_ms: digest.at_ms,
+        watched_ms: digest.watched_ms,
+        stolen: amounts.stolen,
+        free: amounts.free,
+        kernel: amounts.kernel,
+        used: amounts.used,
+        touched: amounts.touched,
+        untouched: amounts.untouched,
+        idle_ms: amounts.idle_ms,
+        cell: digest.layout.cell(),
+        spans: digest.layout.spans().to_vec(),
+        cells: digest.cells.iter().map(|cell| cell.to_bytes()).collect(),
     }
 }

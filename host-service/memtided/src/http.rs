@@ -8,7 +8,7 @@ use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, response};
-use memtide_api::http::{HostChange, HostStatus, Refusal, VmChange, VmStatus};
+use memtide_api::http::{HostChange, HostStatus, Refusal, VmAccess, VmChange, VmStatus};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
@@ -26,6 +26,8 @@ pub(crate) enum Question {
     ChangeHost(HostChange, oneshot::Sender<Result<HostStatus, Refused>>),
     /// How is this VM?
     Vm(String, oneshot::Sender<Result<VmStatus, Refused>>),
+    /// What was touched in this VM?
+    Access(String, oneshot::Sender<Result<VmAccess, Refused>>),
     /// Change this VM.
     ChangeVm(String, VmChange, oneshot::Sender<Result<VmStatus, Refused>>),
 }
@@ -37,6 +39,7 @@ pub(crate) fn router(keeper: Keeper) -> Router {
     Router::new()
         .route("/v1/host", get(host).put(change_host).fallback(no_such_method))
         .route("/v1/vms/{name}", get(vm).put(change_vm).fallback(no_such_method))
+        .route("/v1/vms/{name}/access", get(vm_access).fallback(only_read))
         .fallback(no_such_path)
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .with_state(keeper)
@@ -86,6 +89,10 @@ async fn vm(State(keeper): State<Keeper>, Path(name): Path<String>) -> Answer<Vm
     Ok(Json(ask(&keeper, |answer| Question::Vm(name, answer)).await??))
 }
 
+async fn vm_access(State(keeper): State<Keeper>, Path(name): Path<String>) -> Answer<VmAccess> {
+    Ok(Json(ask(&keeper, |answer| Question::Access(name, answer)).await??))
+}
+
 async fn change_vm(
     State(keeper): State<Keeper>,
     Path(name): Path<String>,
@@ -102,6 +109,11 @@ async fn no_such_path(uri: Uri) -> Problem {
 
 async fn no_such_method(uri: Uri) -> Problem {
     let message = format!("{} is read with GET and changed with PUT", uri.path());
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "no-such-method", message)
+}
+
+async fn only_read(uri: Uri) -> Problem {
+    let message = format!("{} is read with GET", uri.path());
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "no-such-method", message)
 }
 

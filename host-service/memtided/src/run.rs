@@ -190,6 +190,12 @@ impl Service {
                 let _ = answer.send(found.map(|id| self.keeper.vm_status(id)));
                 wait
             }
+            Question::Access(name, answer) => {
+                let now = self.now();
+                let found = self.keeper.find(&name);
+                let _ = answer.send(found.and_then(|id| self.keeper.vm_access(now, id)));
+                self.step()
+            }
             Question::ChangeVm(name, change, answer) => {
                 let found = self.keeper.find(&name);
                 let changed = found.and_then(|id| self.keeper.change_vm(id, &change).map(|()| id));

@@ -8,9 +8,10 @@ use common::{
 };
 use memtide_api::device::{Answer, Decision, Driver, Event, GrantedBy, Outcome, Request, Role};
 use memtide_balloon::{BLOCK_QUEUE, LocalRule, Settings};
-use memtide_units::ByteSize;
+use memtide_units::{ByteSize, Gpa, GpaRange};
 use memtide_wire::block::{
-    HoldReason, RefuseReason, Request as Ask, Response, ReturnRequest, Telemetry, Urgency, Verdict,
+    Heat, HoldReason, RefuseReason, Request as Ask, Response, ReturnRequest, Telemetry, Urgency,
+    Verdict,
 };
 use memtide_wire::config::Extension;
 use std::time::Duration;
@@ -244,6 +245,39 @@ fn telemetry_is_kept_and_told_at_most_once_a_second() {
         _ => None,
     });
     assert!((1..=1 + start.elapsed().as_secs()).contains(&told), "told {told} times");
+}
+
+/// What a guest says of its memory reaches programs on the host checked, or not at all.
+#[test]
+fn what_was_touched_is_told_unless_it_contradicts_itself() {
+    let (device, mut vm) = vm();
+    let mut controller = Client::controller(&device);
+    greet(&mut vm, vec![]);
+    let span = GpaRange::new(Gpa(0), ByteSize::from_mib(4)).unwrap();
+    let good = Heat {
+        at_ms: 5,
+        cell: ByteSize::from_mib(1),
+        spans: vec![span],
+        cells: vec![[0, 200], [255, 0], [180, 9], [252, 0]],
+        ..Heat::default()
+    };
+    let mut told = |heat: &Heat| {
+        let (free, heat) = (ByteSize::from_mib(9), Some(Box::new(heat.clone())));
+        vm.ask(&Ask::Telemetry(Telemetry { free, heat, ..Telemetry::default() }));
+        let kept = controller.status().telemetry.unwrap();
+        assert_eq!(kept.free, free, "the rest is told all the same");
+        kept.heat
+    };
+    let kept = told(&good).unwrap();
+    assert_eq!((kept.at_ms, kept.layout.present().mib(), kept.cells.len()), (5, 4, 4));
+    for bad in [
+        Heat { cells: vec![[0, 0]; 3], ..good.clone() },
+        Heat { cell: ByteSize::from_mib(3), ..good.clone() },
+        Heat { spans: vec![span, span], ..good.clone() },
+        Heat { spans: vec![], cells: vec![], ..good.clone() },
+    ] {
+        assert_eq!(told(&bad), None, "{bad:?}");
+    }
 }
 
 #[test]

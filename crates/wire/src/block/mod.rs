@@ -11,10 +11,12 @@
 //! response: sequence u32 | verdict u16 | reason u16 | bytes u64 | retry_ms u32 | zero u32 | min u64
 //! ```
 
+mod heat;
 mod request;
 mod response;
 mod telemetry;
 
+pub use heat::{HEAT_CELLS_MAX, HEAT_SPANS_MAX, Heat};
 pub use request::{DecodeError, Hello, Request, ReturnRequest, Urgency};
 pub use response::{HoldReason, RefuseReason, Response, Verdict};
 pub use telemetry::{NOTE_MAX, Telemetry};

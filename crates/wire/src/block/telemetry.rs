@@ -1,13 +1,15 @@
 //! How the guest is, as its agent sees it. For people and for the host's books; no decision that
 //! could harm another VM rests on it, since the guest may write anything here.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use memtide_units::{ByteSize, PpMillion, may_be_shown};
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::heat::{self, Heat};
 use super::request::DecodeError;
 
 /// Bytes of the note at most: one sentence.
@@ -48,7 +50,22 @@ pub struct Telemetry {
     pub agent_rss: ByteSize,
     /// What the agent decided last and why, at most [`NOTE_MAX`] bytes.
     pub note: String,
+    /// What was touched where, where somebody watches and the agent tells.
+    pub heat: Option<Box<Heat>>,
 }
+
+/// What stands behind the note: a kind, a length, and so many bytes; then the next. Kinds that are not
+/// known are skipped, so that an agent may say more than its host understands.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Part {
+    kind: U16,
+    reserved: U16,
+    len: U32,
+}
+
+/// The part that is a [`Heat`].
+const HEAT: u16 = 1;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -94,7 +111,30 @@ pub(super) fn encode(telemetry: &Telemetry) -> Vec<u8> {
     };
     let mut bytes = wire.as_bytes().to_vec();
     bytes.extend_from_slice(note.as_bytes());
+    if let Some(heat) = &telemetry.heat {
+        let mut body = Vec::new();
+        heat::encode(heat, &mut body);
+        let len = U32::new(body.len() as u32);
+        let part = Part { kind: U16::new(HEAT), reserved: U16::ZERO, len };
+        bytes.extend_from_slice(part.as_bytes());
+        bytes.extend_from_slice(&body);
+    }
     bytes
+}
+
+/// Reads what stands behind the note. Of several parts of a kind the last counts; fewer bytes than a
+/// part begins with are none.
+fn decode_parts(mut rest: &[u8]) -> Result<Option<Box<Heat>>, DecodeError> {
+    let mut heat = None;
+    while let Ok((part, behind)) = Part::read_from_prefix(rest) {
+        let len = part.len.get() as usize;
+        let body = behind.get(..len).ok_or(DecodeError::Short(rest.len()))?;
+        if part.kind.get() == HEAT {
+            heat = Some(Box::new(heat::decode(body)?));
+        }
+        rest = &behind[len..];
+    }
+    Ok(heat)
 }
 
 pub(super) fn decode(body: &[u8]) -> Result<Telemetry, DecodeError> {
@@ -103,7 +143,8 @@ pub(super) fn decode(body: &[u8]) -> Result<Telemetry, DecodeError> {
     if note_len > NOTE_MAX {
         return Err(DecodeError::Field("note"));
     }
-    let note = rest.get(..note_len).ok_or(DecodeError::Short(body.len()))?;
+    let (note, parts) = rest.split_at_checked(note_len).ok_or(DecodeError::Short(body.len()))?;
+    let heat = decode_parts(parts)?;
     let note = core::str::from_utf8(note).map_err(|_| DecodeError::Field("note"))?;
     let size = |field: U64| ByteSize::from_bytes(field.get());
     Ok(Telemetry {
@@ -124,6 +165,7 @@ pub(super) fn decode(body: &[u8]) -> Result<Telemetry, DecodeError> {
         agent_rss: size(wire.agent_rss),
         // What a guest says is shown to an operator.
         note: note.chars().filter(|c| may_be_shown(*c)).collect(),
+        heat,
     })
 }
 
@@ -139,6 +181,38 @@ mod tests {
         assert_eq!(read.note, "é".repeat(NOTE_MAX / 2));
         let telemetry = Telemetry { note: "\u{1b}[31mred".into(), ..Telemetry::default() };
         assert_eq!(decode(&encode(&telemetry)).unwrap().note, "[31mred");
+    }
+
+    fn part(kind: u16, body: &[u8]) -> Vec<u8> {
+        let len = U32::new(body.len() as u32);
+        let part = Part { kind: U16::new(kind), reserved: U16::ZERO, len };
+        [part.as_bytes(), body].concat()
+    }
+
+    #[test]
+    fn what_is_not_known_behind_the_note_is_skipped() {
+        let telemetry = Telemetry {
+            note: "steady".into(),
+            heat: Some(Box::new(heat::tests::heat())),
+            ..Telemetry::default()
+        };
+        let told = encode(&telemetry);
+        let plain = encode(&Telemetry { heat: None, ..telemetry.clone() });
+        let (later, more) = (part(77, b"of a later version"), part(HEAT + 1, b""));
+        let text = [&plain, &later[..], &told[plain.len()..], &more, &[1, 2, 3]].concat();
+        assert_eq!(decode(&text), Ok(telemetry));
+        let torn = &text[..plain.len() + later.len() - 1];
+        assert!(matches!(decode(torn), Err(DecodeError::Short(_))));
+        assert!(decode(&[&plain[..], &part(HEAT, b"too short")].concat()).is_err());
+    }
+
+    /// What an agent of version 0.1 sends ends with its note.
+    #[test]
+    fn an_agent_that_tells_nothing_more_is_understood() {
+        let telemetry = Telemetry { note: "steady".into(), ..Telemetry::default() };
+        let bytes = encode(&telemetry);
+        assert!(bytes.ends_with(b"steady"));
+        assert_eq!(decode(&bytes), Ok(telemetry));
     }
 
     proptest! {

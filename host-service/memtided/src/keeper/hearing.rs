@@ -42,7 +42,7 @@ impl Keeper {
         self.ledger.observed(id, holdings(&status));
         self.gate.reattached(id, open);
         let driver = status.driver;
-        self.vm_mut(id).device = Some(status);
+        self.keep(now, id, status);
         self.send(id, Request::SetMin { min: self.limits(id).min() });
         if driver != Driver::Stock {
             self.send(id, Request::AskHello);
@@ -66,6 +66,15 @@ impl Keeper {
         self.ledger.observed(id, holdings(&status));
         self.gate.confirmed(now, id, open);
         self.vm_mut(id).asked = false;
+        self.keep(now, id, status);
+    }
+
+    /// The device's last status. What was touched goes to the history, and is not repeated with each
+    /// answer.
+    fn keep(&mut self, now: Instant, id: VmId, mut status: Box<DeviceStatus>) {
+        if let Some(heat) = status.telemetry.as_mut().and_then(|telemetry| telemetry.heat.take()) {
+            self.vm_mut(id).access.hear(now, *heat);
+        }
         self.vm_mut(id).device = Some(status);
     }
 
@@ -105,7 +114,10 @@ impl Keeper {
                     self.claimed(id, |held| held.balloon = actual);
                 }
             }
-            Event::Telemetry(telemetry) => {
+            Event::Telemetry(mut telemetry) => {
+                if let Some(heat) = telemetry.heat.take() {
+                    self.vm_mut(id).access.hear(now, *heat);
+                }
                 if let Some(device) = &mut self.vm_mut(id).device {
                     device.telemetry = Some(telemetry);
                 }

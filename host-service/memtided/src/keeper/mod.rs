@@ -4,6 +4,7 @@
 //! [`Keeper::step`] answers with what devices are to be told. What is granted, held or asked back
 //! is decided by `memtide_policy::host`; the keeper translates between its words and the API's.
 
+mod access;
 mod changes;
 mod hearing;
 mod lines;
@@ -58,6 +59,7 @@ struct Vm {
     wanted: ByteSize,
     told: Option<ByteSize>,
     lines: Lines,
+    access: access::Access,
 }
 
 /// All state of memtided.
@@ -112,6 +114,7 @@ impl Keeper {
             wanted: ByteSize::ZERO,
             told: None,
             lines: Lines::default(),
+            access: access::Access::default(),
         });
     }
 

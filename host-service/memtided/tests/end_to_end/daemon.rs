@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use memtide_api::http::{HostStatus, Refusal, VmStatus};
+use memtide_api::http::{HostStatus, Refusal, VmAccess, VmStatus};
 use serde::de::DeserializeOwned;
 
 /// Longer than anything here takes on a busy machine with two cores.
@@ -94,6 +94,13 @@ impl Daemon {
 
     pub(crate) fn vm(&self, name: &str) -> VmStatus {
         self.ok("GET", &format!("/v1/vms/{name}"), "")
+    }
+
+    /// What was touched in a VM, if its agent has told.
+    pub(crate) fn access(&self, name: &str) -> Option<VmAccess> {
+        let path = format!("/v1/vms/{name}/access");
+        let (status, text) = request(&self.socket, "GET", &path, "");
+        (status == 200).then(|| serde_json::from_str(&text).unwrap())
     }
 
     pub(crate) fn put<T: DeserializeOwned>(&self, path: &str, body: &str) -> T {

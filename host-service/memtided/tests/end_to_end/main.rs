@@ -1,6 +1,7 @@
 //! memtided as its users meet it: a real process, real sockets, devices that only pretend.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod access;
 mod daemon;
 mod dishonest;
 mod fake_device;

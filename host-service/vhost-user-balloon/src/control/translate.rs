@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use memtide_access::{Amounts, CELLS_MAX, Cell, Digest, Layout, SPANS_MAX};
 use memtide_api::device as api;
 use memtide_balloon as balloon;
 use memtide_units::GpaRange;
@@ -87,7 +88,29 @@ pub(crate) fn telemetry(telemetry: &block::Telemetry) -> api::GuestTelemetry {
         steals_failed: telemetry.steals_failed,
         agent_rss: telemetry.agent_rss,
         note: telemetry.note.clone(),
+        heat: telemetry.heat.as_deref().and_then(digest).map(Box::new),
     }
+}
+
+// What the wire lets through is what a history can hold.
+const _: () = assert!(block::HEAT_CELLS_MAX == CELLS_MAX && block::HEAT_SPANS_MAX == SPANS_MAX);
+
+/// A guest's word on what was touched, checked; one that contradicts itself is none.
+fn digest(heat: &block::Heat) -> Option<Digest> {
+    let layout = Layout::checked(heat.spans.clone(), heat.cell).ok()?;
+    let amounts = Amounts {
+        present: layout.present(),
+        stolen: heat.stolen,
+        free: heat.free,
+        kernel: heat.kernel,
+        used: heat.used,
+        touched: heat.touched,
+        untouched: heat.untouched,
+        idle_ms: heat.idle_ms,
+    };
+    let cells = heat.cells.iter().map(|bytes| Cell::from_bytes(*bytes)).collect();
+    let (at_ms, watched_ms) = (heat.at_ms, heat.watched_ms);
+    Digest { at_ms, watched_ms, amounts, layout, cells }.checked().ok()
 }
 
 pub(crate) fn counters(counters: &balloon::Counters) -> api::Counters {

@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use memtide_api::http::{Budget, DEFAULT_SOCKET};
@@ -82,14 +83,14 @@ pub(crate) enum Command {
 /// How much of the past is shown.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Window {
-    /// Show only so many of the last minutes [default: all that is kept, up to a day]
-    #[arg(long, value_name = "MINUTES", value_parser = clap::value_parser!(u64).range(1..=1440))]
-    last: Option<u64>,
+    /// Show only so much of the past, such as 10min [default: all that is kept, up to a day]
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    last: Option<Duration>,
 }
 
 impl Window {
     pub(crate) fn ms(&self) -> Option<u64> {
-        self.last.map(|minutes| minutes * 60_000)
+        self.last.map(|last| u64::try_from(last.as_millis()).unwrap_or(u64::MAX))
     }
 }
 
@@ -148,6 +149,19 @@ fn size(text: &str, other: &str) -> Result<ByteSize, String> {
     text.parse().map_err(|error| format!("{error}; or write {other:?}"))
 }
 
+fn time(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no time: write for example 90s, 10min or 6h");
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let seconds = match unit {
+        "s" => 1,
+        "min" => 60,
+        "h" => 3600,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
+}
+
 fn max(text: &str) -> Result<ByteSize, String> {
     if text == "none" { Ok(ByteSize::MAX) } else { size(text, "none") }
 }
@@ -180,6 +194,15 @@ mod tests {
         assert!(said.contains("512MiB"), "{said}");
         let said = error(&["memtide", "host", "set", "--budget", "all"]);
         assert!(said.contains("\"host\""), "{said}");
+    }
+
+    #[test]
+    fn times_have_units() {
+        let seconds = ["90s", "10min", "6h"].map(|text| time(text).map(|time| time.as_secs()));
+        assert_eq!(seconds, [Ok(90), Ok(600), Ok(21_600)]);
+        for bad in ["", "10", "min", "3d", "99999999999999999999s", "18446744073709551615h"] {
+            assert!(time(bad).is_err_and(|said| said.contains("10min")), "{bad}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! tests of this crate and of those who use it.
 
 pub mod damon;
+pub mod dax;
 mod error;
 #[cfg(feature = "fake")]
 pub mod fake;

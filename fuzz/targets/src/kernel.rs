@@ -7,8 +7,8 @@ use std::cell::OnceCell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use memtide_sysfs::{Root, iomem, kpageflags, meminfo, memory, pagemap, pci, psi, vmstat};
-use memtide_units::{BlockId, ByteSize, Gpa, GpaRange};
+use memtide_sysfs::{Root, dax, iomem, kpageflags, meminfo, memory, pagemap, pci, psi, vmstat};
+use memtide_units::{BlockId, BlockSize, ByteSize, Gpa, GpaRange};
 use tempfile::TempDir;
 
 use crate::meter;
@@ -45,6 +45,14 @@ const READERS: &[Reader] = &[
     },
     Reader {
         files: &[
+            "sys/bus/dax/devices/dax0.0/size",
+            "sys/bus/dax/devices/dax0.0/resource",
+            "sys/bus/dax/devices/dax0.0/memmap_on_memory",
+        ],
+        read: lent_memory,
+    },
+    Reader {
+        files: &[
             "sys/devices/system/memory/memory7/state",
             "sys/devices/system/memory/memory7/valid_zones",
         ],
@@ -73,6 +81,13 @@ fn pressure(root: &Root) {
         Ok(psi) => assert!(psi.some.avg10.0 <= 1_000_000 && psi.full.avg300.0 <= 1_000_000),
         Err(error) => ignore::<()>(Err(error)),
     }
+}
+
+fn lent_memory(root: &Root) {
+    let blocks = |devices: Vec<dax::Device>| {
+        devices.iter().map(|device| device.blocks(BlockSize::X86_SMALL).len()).max()
+    };
+    ignore(dax::list(root).map(blocks));
 }
 
 fn counters(root: &Root) {

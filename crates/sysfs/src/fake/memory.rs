@@ -8,6 +8,8 @@ use rustix::io::Errno;
 use super::Files;
 
 pub(super) const DIR: &str = "sys/devices/system/memory";
+/// What happens to memory that is plugged in.
+pub(super) const POLICY: &str = "sys/devices/system/memory/auto_online_blocks";
 
 /// What `valid_zones` says of an offline block of boot memory.
 const OFFLINE_ZONES: &str = "DMA32 Movable";
@@ -36,7 +38,7 @@ pub(super) fn state_file(block: BlockId) -> String {
 
 pub(super) fn add(files: &Files, size: BlockSize, id: BlockId, block: FakeBlock) -> io::Result<()> {
     files.put_line(&format!("{DIR}/block_size_bytes"), &format!("{:x}", size.size().bytes()))?;
-    files.put_line(&format!("{DIR}/auto_online_blocks"), "online")?;
+    files.put_line(POLICY, "online")?;
     files.put_line(&state_file(id), block.state)?;
     files.put_line(&format!("{DIR}/{id}/valid_zones"), block.zones)?;
     std::fs::create_dir_all(files.at(&format!("{DIR}/{id}/node0")))

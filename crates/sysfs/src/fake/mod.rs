@@ -6,6 +6,7 @@
 //! the test itself is wrong or the disk is full.
 
 mod damon;
+mod dax;
 mod memory;
 mod pci;
 
@@ -129,6 +130,13 @@ impl FakeRoot {
         }
     }
 
+    /// Has `block` belong to a DIMM of ACPI's.
+    pub fn put_into_dimm(&self, block: BlockId, dimm: &str) {
+        let link = self.kernel.files.at(&format!("{}/{block}/firmware_node", memory::DIR));
+        std::os::unix::fs::symlink(format!("../../../LNXSYSTM:00/LNXSYBUS:00/{dimm}"), link)
+            .expect("the fake's files can be written");
+    }
+
     /// Has every request to `block` fail so, until [`FakeRoot::allow_block`].
     pub fn refuse_block(&self, block: BlockId, errno: Errno) {
         self.refuse(&memory::state_file(block), errno);
@@ -156,6 +164,7 @@ struct State {
     meminfo: Option<Meminfo>,
     block_size: Option<BlockSize>,
     damon: damon::Damon,
+    dax: dax::Dax,
     pci: pci::Pci,
 }
 
@@ -187,6 +196,8 @@ impl Writer for Kernel {
             memory::write(&self.files, &mut state, path, text)
         } else if path.starts_with(damon::ADMIN) || path == damon::STAT {
             damon::write(&self.files, &mut state.damon, path, text)
+        } else if path.starts_with(dax::BUS) {
+            dax::write(&self.files, &mut state, path, text)
         } else if path.starts_with(pci::BUS) {
             pci::write(&self.files, &mut state.pci, path, text)
         } else if path == "proc/pressure/memory" {

@@ -1,12 +1,15 @@
 //! Memory blocks: `/sys/devices/system/memory` (Documentation/admin-guide/mm/memory-hotplug.rst).
 
 mod block;
+mod origin;
 mod settings;
 mod write;
 
 pub use block::{Block, State, Zone};
+pub use origin::{Origin, Origins};
 pub use settings::{
     AutoOnline, MemmapOnMemory, auto_online, may_hold_own_structs, memmap_on_memory,
+    set_auto_online,
 };
 pub use write::{StateRequest, WriteError, write_state};
 

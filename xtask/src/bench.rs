@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use memtide_bench::{HugePagesUse, Options, PACKAGES, Report};
+use memtide_bench::{HugePagesUse, Options, PACKAGES, Report, footprint};
 use memtide_lab::Kernel;
 use memtide_lab::cargo::{self, Profile};
 use memtide_units::ByteSize;
@@ -17,6 +17,29 @@ pub(crate) enum Task {
     /// How fast a guest's memory goes to the host and comes back: Memtide, QEMU's virtio-balloon and
     /// virtio-mem, and the raw limits, in one go. Takes about five minutes.
     Reclaim(Reclaim),
+    /// How much of the host's memory a guest holds over time, with nothing to give memory back, with
+    /// free page reporting, with `DAMON_RECLAIM` besides, and with Memtide. Takes about ten minutes.
+    Footprint(Footprint),
+}
+
+/// Options of `bench footprint`.
+#[derive(Debug, Args)]
+pub(crate) struct Footprint {
+    /// The guests' kernel; 6.1 has no DAMON.
+    #[arg(long, value_name = "VERSION", default_value = "7.3")]
+    kernel: Kernel,
+    /// Memory of each guest, from 2GiB to 32GiB.
+    #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = guest_memory)]
+    memory: ByteSize,
+    /// How often growth, page cache and rest follow each other.
+    #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u32).range(1..=100))]
+    cycles: u32,
+    /// Write the report here as JSON [default: artifacts/bench-footprint/report.json].
+    #[arg(long, value_name = "FILE", value_parser = output_file)]
+    report: Option<PathBuf>,
+    /// Write the picture here (SVG) [default: artifacts/bench-footprint/footprint.svg].
+    #[arg(long, value_name = "FILE", value_parser = output_file)]
+    picture: Option<PathBuf>,
 }
 
 /// Options of `bench reclaim`.
@@ -44,6 +67,7 @@ pub(crate) struct Reclaim {
 
 /// Where files go; made anew by each run.
 pub(crate) const ARTIFACTS: &str = "artifacts/bench-reclaim";
+const FOOTPRINT_ARTIFACTS: &str = "artifacts/bench-footprint";
 
 /// Smaller guests have too few blocks to move, and larger ones take too long.
 fn guest_memory(text: &str) -> std::result::Result<ByteSize, String> {
@@ -58,8 +82,38 @@ fn guest_memory(text: &str) -> std::result::Result<ByteSize, String> {
 
 /// Measures.
 pub(crate) fn run(task: &Task) -> Result<()> {
-    let Task::Reclaim(arguments) = task;
-    reclaim(arguments)
+    match task {
+        Task::Reclaim(arguments) => reclaim(arguments),
+        Task::Footprint(arguments) => footprint(arguments),
+    }
+}
+
+fn footprint(arguments: &Footprint) -> Result<()> {
+    let lab = lab::set_up(&[arguments.kernel])?;
+    eprintln!("building Memtide's programs (a few minutes the first time) ...");
+    let programs = cargo::build(&footprint::PACKAGES, Profile::Release)?;
+    let artifacts = PathBuf::from(FOOTPRINT_ARTIFACTS);
+    fresh_dir(&artifacts)?;
+    let options = footprint::Options {
+        kernel: arguments.kernel,
+        memory: arguments.memory,
+        cycles: arguments.cycles,
+        artifacts: artifacts.clone(),
+    };
+    memtide_scenarios::interrupt::listen();
+    let started = std::time::Instant::now();
+    let mut say = |text: &str| println!("{:>6.1} s  {text}", started.elapsed().as_secs_f64());
+    let report = footprint::run(&lab, &programs, &options, &mut say)?;
+    let picture = arguments.picture.clone().unwrap_or_else(|| artifacts.join("footprint.svg"));
+    write(&picture, &footprint::picture(&report))?;
+    let file = arguments.report.clone().unwrap_or_else(|| artifacts.join("report.json"));
+    write(&file, &format!("{}\n", serde_json::to_string_pretty(&report)?))?;
+    println!("\n{}", footprint::table(&report));
+    println!("picture: {}\nreport:  {}", picture.display(), file.display());
+    match report.broken().as_slice() {
+        [] => Ok(()),
+        broken => Err(broken.join("; ").into()),
+    }
 }
 
 fn reclaim(arguments: &Reclaim) -> Result<()> {

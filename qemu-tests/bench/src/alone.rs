@@ -31,8 +31,6 @@ use crate::processors::{self, run_on};
 
 /// What is dropped in one turn.
 const MOVED: ByteSize = ByteSize::from_gib(1);
-/// Turns for each turn of a guest: one takes two seconds, and single ones differ by a fifth.
-const TURNS_EACH: usize = 3;
 /// Rings, requests and answers lie behind it.
 const RINGS: u64 = MOVED.bytes();
 const REQUEST: u64 = RINGS + (1 << 20);
@@ -83,7 +81,7 @@ fn take_turns(
     run_on(Pid::from_raw(device.pid().cast_signed()), punching)?;
     let mut vm = Vm::connect(device.socket())?;
     let (mut by_device, mut by_hand) = (vec![], vec![]);
-    for _ in 0..rounds * TURNS_EACH {
+    for _ in 0..rounds {
         memtide_scenarios::interrupt::check()?;
         run_on(None, touching)?;
         vm.memory.touch()?;

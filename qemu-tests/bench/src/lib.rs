@@ -1,5 +1,6 @@
-//! Measures how fast a guest's memory goes to the host and comes back: Memtide beside QEMU's own
-//! balloon and virtio-mem, and beside what the kernels can do at most.
+//! Measures what Memtide does, side by side with what a user would choose instead: how fast a guest's
+//! memory goes to the host and comes back ([`run`]), beside QEMU's own balloon and virtio-mem and what
+//! the kernels can do at most; and what a guest holds over time ([`footprint`]).
 //!
 //! All run on the same QEMU and the same guest kernel with as much memory, in one go, in turns.
 //! Memory that is to go has been touched, and is free in the guest: the case that all of them are
@@ -11,6 +12,7 @@ mod clocks;
 mod contest;
 mod error;
 mod figures;
+pub mod footprint;
 mod huge_pages;
 mod machines;
 mod memtide;

@@ -18,14 +18,17 @@ pub(crate) struct Machines<'a> {
     pub(crate) kernel: Kernel,
     pub(crate) memory: ByteSize,
     pub(crate) artifacts: PathBuf,
+    /// Programs of ours that are in each guest.
+    pub(crate) tools: &'static [&'static str],
+    /// What the agent is started with, besides what its unit says.
+    pub(crate) agent_options: &'static str,
 }
 
-const AGENT: &str = "memtide-agent";
 /// The agent's unit as it is shipped, and what of it differs here.
 const AGENT_UNIT: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../../guest-agent/memtide-agent.service");
 const SHIPPED_START: &str = "/usr/bin/memtide-agent run";
-const BENCH_START: &str = "/opt/memtide/bin/memtide-agent run --scale-by target";
+const BENCH_START: &str = "/opt/memtide/bin/memtide-agent run";
 
 /// The kernel's test of its timer compares emulated time with emulated instructions, and panics on
 /// a host that is busy ("IO-APIC + timer doesn't work"). KVM guests leave it out by themselves.
@@ -43,6 +46,16 @@ impl Machines<'_> {
         self.start(name, |spec| {
             spec.qemu_arguments = words(["-device", "virtio-balloon-pci,id=balloon0"]);
             spec.modules = words(["virtio_balloon"]);
+        })
+    }
+
+    /// A guest with QEMU's balloon and free page reporting, which is all that it is asked for, and
+    /// with these modules as well.
+    pub(crate) fn with_reporting(&self, name: &'static str, modules: &[&str]) -> Result<Subject> {
+        self.start(name, |spec| {
+            spec.qemu_arguments = words(["-device", "virtio-balloon-pci,free-page-reporting=on"]);
+            spec.modules = words(["virtio_balloon"]);
+            spec.modules.extend(modules.iter().map(|module| (*module).to_owned()));
         })
     }
 
@@ -79,27 +92,32 @@ impl Machines<'_> {
 
     fn start(&self, name: &'static str, differ: impl FnOnce(&mut MachineSpec)) -> Result<Subject> {
         let mut tools = Tools::new(self.programs.program("memtide-lab-guest")?)?;
-        tools.program(AGENT, self.programs.program(AGENT)?)?;
+        for name in self.tools {
+            tools.program(name, self.programs.program(name)?)?;
+        }
         let artifacts = self.artifacts.join(name);
         let mut spec = MachineSpec::new(name, self.kernel, tools.path(), artifacts);
         spec.memory_mib = self.memory.mib();
         spec.kernel_arguments = words([NO_TIMER_CHECK]);
         differ(&mut spec);
         if matches!(spec.balloon, Balloon::VhostUser { .. }) {
-            tools.unit("memtide-agent.service", &agent_unit()?, Start::AtBoot)?;
+            tools.unit("memtide-agent.service", &self.agent_unit()?, Start::AtBoot)?;
         }
         Subject::new(name, Machine::start(self.lab, &spec)?)
     }
+
+    fn agent_unit(&self) -> Result<String> {
+        let path = PathBuf::from(AGENT_UNIT);
+        let failed = |source| BenchError::File { doing: "read", path: path.clone(), source };
+        let text = std::fs::read_to_string(&path).map_err(failed)?;
+        Ok(with_options(&text, self.agent_options))
+    }
 }
 
-fn agent_unit() -> Result<String> {
-    let path = PathBuf::from(AGENT_UNIT);
-    let text = std::fs::read_to_string(&path).map_err(|source| BenchError::File {
-        doing: "read",
-        path,
-        source,
-    })?;
-    Ok(text.replace(SHIPPED_START, BENCH_START))
+/// The shipped unit, for where the lab's guest has the program, with these options.
+fn with_options(unit: &str, options: &str) -> String {
+    let start = format!("{BENCH_START} {options}");
+    unit.replace(SHIPPED_START, start.trim_end())
 }
 
 fn words<const N: usize>(words: [&str; N]) -> Vec<String> {
@@ -112,7 +130,10 @@ mod tests {
 
     #[test]
     fn the_shipped_unit_is_the_one_that_is_run_but_for_its_command() {
-        let unit = agent_unit().unwrap();
-        assert!(unit.contains(&format!("ExecStart={BENCH_START}\n")), "{unit}");
+        let shipped = std::fs::read_to_string(AGENT_UNIT).unwrap();
+        let unit = with_options(&shipped, "--scale-by target");
+        let start = "ExecStart=/opt/memtide/bin/memtide-agent run --scale-by target\n";
+        assert!(unit.contains(start), "{unit}");
+        assert!(with_options(&shipped, "").contains("memtide-agent run\n"));
     }
 }

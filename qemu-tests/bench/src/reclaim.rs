@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use memtide_lab::cargo::Built;
-use memtide_lab::machine::{Backing, Engine};
+use memtide_lab::machine::Backing;
 use memtide_lab::rundir::RunDir;
 use memtide_lab::{Kernel, Lab};
 use memtide_units::ByteSize;
@@ -31,8 +31,8 @@ const MOVED_EIGHTHS: u64 = 5;
 /// Guests that wait for their turn hold this much of their memory, in eighths of it: what they have
 /// booted in and what did not move.
 const WAITING_EIGHTHS: u64 = 3;
-/// Turns of the device by itself: they are short.
-const ALONE_ROUNDS: usize = 7;
+/// Turns of the device by itself: they take three seconds, and single ones differ by a fifth.
+const ALONE_ROUNDS: usize = 15;
 
 /// What is measured.
 #[derive(Clone, Debug)]
@@ -85,6 +85,8 @@ pub fn run(
         kernel: options.kernel,
         memory: options.memory,
         artifacts: options.artifacts.clone(),
+        tools: &["memtide-agent"],
+        agent_options: "--scale-by target",
     };
     say("the device by itself, and a punch by hand");
     let log = options.artifacts.join("alone-device.log");
@@ -95,16 +97,13 @@ pub fn run(
     let kernel = stage.raw.subject().kernel().to_owned();
     let rounds = stage.play(options.rounds, say)?;
     let mut report = stage.report(&rounds);
-    let engine = match stage.raw.subject().machine().acceleration().engine {
-        Engine::Kvm => "kvm",
-        Engine::Tcg => "tcg",
-    };
+    let engine = stage.raw.subject().machine().acceleration().engine;
     report.device_alone = device_alone.into();
     report.raw_punch = raw_punch.into();
     report.setting = Setting {
         kernel,
         qemu: lab.qemu().version().to_string(),
-        accelerator: engine.into(),
+        accelerator: engine.to_string(),
         processors: std::thread::available_parallelism().map_or(0, usize::from),
         guest_memory_mib: options.memory.mib(),
         moved_mib: options.moved().mib(),

@@ -103,6 +103,15 @@ impl Subject {
         crate::clocks::of_guest(&text).ok_or_else(|| self.unexpected("/proc/stat", text))
     }
 
+    /// Tasks that its OOM killer has ended since it booted.
+    pub(crate) fn oom_kills(&self) -> Result<u64> {
+        let text = self.read("/proc/vmstat")?;
+        let kills = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        kills
+            .and_then(|kills| kills.trim().parse().ok())
+            .ok_or_else(|| self.unexpected("/proc/vmstat", text))
+    }
+
     /// Stall for memory since it booted, in microseconds.
     pub(crate) fn stalled_us(&self) -> Result<u64> {
         let text = self.read("/proc/pressure/memory")?;

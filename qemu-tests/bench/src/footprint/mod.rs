@@ -1,0 +1,95 @@
+//! How much of the host's memory a guest holds over time, and what holding less costs the workload.
+//!
+//! One guest after the other plays the same script: growth, page cache, rest, as a machine that
+//! builds software does, and a longer rest at the end. All boot the same kernel on the same QEMU with as much
+//! memory; they differ in what gives memory back. What a guest holds is what the memfd behind it
+//! holds, looked at four times a second; the area below it is what somebody pays for.
+
+mod means;
+mod picture;
+mod play;
+mod report;
+mod script;
+mod table;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use memtide_lab::cargo::Built;
+use memtide_lab::rundir::RunDir;
+use memtide_lab::{Kernel, Lab};
+use memtide_units::ByteSize;
+
+pub use picture::picture;
+pub use report::{Report, Run};
+pub use table::table;
+
+use crate::error::Result;
+use crate::machines::Machines;
+use means::Means;
+use report::Setting;
+
+/// The packages whose programs are used, for `memtide_lab::cargo::build`.
+pub const PACKAGES: [&str; 4] =
+    ["memtide-agent", "memtide-lab-guest", "memtide-workload", "vhost-user-balloon"];
+
+/// What is measured.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The guests' kernel.
+    pub kernel: Kernel,
+    /// Memory of each guest.
+    pub memory: ByteSize,
+    /// How often growth, page cache and rest follow each other.
+    pub cycles: u32,
+    /// Where logs go.
+    pub artifacts: PathBuf,
+}
+
+/// Measures; `say` gets a line for each step.
+///
+/// # Errors
+/// The first step that fails. Guests and processes are gone in any case.
+pub fn run(
+    lab: &Lab,
+    programs: &Built,
+    options: &Options,
+    say: &mut dyn FnMut(&str),
+) -> Result<Report> {
+    let started = Instant::now();
+    let sockets = RunDir::new()?;
+    let machines = Machines {
+        lab,
+        programs,
+        kernel: options.kernel,
+        memory: options.memory,
+        artifacts: options.artifacts.clone(),
+        tools: &["memtide-agent", "memtide-workload"],
+        agent_options: "",
+    };
+    let script = script::of(options.memory, options.cycles);
+    let mut report = Report::default();
+    for means in Means::ALL {
+        say(&format!("{}: the guest boots", means.name()));
+        let guest = means.start(&machines, sockets.path())?;
+        let run = play::play(&guest.subject, &script)?;
+        say(&format!(
+            "{}: {:.2} GiB·min in {:.0} s, {:.2} GiB after the last rest",
+            means.name(),
+            run.gib_minutes,
+            run.seconds,
+            run.gib_after_idle
+        ));
+        report.setting = Setting {
+            kernel: guest.subject.kernel().to_owned(),
+            qemu: lab.qemu().version().to_string(),
+            accelerator: guest.subject.machine().acceleration().engine.to_string(),
+            processors: std::thread::available_parallelism().map_or(0, usize::from),
+            guest_memory_mib: options.memory.mib(),
+            script: script.clone(),
+            seconds: started.elapsed().as_secs(),
+        };
+        report.runs.insert(means.name().to_owned(), run);
+    }
+    Ok(report)
+}

@@ -1,0 +1,57 @@
+//! The result for a person, in a terminal.
+
+use std::fmt::Write as _;
+
+use super::report::Report;
+
+/// The report as text.
+pub fn table(report: &Report) -> String {
+    let mut text = String::new();
+    let setting = &report.setting;
+    let _ = writeln!(
+        text,
+        "{} MiB guests, Linux {} on QEMU {} ({}), {} processors, {} s\n{}\n",
+        setting.guest_memory_mib,
+        setting.kernel,
+        setting.qemu,
+        setting.accelerator,
+        setting.processors,
+        setting.seconds,
+        setting.script
+    );
+    let _ = writeln!(
+        text,
+        "{:<28}{:>10}{:>10}{:>12}{:>12}{:>12}",
+        "what gives memory back", "GiB·min", "to none", "after rest", "work", "slower by"
+    );
+    let rows = report.rows();
+    let none = report.runs.get("none");
+    for (title, run) in rows {
+        let change =
+            |value: f64, base: f64| if base > 0.0 { (value / base - 1.0) * 100.0 } else { 0.0 };
+        let saved = none.map_or(0.0, |none| change(run.gib_minutes, none.gib_minutes));
+        let slower = none.map_or(0.0, |none| change(run.work_seconds, none.work_seconds));
+        let _ = writeln!(
+            text,
+            "{title:<28}{:>10.2}{:>8.1} %{:>8.2} GiB{:>10.1} s{:>10.1} %",
+            run.gib_minutes, saved, run.gib_after_idle, run.work_seconds, slower
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::footprint::report::tests::report;
+
+    #[test]
+    fn each_means_is_set_beside_nothing() {
+        let text = table(&report());
+        let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap();
+        assert!(line("nothing").contains("0.0 %"));
+        assert!(line("Memtide").contains("-62.5 %") && line("Memtide").ends_with("1.0 %"));
+        assert!(line("DAMON_RECLAIM").ends_with("10.0 %"), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+    }
+}

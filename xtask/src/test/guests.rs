@@ -102,6 +102,7 @@ pub(super) fn run(only: Option<Kernel>, named: Option<&str>, jobs: u8) -> Result
     let work = || -> std::result::Result<Tally, String> {
         let mut tally = Tally::default();
         while let Some(scenario) = next() {
+            memtide_scenarios::interrupt::check().map_err(|error| error.to_string())?;
             tally.join(play(&scenario, &lab, &programs)?);
         }
         Ok(tally)

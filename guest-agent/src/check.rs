@@ -7,11 +7,13 @@ use std::path::Path;
 
 use memtide_sysfs::damon::{self, Absence, Module};
 use memtide_sysfs::kpageflags::PageFlags;
+use memtide_sysfs::memory::{Block, Origin, Origins};
 use memtide_sysfs::psi::Psi;
 use memtide_sysfs::{Root, memory};
 
 use crate::config::{Config, DamonUse};
 use crate::dma::{Area, DmaError};
+use crate::remove::{REMOVERS, Unit};
 use crate::run::RunError;
 use crate::runtime::RuntimeError;
 use crate::status::Lack;
@@ -67,6 +69,7 @@ pub fn check(config: &Config, root: &Root, probes: &Probes<'_>) -> Report {
         Line { what: "pinning", found: pinning(probes) },
         Line { what: "directory", found: directory(&config.runtime_dir) },
         Line { what: "blocks", found: blocks(root) },
+        Line { what: "structs", found: structs(root) },
         Line { what: "pressure", found: pressure(root) },
         Line { what: "access", found: access(config, root) },
         Line { what: "page flags", found: page_flags(root) },
@@ -137,12 +140,61 @@ fn blocks(root: &Root) -> Found {
         Ok(found) => found,
         Err(error) => return Found::Forbids(RuntimeError::NoBlocks(error).into()),
     };
-    if memory::may_hold_own_structs(root) {
-        return Found::Lacks(Lack::plain_blocks());
+    let origins = Origins::read(root).ok();
+    let own = |origins: &Origins| {
+        blocks.iter().filter(|block| origins.may_hold_own_structs(block.id)).count()
+    };
+    match origins.as_ref().map(own) {
+        None if memory::may_hold_own_structs(root) => {
+            return Found::Lacks(Lack::plain_blocks(blocks.len()));
+        }
+        Some(count) if count > 0 => return Found::Lacks(Lack::plain_blocks(count)),
+        _ => {}
     }
     let may_go = blocks.iter().filter(|block| !block.never_offline()).count();
     let size = size.size();
     Found::Well(format!("{} of {size}, {may_go} of them may go offline", blocks.len()))
+}
+
+/// Whether stolen memory can be removed, `struct page`s and all, and how.
+fn structs(root: &Root) -> Found {
+    let mut all = Vec::new();
+    for remover in REMOVERS {
+        match remover.units(root) {
+            Ok(units) => all.extend(units.into_iter().map(|unit| (remover.name(), unit))),
+            Err(error) => return Found::Lacks(Lack::removal(&error.to_string())),
+        }
+    }
+    let said =
+        |(way, unit): &(&str, Unit)| format!("{} ({way}, {} blocks)", unit.name, unit.blocks.len());
+    let (small, large): (Vec<_>, Vec<_>) = all.iter().partition(|(_, unit)| unit.is_small());
+    if !small.is_empty() {
+        let names: Vec<String> = small.into_iter().map(said).collect();
+        return Found::Well(format!("go with what is stolen whole: {}", names.join(", ")));
+    }
+    if !large.is_empty() {
+        let names: Vec<String> = large.into_iter().map(said).collect();
+        return Found::Lacks(Lack::removal(&format!(
+            "to bring back one block would need struct pages for all of {}; make several devices \
+             of it",
+            names.join(", ")
+        )));
+    }
+    let origins = Origins::read(root);
+    let is_dimm = |block: &Block| {
+        let origin = origins.as_ref().ok().and_then(|origins| origins.of(block.id).ok());
+        matches!(origin, Some(Origin::Acpi(_)))
+    };
+    let dimms = memory::list(root).unwrap_or_default().iter().filter(|b| is_dimm(b)).count();
+    Found::Lacks(Lack::removal(&match dimms {
+        0 => "no device of the DAX bus is driven by kmem, and what was there at boot cannot be \
+              unplugged"
+            .to_owned(),
+        count => format!(
+            "{count} blocks are of ACPI's DIMMs, which the agent does not eject (the host would \
+             have to plug them in again); no device of the DAX bus is driven by kmem"
+        ),
+    }))
 }
 
 fn pressure(root: &Root) -> Found {
@@ -230,6 +282,7 @@ mod tests {
             "ok     balloon    0000:00:03.0 (1af4:1002), driven by virtio-pci",
             "ok     module     uio_pci_generic can be loaded",
             "ok     blocks     8 of 128 MiB, 7 of them may go offline",
+            "lacks  structs    memory that can be removed: no device of the DAX bus",
             "lacks  access     access monitoring (DAMON)",
             "The agent can run here.",
         ] {

@@ -75,11 +75,11 @@ fn convert_one(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::remove::Plugger;
     use memtide_sysfs::fake::{FakeBlock, FakeRoot};
     use memtide_sysfs::meminfo::Meminfo;
     use memtide_units::{BlockId, BlockSize};
     use rustix::io::Errno;
-    use std::collections::BTreeSet;
 
     const PAGES: usize = 32768;
 
@@ -99,8 +99,9 @@ mod tests {
 
     fn converted(fake: &FakeRoot) -> (Converted, Blocks) {
         let root = fake.root();
-        let mut blocks = Blocks::read(&root, &BTreeSet::new()).unwrap();
-        let mut worker = Worker::start(&root, blocks.size()).unwrap();
+        let mut blocks = Blocks::read(&root, &crate::runtime::Seen::default()).unwrap();
+        let plugger = Plugger::new(&root, "/nowhere".into());
+        let mut worker = Worker::start(&root, blocks.size(), plugger).unwrap();
         (convert(&root, &mut blocks, &mut worker), blocks)
     }
 

@@ -18,6 +18,7 @@ use crate::config::{Config, Conversion, DamonUse, PlainUse};
 use crate::hardware::Hardware;
 use crate::link::Kind;
 use crate::overcommit::{Overcommit, OvercommitUse};
+use crate::remove::Plugger;
 use crate::run::{Purpose, RunError, run};
 use crate::runtime::RuntimeDir;
 use crate::takeover;
@@ -174,9 +175,10 @@ fn bring_online(
         (Stolen::Leave, Conversion::Convert) => StateRequest::OnlineMovable,
         (Stolen::Leave, Conversion::Leave) | (Stolen::Return(_), _) => StateRequest::Online,
     };
+    let plugger = Plugger::new(root, runtime.auto_online());
     let mut first = Ok(());
     for block in left.into_iter().take(count) {
-        match memory::write_state(root, block, how) {
+        match plugger.put_online(block, how) {
             Ok(()) => tracing::info!("{block} is online again"),
             Err(error) => {
                 tracing::error!("{block} stays offline: {error}");
@@ -192,10 +194,10 @@ fn ours(root: &Root, runtime: &RuntimeDir) -> Result<Vec<BlockId>, RunError> {
     if !runtime.knows_blocks() {
         return Ok(Vec::new());
     }
-    Ok(Blocks::read(root, &runtime.seen(root)?.foreign)?.offline_by_us())
+    Ok(Blocks::read(root, &runtime.seen(root)?)?.offline_by_us())
 }
 
-/// DAMON's monitor, `damon_stat`, `vm.overcommit_memory`. Large mappings were allowed since the
+/// DAMON's monitor, `damon_stat`, what happens to plugged memory, `vm.overcommit_memory`. Large mappings were allowed since the
 /// agent would have brought back every page that is touched; now nobody would.
 fn restore_settings(root: &Root, runtime: &RuntimeDir) -> Result<(), Error> {
     if let Err(error) = damon::stop_leftover(root) {
@@ -210,7 +212,8 @@ fn restore_settings(root: &Root, runtime: &RuntimeDir) -> Result<(), Error> {
     } else {
         Ok(())
     };
-    stat.and(Overcommit::new(root, runtime.overcommit()).restore())
+    let policy = Plugger::new(root, runtime.auto_online()).restore();
+    stat.and(policy).and(Overcommit::new(root, runtime.overcommit()).restore())
 }
 
 /// An agent on its way out: asks everything back, takes what was not granted in time.

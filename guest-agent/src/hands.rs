@@ -2,6 +2,8 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
+use memtide_units::BlockId;
+
 use crate::worker::{Done, Job, Task, Worker};
 
 /// The worker, and what it will be given next. It is given either all returns that wait or all
@@ -24,6 +26,12 @@ impl Hands {
     pub fn steal(&mut self, jobs: impl IntoIterator<Item = Job>) {
         self.is_aborting = false;
         self.steals.extend(jobs);
+        self.proceed();
+    }
+
+    /// Removes something. An abort before it is at work forgets it.
+    pub fn remove(&mut self, block: BlockId) {
+        self.steals.push(Job { block, task: Task::Remove });
         self.proceed();
     }
 
@@ -87,12 +95,13 @@ impl AsFd for Hands {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::remove::Plugger;
     use crate::worker::{Look, MOVABLE_DEADLINE};
     use memtide_policy::guest::StealFailure;
     use memtide_sysfs::fake::{FakeBlock, FakeRoot};
     use memtide_sysfs::meminfo::Meminfo;
     use memtide_sysfs::memory::StateRequest;
-    use memtide_units::{BlockId, BlockSize, ByteSize};
+    use memtide_units::{BlockSize, ByteSize};
     use std::time::{Duration, Instant};
 
     fn next(hands: &mut Hands) -> Done {
@@ -113,7 +122,9 @@ mod tests {
         fake.add_blocks(BlockSize::X86_SMALL, (1..5).map(|n| (n, FakeBlock::MOVABLE)));
         let available = ByteSize::from_gib(1);
         fake.set_meminfo(Meminfo { total: available, available, ..Meminfo::default() });
-        let mut hands = Hands::new(Worker::start(&fake.root(), BlockSize::X86_SMALL).unwrap());
+        let plugger = Plugger::new(&fake.root(), "/nowhere".into());
+        let worker = Worker::start(&fake.root(), BlockSize::X86_SMALL, plugger).unwrap();
+        let mut hands = Hands::new(worker);
         let (keep, deadline) = (ByteSize::ZERO, MOVABLE_DEADLINE);
         let steal = Task::Steal { keep, deadline, look: Look::AtRoom };
         // So many that the worker is still at them when the return comes.

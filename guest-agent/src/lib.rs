@@ -33,6 +33,7 @@ pub mod hardware;
 pub mod link;
 pub mod overcommit;
 pub mod private;
+pub mod remove;
 pub mod returns;
 pub mod run;
 pub mod runtime;

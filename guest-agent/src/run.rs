@@ -22,6 +22,7 @@ use crate::hands::Hands;
 use crate::hardware::{Attention, Hardware};
 use crate::link::{ANSWER_DEADLINE, Kind, Link};
 use crate::overcommit::{Found, Overcommit, OvercommitUse};
+use crate::remove::{PlugError, Plugger};
 use crate::runtime::{RuntimeDir, RuntimeError};
 use crate::senses::Senses;
 use crate::signals::Signals;
@@ -72,7 +73,7 @@ pub enum RunError {
     Kernel(#[from] Error),
     /// A block that did not come online.
     #[error(transparent)]
-    Block(#[from] memtide_sysfs::memory::WriteError),
+    Block(#[from] PlugError),
     /// Something of the agent's own.
     #[error("{what}: {source}")]
     Own {
@@ -226,11 +227,13 @@ fn assemble(
     (hardware, now): (&Hardware, Instant),
 ) -> Result<Parts, RunError> {
     crate::alarm::install_handler().map_err(own("SIGALRM cannot be handled"))?;
+    let plugger = Plugger::new(root, runtime.auto_online());
+    plugger.restore()?;
     let seen = runtime.seen(root)?;
-    let mut blocks = Blocks::read(root, &seen.foreign)?;
+    let mut blocks = Blocks::read(root, &seen)?;
     let limits = config.limits(blocks.present())?;
     let mut worker =
-        Worker::start(root, blocks.size()).map_err(own("a thread cannot be started"))?;
+        Worker::start(root, blocks.size(), plugger).map_err(own("a thread cannot be started"))?;
     if config.conversion == Conversion::Convert && !runtime.is_converted() {
         convert(root, &mut blocks, &mut worker);
         runtime.set_converted()?;
@@ -304,9 +307,11 @@ fn lacks(root: &Root, blocks: &Blocks, conversion: Conversion) -> Vec<Lack> {
     if let Err(error) = PageFlags::open(root) {
         lacks.push(Lack::census(&error.to_string()));
     }
-    if memtide_sysfs::memory::may_hold_own_structs(root) {
-        lacks.push(Lack::plain_blocks());
-    } else if conversion == Conversion::Convert && blocks.movable_count() == 0 {
+    match blocks.with_own_structs() {
+        0 => {}
+        count => lacks.push(Lack::plain_blocks(count)),
+    }
+    if conversion == Conversion::Convert && blocks.movable_count() == 0 {
         lacks.push(Lack::stealable());
     }
     lacks

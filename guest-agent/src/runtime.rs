@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! lock           held by the one agent that drives the device
-//! blocks.json    which blocks there are, and which of them are somebody else's
+//! blocks.json    which blocks there are, which are somebody else's, and which were removed
 //! dma            the device's memory
 //! converted      there once boot memory has been made movable
 //! overcommit     there while vm.overcommit_memory is changed
+//! auto_online    there while plugged memory does not go online by itself
 //! damon_stat     there while damon_stat is switched off
 //! silent         there while the device does not answer: nobody may read its configuration
 //! status.json    what the running agent says of itself
@@ -139,6 +140,11 @@ impl RuntimeDir {
         decisions_path(&self.path)
     }
 
+    /// The mark that the agent has changed what happens to memory that is plugged in.
+    pub fn auto_online(&self) -> PathBuf {
+        self.path.join("auto_online")
+    }
+
     /// The status file.
     pub fn status(&self) -> PathBuf {
         status_path(&self.path)
@@ -225,6 +231,10 @@ pub struct Seen {
     pub known: BTreeSet<BlockId>,
     /// Those that are offline by somebody else's hand.
     pub foreign: BTreeSet<BlockId>,
+    /// Those that the agent has removed, or is about to: where the kernel has no such block, it is
+    /// stolen.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub removed: BTreeSet<BlockId>,
 }
 
 impl Seen {
@@ -233,7 +243,10 @@ impl Seen {
         let news = blocks.iter().filter(is_new).filter(|block| block.state == State::Offline);
         let mut foreign = self.foreign.clone();
         foreign.extend(news.map(|block| block.id));
-        Self { known: blocks.iter().map(|block| block.id).collect(), foreign }
+        let mut known: BTreeSet<BlockId> = blocks.iter().map(|block| block.id).collect();
+        let removed: BTreeSet<BlockId> = self.removed.difference(&known).copied().collect();
+        known.extend(&removed);
+        Self { known, foreign, removed }
     }
 }
 
@@ -325,6 +338,24 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(runtime.seen(&root).unwrap().foreign, BTreeSet::from([BlockId(8)]));
         }
+    }
+
+    /// The one that comes back offline with its device must not be taken for a stranger's.
+    #[test]
+    fn what_was_removed_is_known_until_it_is_there_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let fake = FakeRoot::new();
+        fake.add_blocks(BlockSize::X86_SMALL, [(1, FakeBlock::MOVABLE)]);
+        let root = fake.root();
+        let runtime = RuntimeDir::open(dir.path()).unwrap();
+        let removed = BTreeSet::from([BlockId(8)]);
+        let known = BTreeSet::from([BlockId(1), BlockId(8)]);
+        let seen = Seen { known, removed, ..Seen::default() };
+        runtime.set_seen(&seen).unwrap();
+        assert_eq!(runtime.seen(&root).unwrap(), seen);
+        fake.add_blocks(BlockSize::X86_SMALL, [(8, FakeBlock::OFFLINE)]);
+        let now = runtime.seen(&root).unwrap();
+        assert_eq!((now.foreign, now.removed), (BTreeSet::new(), BTreeSet::new()));
     }
 
     #[test]

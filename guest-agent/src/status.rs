@@ -60,12 +60,24 @@ impl Lack {
     }
 
     /// Blocks whose first pages may be their own `struct page`s.
-    pub fn plain_blocks() -> Self {
+    pub fn plain_blocks(count: usize) -> Self {
         Self {
-            what:
-                "blocks without struct pages of their own (memory_hotplug.memmap_on_memory is on)"
+            what: format!(
+                "{count} blocks without struct pages of their own (they were plugged in, and \
+                 memory_hotplug.memmap_on_memory is on)"
+            ),
+            effect: "these are not stolen; boot without that parameter".into(),
+        }
+    }
+
+    /// Nothing whose `struct page`s could go.
+    pub fn removal(why: &str) -> Self {
+        Self {
+            what: format!("memory that can be removed: {why}"),
+            effect:
+                "stolen blocks are only offline, and their struct pages remain: 2 MiB for each \
+                     128 MiB"
                     .into(),
-            effect: "nothing is stolen; boot without that parameter".into(),
         }
     }
 
@@ -117,6 +129,20 @@ pub struct Counters {
     pub device_losses: usize,
     /// Blocks that somebody else put online while the host was dropping them.
     pub dropped_online: usize,
+    /// Times that something stolen was removed, `struct page`s and all.
+    #[serde(default)]
+    pub removals: usize,
+}
+
+/// The `struct page`s of stolen blocks, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StructPages {
+    /// Of removed blocks: these are memory again.
+    pub freed: ByteSize,
+    /// Of blocks that are only offline.
+    pub remain: ByteSize,
+    /// Of all memory, where the kernel counts them (from 6.11 on).
+    pub all: Option<ByteSize>,
 }
 
 /// The limits in force.
@@ -198,6 +224,9 @@ pub struct Status {
     pub memory: MemoryStatus,
     /// The memory blocks.
     pub blocks: BlockCounts,
+    /// What stealing saves beside the memory itself.
+    #[serde(default)]
+    pub struct_pages: StructPages,
     /// The return that is pending, if any.
     pub gate: Option<GateStatus>,
     /// What has happened.
@@ -254,6 +283,10 @@ impl fmt::Display for Status {
         writeln!(f, ", wants {} in the balloon", limits.host_wants)?;
         write!(f, "  blocks     {} of {}: {} movable", blocks.total, blocks.size, blocks.movable)?;
         writeln!(f, ", {} stolen, {} foreign", blocks.stolen.len(), blocks.foreign.len())?;
+        let StructPages { freed, remain, .. } = self.struct_pages;
+        if !blocks.stolen.is_empty() {
+            writeln!(f, "  structs    {freed} of struct pages freed, {remain} remain")?;
+        }
         if let Some(gate) = &self.gate {
             write!(f, "  return     {} blocks asked back ({})", gate.blocks, gate.urgency)?;
             let reason = gate.reason.as_deref().unwrap_or("no answer yet");
@@ -308,6 +341,7 @@ pub(crate) mod tests {
                 in_transit: vec![],
                 foreign: vec![],
             },
+            struct_pages: StructPages { freed: mib(2), remain: mib(2), all: None },
             gate: None,
             counters: Counters { stolen: 2, ..Counters::default() },
             lacks: vec![Lack::interrupt()],
@@ -322,6 +356,7 @@ pub(crate) mod tests {
             "1.7 GiB online of 2 GiB, 500 MiB available",
             "min 512 MiB, max 2 GiB, pressure goal 0.10 % (now 0.00 %)",
             "16 of 128 MiB: 12 movable, 2 stolen, 0 foreign",
+            "structs    2 MiB of struct pages freed, 2 MiB remain",
             "lacks      an interrupt of the balloon device: the device is looked at",
         ] {
             assert!(text.contains(line), "{line:?} is not in\n{text}");

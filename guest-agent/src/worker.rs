@@ -21,12 +21,13 @@ use std::time::Duration;
 use memtide_policy::guest::{Census, Memory, SkipReason, StealFailure, precheck};
 use memtide_sysfs::kpageflags::{PageCensus, PageFlags};
 use memtide_sysfs::meminfo::Meminfo;
-use memtide_sysfs::memory::{State, StateRequest, WriteError, write_state};
+use memtide_sysfs::memory::{Origins, State, StateRequest, WriteError, write_state};
 use memtide_sysfs::{Error, Root, memory};
 use memtide_units::{BlockId, BlockSize, ByteSize, GpaRange};
 use rustix::event::EventfdFlags;
 
 use crate::alarm::{Alarm, SIGNAL};
+use crate::remove::{self, PlugError, Plugger, STRUCT_PAGE};
 
 /// For a block of 128 MiB in `ZONE_MOVABLE`. A full one took up to 10.6 s under emulation, a tenth of
 /// it on hardware.
@@ -72,8 +73,10 @@ pub enum Task {
         /// What to look at first.
         look: Look,
     },
-    /// Put it online in this way.
+    /// Put it online in this way; plug it in before, where it was removed.
     Return(StateRequest),
+    /// Remove what it belongs to, all of which is offline.
+    Remove,
     /// Take it offline and put it online again in `ZONE_MOVABLE`.
     Convert {
         /// Must stay available.
@@ -135,7 +138,7 @@ impl Worker {
     ///
     /// # Errors
     /// What eventfd(2) or thread creation says.
-    pub fn start(root: &Root, size: BlockSize) -> io::Result<Self> {
+    pub fn start(root: &Root, size: BlockSize, plugger: Plugger) -> io::Result<Self> {
         let (jobs, todo) = channel();
         let (report, done) = channel();
         let wake =
@@ -145,6 +148,7 @@ impl Worker {
             root: root.clone(),
             size,
             flags: PageFlags::open(root),
+            plugger,
             is_cancelled: Arc::clone(&is_cancelled),
         };
         let waker = Arc::clone(&wake);
@@ -175,11 +179,11 @@ impl Worker {
         true
     }
 
-    /// Ends a steal or a conversion at work and those that were to follow it; a return is quick and
-    /// always finishes. Each end comes through [`Self::take`] like any other, so this may be called
+    /// Ends a steal or a conversion at work and those that were to follow it; a return or a removal is
+    /// quick and always finishes. Each end comes through [`Self::take`] like any other, so this may be called
     /// again until all have come: a signal just before the system call is lost.
     pub fn cancel(&self) {
-        let ends = |job: Job| !matches!(job.task, Task::Return(_));
+        let ends = |job: Job| !matches!(job.task, Task::Return(_) | Task::Remove);
         let Some(thread) = self.thread.as_ref().filter(|_| self.current().is_some_and(ends)) else {
             return;
         };
@@ -237,6 +241,7 @@ struct Hands {
     root: Root,
     size: BlockSize,
     flags: Result<PageFlags, Error>,
+    plugger: Plugger,
     is_cancelled: Arc<AtomicBool>,
 }
 
@@ -263,6 +268,7 @@ impl Hands {
                 self.take_offline(job.block, deadline, alarm)
             }
             Task::Return(how) => self.put_online(job.block, how),
+            Task::Remove => self.remove(job.block),
             Task::Convert { keep } => {
                 self.look(job.block, keep, Look::AtPages)?;
                 self.take_offline(job.block, CONVERT_DEADLINE, alarm)?;
@@ -324,18 +330,38 @@ impl Hands {
         })
     }
 
-    /// Where nobody counts, everything in the block has to be moved. And where blocks may hold
-    /// their own `struct page`s none is stolen, whatever a count would say: the host would drop
-    /// them, and the kernel needs them still.
+    /// Where nobody counts, everything in the block has to be moved. And a block that may hold its
+    /// own `struct page`s is not stolen, whatever a count would say: the host would drop them, and
+    /// the kernel needs them still.
     fn census(&self, block: BlockId, look: Look) -> Result<Census, Error> {
         let to_migrate = self.size.size();
-        if memory::may_hold_own_structs(&self.root) {
+        if self.may_hold_own_structs(block) {
             return Ok(Census { to_migrate, unmovable_pages: 1 });
         }
         match (look, &self.flags, self.size.range(block)) {
             (Look::AtPages, Ok(flags), Some(range)) => self.count(flags, range),
             _ => Ok(Census { to_migrate, unmovable_pages: 0 }),
         }
+    }
+
+    /// Whether it may, by what plugged it in, and its first pages do not show that it does not: one
+    /// that is free, or a process's, holds no `struct page`. The kernel's parameter alone says
+    /// nothing of blocks that were plugged in before somebody changed it.
+    fn may_hold_own_structs(&self, block: BlockId) -> bool {
+        let is_on = memory::may_hold_own_structs(&self.root);
+        let Ok(origins) = Origins::read(&self.root) else { return is_on };
+        if !origins.can_hold_own_structs(block) {
+            return false;
+        }
+        is_on || self.flags.as_ref().is_ok_and(|flags| !self.starts_with_others(flags, block))
+    }
+
+    fn starts_with_others(&self, flags: &PageFlags, block: BlockId) -> bool {
+        let page = rustix::param::page_size() as u64;
+        let structs = ByteSize::from_bytes(self.size.size().bytes() / page * STRUCT_PAGE);
+        let first = self.size.range(block).and_then(|r| GpaRange::new(r.start(), structs).ok());
+        let Some(Ok(counts)) = first.map(|first| flags.census(first)) else { return false };
+        counts.free + counts.lru + counts.hugetlb > 0
     }
 
     /// Counts in slices, and stops at the first page that does not move: under emulation a whole
@@ -356,14 +382,21 @@ impl Hands {
     }
 
     fn put_online(&self, block: BlockId, how: StateRequest) -> Result<(), Failure> {
-        match write_state(&self.root, block, how) {
+        match self.plugger.put_online(block, how) {
             Ok(()) => Ok(()),
             // In the wanted state already: somebody was faster.
-            Err(WriteError::Invalid { .. }) if self.is_online(block) => Ok(()),
+            Err(PlugError::Block(WriteError::Invalid { .. })) if self.is_online(block) => Ok(()),
             Err(error) => {
                 Err(Failure { is_offline: true, ..Failure::new(StealFailure::Busy, error) })
             }
         }
+    }
+
+    fn remove(&self, block: BlockId) -> Result<(), Failure> {
+        remove::remove(&self.root, block).map_err(|error| Failure {
+            is_offline: true,
+            ..Failure::new(StealFailure::Busy, error)
+        })
     }
 
     fn is_online(&self, block: BlockId) -> bool {

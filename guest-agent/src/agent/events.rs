@@ -177,12 +177,13 @@ impl Agent {
         self.parts.hands.put_online(Job { block, task });
     }
 
-    pub(super) fn on_done(&mut self, done: Done) {
+    pub(super) fn on_done(&mut self, now: Instant, done: Done) {
         let Job { block, task } = done.job;
         match (task, done.result) {
             (Task::Steal { .. }, Ok(())) => self.on_offline(block),
             (Task::Steal { .. }, Err(failure)) => self.on_steal_failed(block, &failure),
             (Task::Return(_), result) => self.on_return_ended(block, result),
+            (Task::Remove, result) => self.on_removed(now, block, result),
             (Task::Convert { .. }, _) => {}
         }
     }

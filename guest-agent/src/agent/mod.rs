@@ -7,10 +7,12 @@
 //!
 //! * `events`: what answers and ended jobs change.
 //! * `act`: how each action of a plan is carried out.
+//! * `removal`: what is stolen whole loses its `struct page`s.
 //! * `report`: telemetry for the host, the status for people.
 
 mod act;
 mod events;
+mod removal;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -33,6 +35,7 @@ use crate::decisions::Decisions;
 use crate::hands::Hands;
 use crate::link::{Guest, Link};
 use crate::overcommit::{Need, Overcommit};
+use crate::remove::Plugger;
 use crate::returns::Returns;
 use crate::runtime::{RuntimeDir, Seen};
 use crate::senses::{Reading, Senses};
@@ -93,6 +96,8 @@ pub struct Parts {
 struct Due {
     report: Instant,
     refresh: Instant,
+    /// Not before: something could not be removed.
+    removal: Instant,
 }
 
 /// The agent.
@@ -168,6 +173,7 @@ impl Agent {
         if now >= self.due.refresh && !self.parts.hands.is_busy() {
             self.due.refresh = now + REFRESH;
             self.refresh()?;
+            self.remove_what_is_stolen_whole(now)?;
         }
         let plan = self.decide(now, woken)?;
         self.carry_out(now, plan.actions);
@@ -229,7 +235,7 @@ impl Agent {
     /// else is looked at, so that the host can begin to drop it.
     fn take_ended_jobs(&mut self, now: Instant) {
         while let Some(done) = self.parts.hands.take() {
-            self.on_done(done);
+            self.on_done(now, done);
             self.exchange(now);
         }
     }
@@ -342,9 +348,9 @@ impl Agent {
         let (size, target) = (blocks.size(), self.parts.link.config().balloon);
         let count = usize::try_from(target.bytes().div_ceil(size.size().bytes()));
         let stolen = blocks.offline_by_us();
+        let plugger = Plugger::new(&self.parts.root, self.parts.runtime.auto_online());
         for block in stolen.into_iter().take(count.unwrap_or(usize::MAX)) {
-            let put =
-                memtide_sysfs::memory::write_state(&self.parts.root, block, self.parts.how_online);
+            let put = plugger.put_online(block, self.parts.how_online);
             match put {
                 Ok(()) => self.parts.blocks.set(&self.parts.root, block, Hold::Online),
                 Err(error) => tracing::warn!("{block} stays offline: {error}"),

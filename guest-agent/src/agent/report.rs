@@ -2,12 +2,14 @@
 
 use memtide_access::Digest;
 use memtide_policy::guest::{Decision, DeviceState, Plan};
+use memtide_sysfs::vmstat::Vmstat;
 use memtide_units::{ByteSize, Instant};
 use memtide_wire::block::{Heat, Request, Telemetry};
 
 use super::Agent;
 use crate::blocks::Hold;
-use crate::status::{BlockCounts, GateStatus, LimitsStatus, MemoryStatus, Status};
+use crate::remove::STRUCT_PAGE;
+use crate::status::{BlockCounts, GateStatus, LimitsStatus, MemoryStatus, Status, StructPages};
 
 impl Agent {
     /// Remembers what was decided; the log gets what is news.
@@ -110,6 +112,7 @@ impl Agent {
                 in_transit: [blocks.with(Hold::Leaving), blocks.with(Hold::Returning)].concat(),
                 foreign: blocks.with(Hold::Foreign),
             },
+            struct_pages: self.struct_pages(),
             gate: self.returns.ticket().map(|ticket| GateStatus {
                 ticket: ticket.ticket,
                 blocks: ticket.blocks.len(),
@@ -118,6 +121,22 @@ impl Agent {
             }),
             counters: self.counters,
             lacks: self.parts.lacks.clone(),
+        }
+    }
+}
+
+impl Agent {
+    fn struct_pages(&self) -> StructPages {
+        let blocks = &self.parts.blocks;
+        let page = ByteSize::from_bytes(rustix::param::page_size() as u64);
+        let per_block = blocks.size().size().bytes() / page.bytes() * STRUCT_PAGE;
+        let of = |count: usize| ByteSize::from_bytes(per_block).times(count as u64);
+        let (stolen, removed) = (blocks.offline_by_us().len(), blocks.removed().len());
+        let counted = Vmstat::read(&self.parts.root).ok().and_then(|stat| stat.memmap_pages());
+        StructPages {
+            freed: of(removed),
+            remain: of(stolen.saturating_sub(removed)),
+            all: counted.map(|pages| page.times(pages)),
         }
     }
 }

@@ -14,6 +14,7 @@ use memtide_wire::block::{HoldReason, RefuseReason, Request, Response, Verdict};
 use rustix::io::Errno;
 use tempfile::TempDir;
 
+mod removal;
 mod strangers;
 
 use super::{Agent, Parts, Woken};
@@ -23,6 +24,7 @@ use crate::decisions::Decisions;
 use crate::hands::Hands;
 use crate::link::Link;
 use crate::overcommit::Overcommit;
+use crate::remove::Plugger;
 use crate::run::RunError;
 use crate::runtime::RuntimeDir;
 use crate::senses::Senses;
@@ -239,7 +241,8 @@ fn agent(fake: &FakeRoot, device: &FakeDevice, runtime: &TempDir, now: u64) -> A
     let root = fake.root();
     let runtime = RuntimeDir::open(runtime.path()).unwrap();
     let seen = runtime.seen(&root).unwrap();
-    let blocks = Blocks::read(&root, &seen.foreign).unwrap();
+    let blocks = Blocks::read(&root, &seen).unwrap();
+    let plugger = Plugger::new(&root, runtime.auto_online());
     let wish = LimitsWish { min: Some(ByteSize::from_mib(384)), ..LimitsWish::default() };
     let controller = Controller::new(Settings {
         block: SIZE,
@@ -254,7 +257,7 @@ fn agent(fake: &FakeRoot, device: &FakeDevice, runtime: &TempDir, now: u64) -> A
     Agent::new(Parts {
         access: AccessHistory::resume(&root, runtime.access(), 0),
         decisions: Decisions::resume(&runtime.decisions()),
-        hands: Hands::new(Worker::start(&root, SIZE).unwrap()),
+        hands: Hands::new(Worker::start(&root, SIZE, plugger).unwrap()),
         senses: Senses::open(&root).0,
         root,
         runtime,

@@ -21,7 +21,8 @@ fn guest(available_mib: u64) -> (FakeRoot, Worker) {
     let mut flags = vec![BUDDY; 3 * PAGES];
     flags[2 * PAGES + 7] = SLAB;
     fake.put_page_flags(PAGES, &flags);
-    let worker = Worker::start(&fake.root(), BlockSize::X86_SMALL).unwrap();
+    let plugger = Plugger::new(&fake.root(), "/nowhere".into());
+    let worker = Worker::start(&fake.root(), BlockSize::X86_SMALL, plugger).unwrap();
     (fake, worker)
 }
 
@@ -54,14 +55,28 @@ fn a_block_is_stolen_and_returned() {
 }
 
 #[test]
-fn where_blocks_may_hold_their_own_struct_pages_none_is_stolen_or_converted() {
+fn a_block_that_may_hold_its_own_struct_pages_is_not_stolen_or_converted() {
     let (fake, mut worker) = guest(300);
+    [1, 2].iter().for_each(|block| fake.put_into_dimm(BlockId(*block), "PNP0C80:00"));
     // From 6.11 on those pages carry no flag: the census takes them for pages that move.
     fake.put("sys/module/memory_hotplug/parameters/memmap_on_memory", "Y\n");
     assert_eq!(run(&mut worker, 2, steal_task(0)), Err(StealFailure::Busy));
     let convert = Task::Convert { keep: ByteSize::ZERO };
     assert_eq!(run(&mut worker, 1, convert), Err(StealFailure::Busy));
     assert_eq!(fake.writes(), []);
+    assert_eq!(run(&mut worker, 3, steal_task(0)), Ok(()), "it was there at boot");
+}
+
+/// Plugged in while the parameter was on; somebody has switched it off since.
+#[test]
+fn a_dimm_whose_first_pages_may_be_struct_pages_is_not_stolen() {
+    let (fake, mut worker) = guest(300);
+    [2, 3].iter().for_each(|block| fake.put_into_dimm(BlockId(*block), "PNP0C80:00"));
+    let mut flags = vec![BUDDY; 3 * PAGES];
+    flags[PAGES..PAGES + 512].fill(0);
+    fake.put_page_flags(PAGES, &flags);
+    assert_eq!(run(&mut worker, 2, steal_task(0)), Err(StealFailure::Busy));
+    assert_eq!(run(&mut worker, 3, steal_task(0)), Ok(()), "its first pages are free");
 }
 
 #[test]

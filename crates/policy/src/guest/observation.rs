@@ -100,6 +100,8 @@ pub enum FixedReason {
     NeverOffline,
     /// The agent's own DMA memory lies in it: taking it offline would loop in the kernel.
     AgentMemory,
+    /// It may hold its own `struct page`s, which the kernel needs while it is only offline.
+    OwnStructs,
 }
 
 /// What the pages of a block are.

@@ -16,6 +16,7 @@ pub mod interrupt;
 pub mod lockdown;
 pub mod plain_balloon;
 pub mod player;
+pub mod removal;
 pub mod report;
 pub mod run;
 pub mod sample;

@@ -13,7 +13,7 @@ use memtide_lab::{Kernel, Lab};
 use memtide_scenarios::checks::Checks;
 use memtide_scenarios::torture::Torture;
 use memtide_scenarios::{
-    device_death, end_to_end, huge_pages, lockdown, plain_balloon, screen, stock_driver,
+    device_death, end_to_end, huge_pages, lockdown, plain_balloon, removal, screen, stock_driver,
 };
 
 use super::Tally;
@@ -71,6 +71,7 @@ fn scenarios() -> Vec<Scenario> {
     add("device-death", NEWEST, Story::Plain(device_death::play));
     add("huge-pages", NEWEST, Story::Plain(huge_pages::play));
     add("lockdown", NEWEST, Story::Plain(lockdown::play));
+    add("removal", NEWEST, Story::Plain(removal::play));
     for (what, times) in SHORT_TORTURES {
         add(&format!("torture-{}", what.name()), NEWEST, Story::Torture(what, times));
     }

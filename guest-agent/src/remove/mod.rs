@@ -5,8 +5,8 @@
 //! blocks. A [`Remover`] is one way of doing it. Blocks that no remover has stay offline, and keep
 //! their `struct page`s: boot memory, most of all.
 //!
-//! * [`kmem`]: devices of the DAX bus.
-//! * [`plug`]: bringing back one block of what was removed.
+//! * [`Kmem`]: devices of the DAX bus.
+//! * [`Plugger`]: bringing back one block of what was removed.
 //!
 //! The kernel is asked anew each time: what is plugged in is its to know, and only that it was the
 //! agent who removed something is in the runtime directory.

@@ -173,6 +173,7 @@ fn monitor_config(regions: Vec<GpaRange>, blocks: u64, can_tune: bool) -> Monito
         min_regions: (REGIONS_PER_BLOCK * blocks).clamp(REGIONS_LEAST, REGIONS_MIN_MOST),
         max_regions: REGIONS_MAX,
         intervals_goal: can_tune.then_some(GOAL),
+        pageout: None,
     }
 }
 

@@ -1,4 +1,5 @@
-//! The kernel's text files under a root directory: PSI, DAMON, memory blocks, meminfo, kpageflags.
+//! The kernel's text files under a root directory: PSI, DAMON, memory blocks, meminfo, kpageflags,
+//! swap.
 //!
 //! Every reader starts from a [`Root`]: `/` in production, a directory of a test's own otherwise.
 //! The crate reads and writes; it decides nothing, retries nothing and reads no clock. An absent
@@ -22,7 +23,9 @@ pub mod pagemap;
 pub mod pci;
 pub mod psi;
 mod root;
+pub mod swaps;
 pub mod vmstat;
+pub mod zram;
 
 pub use error::{Error, Result};
 pub use root::{Root, Writer};

@@ -2,16 +2,18 @@
 //! (Documentation/admin-guide/mm/damon/usage.rst).
 //!
 //! What a kernel can do is found by the files that it has, never by its version. One kdamond
-//! watches physical memory under one scheme with the action `stat`, which does nothing but let
-//! regions be read. Only one user of DAMON can run at a time: [`probe`] names the one in the way.
+//! watches physical memory under a scheme with the action `stat`, which does nothing but let regions
+//! be read, and where that is wanted under a second one that pages cold memory out. Only one user of DAMON can run at a time: [`probe`] names the one in the way.
 
 mod monitor;
+mod pageout;
 mod probe;
 mod regions;
 mod setup;
 mod stat;
 
 pub use monitor::{Intervals, Monitor, stop_leftover};
+pub use pageout::{Feedback, PageoutConfig, PageoutStats, Paging};
 pub use probe::{Absence, Capabilities, Module, probe};
 pub use regions::Region;
 pub use setup::{ConfigError, IntervalsGoal, MonitorConfig};

@@ -2,6 +2,7 @@
 
 use memtide_units::GpaRange;
 
+use super::pageout::{self, Feedback, Pageout, PageoutStats, Paging};
 use super::setup::{self, MARK};
 use super::{CONTEXT, KDAMONDS, MonitorConfig, Region, Result, SCHEME, STATE, probe, regions};
 use crate::Root;
@@ -33,11 +34,12 @@ pub struct Monitor {
     root: Root,
     intervals: Intervals,
     is_tuned: bool,
+    pageout: Option<Pageout>,
     is_stopped: bool,
 }
 
 impl Monitor {
-    /// Starts watching.
+    /// Starts watching. Nothing is paged out until [`Monitor::page_out`] says so.
     ///
     /// # Errors
     /// [`super::DamonError::Config`], before anything is written; [`super::DamonError::Absent`] as
@@ -46,14 +48,13 @@ impl Monitor {
     pub fn start(root: &Root, config: &MonitorConfig) -> Result<Self> {
         config.check()?;
         probe(root)?;
-        if let Err(error) = setup::start(root, config) {
+        let pageout = setup::start(root, config).inspect_err(|_| {
             // Best effort: the first error is the one that says what is wrong.
             let _ = take_down(root);
-            return Err(error.into());
-        }
+        })?;
         let intervals = Intervals { sample_us: config.sample_us, aggr_us: config.aggr_us };
         let is_tuned = config.intervals_goal.is_some();
-        Ok(Self { root: root.clone(), intervals, is_tuned, is_stopped: false })
+        Ok(Self { root: root.clone(), intervals, is_tuned, pageout, is_stopped: false })
     }
 
     /// What was seen, by ascending address. Blocks until the next aggregation ends (0.7 to 1.8 s
@@ -97,6 +98,64 @@ impl Monitor {
             self.intervals = Intervals { sample_us, aggr_us };
         }
         Ok(self.intervals)
+    }
+
+    /// How the scheme that pages out learns of the stall that it causes; `None` where there is no
+    /// such scheme: none was asked for, or this kernel has no goals for schemes.
+    pub fn feedback(&self) -> Option<Feedback> {
+        self.pageout.map(|pageout| pageout.feedback)
+    }
+
+    /// Pages cold memory out from now on, or no longer. Call it also after the intervals may have
+    /// been tuned: DAMON counts the age of memory in them. Costs nothing where nothing changes.
+    ///
+    /// # Errors
+    /// [`super::DamonError::File`]; as for [`Monitor::set_regions`] a commit may fail unnoticed.
+    pub fn page_out(&mut self, paging: Paging) -> Result<()> {
+        let Some(before) = self.pageout else { return Ok(()) };
+        let intervals = self.intervals()?;
+        let Some(pageout) = &mut self.pageout else { return Ok(()) };
+        if pageout.switch(&self.root, paging, intervals)? {
+            // What was not committed is tried again by the next call.
+            self.root.write(STATE, "commit").inspect_err(|_| self.pageout = Some(before))?;
+        }
+        Ok(())
+    }
+
+    /// Whether cold memory is paged out now.
+    pub fn paging(&self) -> Paging {
+        self.pageout.map_or(Paging::Off, |pageout| pageout.paging)
+    }
+
+    /// Tells a scheme with [`Feedback::User`] how many microseconds of the last second some task
+    /// stalled for memory: once a second. Others hear it from the kernel.
+    ///
+    /// # Errors
+    /// [`super::DamonError::File`].
+    pub fn feed(&mut self, stall_us: u64) -> Result<()> {
+        let fed = self
+            .pageout
+            .filter(|pageout| (pageout.feedback, pageout.paging) == (Feedback::User, Paging::On));
+        if let Some(pageout) = fed {
+            pageout.write_stall(&self.root, stall_us)?;
+            self.root.write(STATE, "commit_schemes_quota_goals")?;
+        }
+        Ok(())
+    }
+
+    /// What was paged out since the start. Waits for about a sample.
+    ///
+    /// # Errors
+    /// [`super::DamonError::File`].
+    pub fn pageout_stats(&self) -> Result<PageoutStats> {
+        if self.pageout.is_none() {
+            return Ok(PageoutStats::default());
+        }
+        self.root.write(STATE, "update_schemes_stats")?;
+        if pageout::tells_effective(&self.root) {
+            self.root.write(STATE, "update_schemes_effective_quotas")?;
+        }
+        Ok(pageout::stats(&self.root)?)
     }
 
     /// True while the kdamond runs: it ends by itself when memory for it is short, or when somebody
@@ -181,6 +240,7 @@ mod tests {
             min_regions: 32,
             max_regions: 1000,
             intervals_goal: None,
+            pageout: None,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use memtide_units::GpaRange;
 
+use super::pageout::{self, Pageout, PageoutConfig};
 use super::{CONTEXT, KDAMOND, KDAMONDS, SCHEME, STATE, TARGET};
 use crate::{Result, Root};
 
@@ -45,6 +46,8 @@ pub struct MonitorConfig {
     pub max_regions: u64,
     /// Whether the kernel shall tune the intervals, and towards what.
     pub intervals_goal: Option<IntervalsGoal>,
+    /// How cold memory is paged out, where that may be wanted.
+    pub pageout: Option<PageoutConfig>,
 }
 
 /// A configuration that no kernel would take.
@@ -81,6 +84,10 @@ pub enum ConfigError {
         "DAMON cannot tune its intervals so: aggrs must be at least 1, and max_sample_us at least min_sample_us"
     )]
     Goal,
+    /// A scheme for paging out that has no time or no memory, or must not cause any stall: the kernel
+    /// takes the first two for "no bound", and divides by the third.
+    #[error("DAMON cannot page out so: ms, bytes and stall_us must be at least 1")]
+    Pageout,
 }
 
 impl MonitorConfig {
@@ -96,6 +103,12 @@ impl MonitorConfig {
         }
         if self.min_regions < MIN_REGIONS || self.max_regions < self.min_regions {
             return Err(ConfigError::RegionCount { min: self.min_regions, max: self.max_regions });
+        }
+        let is_unbounded = |pageout: PageoutConfig| {
+            pageout.ms == 0 || pageout.bytes.is_zero() || pageout.stall_us == 0
+        };
+        if self.pageout.is_some_and(is_unbounded) {
+            return Err(ConfigError::Pageout);
         }
         match self.intervals_goal {
             Some(goal) if goal.aggrs == 0 || goal.max_sample_us < goal.min_sample_us => {
@@ -117,7 +130,7 @@ pub(super) fn check_regions(regions: &[GpaRange]) -> std::result::Result<(), Con
 
 /// Writes everything, and starts the kdamond last. Each `nr_` file makes the directories that the
 /// writes after it go to.
-pub(super) fn start(root: &Root, config: &MonitorConfig) -> Result<()> {
+pub(super) fn start(root: &Root, config: &MonitorConfig) -> Result<Option<Pageout>> {
     // A number that is written again makes fresh directories, with nothing left of whoever used
     // them before.
     root.write(format!("{KDAMONDS}/nr_kdamonds"), "1")?;
@@ -126,8 +139,9 @@ pub(super) fn start(root: &Root, config: &MonitorConfig) -> Result<()> {
     write_attributes(root, config)?;
     root.write(format!("{CONTEXT}/targets/nr_targets"), "1")?;
     write_regions(root, &config.regions)?;
-    write_scheme(root)?;
-    root.write(STATE, "on")
+    let pageout = write_schemes(root, config.pageout)?;
+    root.write(STATE, "on")?;
+    Ok(pageout)
 }
 
 fn write_attributes(root: &Root, config: &MonitorConfig) -> Result<()> {
@@ -155,10 +169,24 @@ pub(super) fn write_regions(root: &Root, regions: &[GpaRange]) -> Result<()> {
     Ok(())
 }
 
+/// The scheme that is read comes first: what the other one does to a region in the same walk is not
+/// seen by it.
+fn write_schemes(root: &Root, wanted: Option<PageoutConfig>) -> Result<Option<Pageout>> {
+    if let Some(config) = wanted {
+        pageout::make(root, 2)?;
+        if let Some(pageout) = Pageout::write(root, config)? {
+            write_stat(root)?;
+            return Ok(Some(pageout));
+        }
+    }
+    pageout::make(root, 1)?;
+    write_stat(root)?;
+    Ok(None)
+}
+
 /// One scheme that matches every region and does nothing with it. A fresh one matches none: the
 /// bounds are zero, and closed.
-fn write_scheme(root: &Root) -> Result<()> {
-    root.write(format!("{CONTEXT}/schemes/nr_schemes"), "1")?;
+fn write_stat(root: &Root) -> Result<()> {
     root.write(format!("{SCHEME}/action"), "stat")?;
     // Sizes are unsigned longs in the kernel, accesses and ages unsigned ints.
     for (what, most) in
@@ -187,6 +215,7 @@ mod tests {
             min_regions: 32,
             max_regions: 1000,
             intervals_goal: None,
+            pageout: None,
         }
     }
 

@@ -19,15 +19,32 @@ const STATE: &str = "sys/kernel/mm/damon/admin/kdamonds/0/state";
 pub struct FakeDamon {
     has_paddr: bool,
     is_recent: bool,
+    goals: Goals,
+}
+
+/// What a scheme's quota can be tuned by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Goals {
+    /// Nothing: before 6.8.
+    #[default]
+    None,
+    /// A number that is written: 6.8.
+    Written,
+    /// Also by what the kernel measures itself: 6.9.
+    Measured,
 }
 
 impl FakeDamon {
     /// As on Debian's 6.12.
-    pub const V6_12: Self = Self { has_paddr: true, is_recent: false };
+    pub const V6_12: Self = Self { has_paddr: true, is_recent: false, goals: Goals::Measured };
+    /// As in 6.8: goals for quotas are new, and know no metric.
+    pub const V6_8: Self = Self { goals: Goals::Written, ..Self::V6_12 };
+    /// As before that, such as 6.6: no goals.
+    pub const V6_6: Self = Self { goals: Goals::None, ..Self::V6_12 };
     /// The same, built without physical addresses.
-    pub const V6_12_WITHOUT_PADDR: Self = Self { has_paddr: false, is_recent: false };
+    pub const V6_12_WITHOUT_PADDR: Self = Self { has_paddr: false, ..Self::V6_12 };
     /// As on Debian's 7.3: intervals goals, pausing, and `damon_stat` running.
-    pub const V7_3: Self = Self { has_paddr: true, is_recent: true };
+    pub const V7_3: Self = Self { is_recent: true, ..Self::V6_12 };
 }
 
 #[derive(Default)]
@@ -67,7 +84,7 @@ pub(super) fn write(files: &Files, damon: &mut Damon, path: &str, text: &str) ->
         "operations" if text == "paddr" && !damon.kind.has_paddr => {
             return Err(Errno::INVAL.into());
         }
-        "action" if text != "stat" => return Err(Errno::INVAL.into()),
+        "action" if !matches!(text, "stat" | "pageout") => return Err(Errno::INVAL.into()),
         name if name.starts_with("nr_") => repopulate(files, damon.kind, dir, text)?,
         _ => {}
     }
@@ -139,16 +156,37 @@ fn children(parent: &str, kind: FakeDamon) -> Vec<(&'static str, &'static str)> 
                 ("access_pattern/nr_accesses/max", "0"),
                 ("access_pattern/age/min", "0"),
                 ("access_pattern/age/max", "0"),
+                ("quotas/ms", "0"),
+                ("quotas/bytes", "0"),
+                ("quotas/reset_interval_ms", "0"),
+                ("quotas/weights/sz_permil", "0"),
+                ("quotas/weights/nr_accesses_permil", "0"),
+                ("quotas/weights/age_permil", "0"),
+                ("stats/sz_tried", "0"),
+                ("stats/sz_applied", "0"),
+                ("stats/qt_exceeds", "0"),
                 ("watermarks/metric", "none"),
                 ("watermarks/interval_us", "0"),
                 ("tried_regions/total_bytes", "0"),
             ],
-            &[],
+            &[("quotas/fail_charge_num", "0"), ("quotas/fail_charge_denom", "0")],
         ),
+        "goals" => (&[("target_value", "0"), ("current_value", "0")], &[]),
         _ => (&[], &[]),
     };
     let recent = if kind.is_recent { recent } else { &[] };
-    [old, recent].concat()
+    [old, recent, of_goals(parent, kind.goals)].concat()
+}
+
+fn of_goals(parent: &str, goals: Goals) -> &'static [(&'static str, &'static str)] {
+    match (parent, goals) {
+        ("schemes", Goals::Written) => &[("quotas/goals/nr_goals", "0")],
+        ("schemes", Goals::Measured) => {
+            &[("quotas/goals/nr_goals", "0"), ("quotas/effective_bytes", "0")]
+        }
+        ("goals", Goals::Measured) => &[("target_metric", "user_input")],
+        _ => &[],
+    }
 }
 
 fn command(files: &Files, damon: &mut Damon, keyword: &str) -> io::Result<()> {
@@ -166,6 +204,9 @@ fn command(files: &Files, damon: &mut Damon, keyword: &str) -> io::Result<()> {
             Ok(())
         }
         ("update_schemes_tried_regions", true) => show(files, damon),
+        ("update_schemes_stats", true) => Ok(()),
+        ("commit_schemes_quota_goals", true) if damon.kind.goals != Goals::None => Ok(()),
+        ("update_schemes_effective_quotas", true) if damon.kind.goals == Goals::Measured => Ok(()),
         ("update_tuned_intervals", true) if damon.kind.is_recent => match damon.tuned {
             None => Ok(()),
             Some(tuned) => {

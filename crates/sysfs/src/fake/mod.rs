@@ -9,6 +9,7 @@ mod damon;
 mod dax;
 mod memory;
 mod pci;
+mod zram;
 
 pub use damon::FakeDamon;
 pub use memory::FakeBlock;
@@ -200,6 +201,8 @@ impl Writer for Kernel {
             dax::write(&self.files, &mut state, path, text)
         } else if path.starts_with(pci::BUS) {
             pci::write(&self.files, &mut state.pci, path, text)
+        } else if path == format!("{}/hot_remove", zram::CONTROL) {
+            zram::remove(&self.files, text)
         } else if path == "proc/pressure/memory" {
             // A trigger: the file goes on saying what it said.
             Ok(())

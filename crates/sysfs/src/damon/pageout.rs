@@ -1,0 +1,341 @@
+//! The scheme that pages cold memory out, beside the one that only lets regions be read.
+//!
+//! Its aggressiveness tunes itself: DAMON's feedback loop doubles the bytes of a window at most while
+//! the stall of the last one is below the goal, and starts over from one byte at twice the goal
+//! (mm/damon/core.c, `damon_feed_loop_next_input`). Where the kernel reads the stall itself, nobody
+//! has to feed it; where it takes a number from user space, [`super::Monitor::feed`] does.
+//!
+//! Switched off, the scheme stays where it is and matches no memory, and its goal is a number that
+//! is exactly met: then the loop changes nothing, and what it has learned is there when the scheme
+//! is switched on again (unless more than the goal has stalled meanwhile). A scheme that were taken
+//! away would start from one byte each time, half a minute before it does anything.
+
+use std::time::Duration;
+
+use memtide_units::ByteSize;
+
+use super::{CONTEXT, Intervals};
+use crate::{Error, Result, Root};
+
+pub(super) const PAGEOUT: &str = "sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/schemes/1";
+const QUOTAS: &str = "sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/schemes/1/quotas";
+const GOAL: &str = "sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/schemes/1/quotas/goals/0";
+
+/// Goals are stalls per this long, and so are the bounds on time and bytes.
+const WINDOW_MS: u64 = 1_000;
+/// What cannot be paged out (free pages, the kernel's) is charged to the bounds at a 4096th of its
+/// size, as the series that made it a setting recommends, where it is one (7.2).
+const FAIL_CHARGE: (u64, u64) = (1, 4096);
+/// The age that no region has.
+const NEVER: u64 = u32::MAX as u64;
+
+/// How cold memory is paged out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageoutConfig {
+    /// Memory that has not been touched for so long is cold.
+    pub min_age: Duration,
+    /// Milliseconds of the kdamond's time for it in each second, at least 1.
+    pub ms: u64,
+    /// Bytes that it may try in each second.
+    pub bytes: ByteSize,
+    /// Microseconds of each second in which some task may stall for memory, at least 1.
+    pub stall_us: u64,
+}
+
+/// How the scheme learns of the stall that it causes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feedback {
+    /// The kernel reads PSI itself (`some_mem_psi_us`, 6.9).
+    Kernel,
+    /// It is told, with [`super::Monitor::feed`] (`user_input`, 6.8).
+    User,
+}
+
+/// Whether cold memory is to be paged out now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Paging {
+    /// Yes.
+    On,
+    /// No: what is cold stays.
+    #[default]
+    Off,
+}
+
+/// What the scheme has done since the monitor started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageoutStats {
+    /// Bytes that it tried, free memory among them.
+    pub tried: ByteSize,
+    /// Bytes that it paged out.
+    pub applied: ByteSize,
+    /// Windows whose bound was used up.
+    pub exceeded: u64,
+    /// Bytes that the loop and the bounds allow in a window now, where the kernel tells (6.9).
+    pub effective: Option<ByteSize>,
+}
+
+/// The scheme, from its start on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pageout {
+    config: PageoutConfig,
+    pub(super) feedback: Feedback,
+    pub(super) paging: Paging,
+    /// The least age that was committed, in aggregations.
+    min_age: u64,
+}
+
+impl Pageout {
+    /// Writes a scheme that is switched off. `None` where this kernel has no goals for schemes: one
+    /// that nothing holds back is not wanted.
+    pub(super) fn write(root: &Root, config: PageoutConfig) -> Result<Option<Self>> {
+        if !root.exists(format!("{QUOTAS}/goals/nr_goals")) {
+            return Ok(None);
+        }
+        root.write(format!("{QUOTAS}/goals/nr_goals"), "1")?;
+        let feedback = feedback(root)?;
+        let this = Self { config, feedback, paging: Paging::Off, min_age: NEVER };
+        root.write(format!("{PAGEOUT}/action"), "pageout")?;
+        let number = |file: &str, value: u64| put(root, &format!("{PAGEOUT}/{file}"), value);
+        number("access_pattern/sz/min", 0)?;
+        number("access_pattern/sz/max", u64::MAX)?;
+        number("access_pattern/nr_accesses/min", 0)?;
+        number("access_pattern/nr_accesses/max", 0)?;
+        number("access_pattern/age/max", u32::MAX.into())?;
+        number("quotas/ms", config.ms)?;
+        number("quotas/bytes", config.bytes.bytes())?;
+        number("quotas/reset_interval_ms", WINDOW_MS)?;
+        // The longest untouched first. Size says nothing of heat, and the accesses of all that match
+        // are the same.
+        number("quotas/weights/sz_permil", 0)?;
+        number("quotas/weights/nr_accesses_permil", 0)?;
+        number("quotas/weights/age_permil", 1_000)?;
+        if root.exists(format!("{QUOTAS}/fail_charge_denom")) {
+            number("quotas/fail_charge_num", FAIL_CHARGE.0)?;
+            number("quotas/fail_charge_denom", FAIL_CHARGE.1)?;
+        }
+        this.write_switch(root)?;
+        Ok(Some(this))
+    }
+
+    /// Brings the files to `paging`; false where they are so already, and nothing needs committing.
+    pub(super) fn switch(
+        &mut self,
+        root: &Root,
+        paging: Paging,
+        intervals: Intervals,
+    ) -> Result<bool> {
+        let wanted = match paging {
+            Paging::On => self.aggregations(intervals),
+            Paging::Off => NEVER,
+        };
+        if paging == self.paging && !is_far_off(self.min_age, wanted) {
+            return Ok(false);
+        }
+        let before = *self;
+        (self.paging, self.min_age) = (paging, wanted);
+        self.write_switch(root).inspect_err(|_| *self = before)?;
+        Ok(true)
+    }
+
+    /// DAMON counts ages in aggregations, whose length the kernel may tune.
+    fn aggregations(&self, intervals: Intervals) -> u64 {
+        let age_us = u64::try_from(self.config.min_age.as_micros()).unwrap_or(u64::MAX);
+        age_us.div_ceil(intervals.aggr_us.max(1)).clamp(1, NEVER - 1)
+    }
+
+    fn write_switch(&self, root: &Root) -> Result<()> {
+        put(root, &format!("{PAGEOUT}/access_pattern/age/min"), self.min_age)?;
+        let is_self_fed = self.paging == Paging::On && self.feedback == Feedback::Kernel;
+        if self.feedback == Feedback::Kernel {
+            let metric = if is_self_fed { "some_mem_psi_us" } else { "user_input" };
+            root.write(format!("{GOAL}/target_metric"), metric)?;
+        }
+        put(root, &format!("{GOAL}/target_value"), self.config.stall_us)?;
+        // Exactly the target changes nothing, until somebody feeds another number.
+        put(root, &format!("{GOAL}/current_value"), self.config.stall_us)
+    }
+
+    /// Writes what the last window's stall was, for a loop that has to be told.
+    pub(super) fn write_stall(&self, root: &Root, stall_us: u64) -> Result<()> {
+        put(root, &format!("{GOAL}/current_value"), stall_us)
+    }
+}
+
+/// Tuned intervals move a little all the time; a commit for each would disturb the monitor.
+fn is_far_off(committed: u64, wanted: u64) -> bool {
+    committed.abs_diff(wanted) > wanted / 4
+}
+
+/// How this kernel's goals are fed: by the file and the keyword, not by the version.
+fn feedback(root: &Root) -> Result<Feedback> {
+    let metric = format!("{GOAL}/target_metric");
+    if !root.exists(&metric) {
+        return Ok(Feedback::User);
+    }
+    match root.write(&metric, "some_mem_psi_us") {
+        Ok(()) => Ok(Feedback::Kernel),
+        Err(Error::Refused { .. }) => root.write(&metric, "user_input").map(|()| Feedback::User),
+        Err(error) => Err(error),
+    }
+}
+
+/// The scheme's statistics, after the kernel was told to refresh them.
+pub(super) fn stats(root: &Root) -> Result<PageoutStats> {
+    let number = |file: &str| root.value::<u64>(format!("{PAGEOUT}/{file}"), "a number");
+    let effective = crate::error::optional(number("quotas/effective_bytes"))?;
+    Ok(PageoutStats {
+        tried: ByteSize::from_bytes(number("stats/sz_tried")?),
+        applied: ByteSize::from_bytes(number("stats/sz_applied")?),
+        exceeded: number("stats/qt_exceeds")?,
+        effective: effective.map(ByteSize::from_bytes),
+    })
+}
+
+/// Whether the kernel tells how much a window may have.
+pub(super) fn tells_effective(root: &Root) -> bool {
+    root.exists(format!("{QUOTAS}/effective_bytes"))
+}
+
+fn put(root: &Root, file: &str, value: u64) -> Result<()> {
+    root.write(file, &value.to_string())
+}
+
+/// Makes the directories of one scheme or of both, fresh.
+pub(super) fn make(root: &Root, count: u64) -> Result<()> {
+    put(root, &format!("{CONTEXT}/schemes/nr_schemes"), count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::damon::{Monitor, MonitorConfig};
+    use crate::fake::{FakeDamon, FakeRoot};
+    use memtide_units::{Gpa, GpaRange};
+
+    const STATE: &str = super::super::STATE;
+    const CONFIG: PageoutConfig = PageoutConfig {
+        min_age: Duration::from_secs(60),
+        ms: 15,
+        bytes: ByteSize::from_mib(64),
+        stall_us: 1_000,
+    };
+
+    fn range(mib: u64, len: u64) -> GpaRange {
+        GpaRange::new(Gpa(mib << 20), ByteSize::from_mib(len)).unwrap()
+    }
+
+    fn monitor(damon: FakeDamon) -> (FakeRoot, Monitor) {
+        let fake = FakeRoot::new();
+        fake.add_damon(damon);
+        std::mem::forget(crate::damon::pause_damon_stat(&fake.root()).unwrap());
+        let config = MonitorConfig {
+            regions: vec![range(0, 128)],
+            sample_us: 50_000,
+            aggr_us: 1_000_000,
+            min_regions: 10,
+            max_regions: 100,
+            intervals_goal: None,
+            pageout: Some(CONFIG),
+        };
+        let monitor = Monitor::start(&fake.root(), &config).unwrap();
+        (fake, monitor)
+    }
+
+    fn file(fake: &FakeRoot, file: &str) -> String {
+        fake.get(&format!("{PAGEOUT}/{file}")).trim().into()
+    }
+
+    fn goal(fake: &FakeRoot) -> [String; 2] {
+        ["target_metric", "current_value"].map(|name| file(fake, &format!("quotas/goals/0/{name}")))
+    }
+
+    fn commits(fake: &FakeRoot) -> usize {
+        let is_commit = |(file, text): &&(String, String)| file == STATE && text == "commit";
+        fake.writes().iter().filter(is_commit).count()
+    }
+
+    #[test]
+    fn it_pages_out_nothing_until_it_is_told_to() {
+        let (fake, mut monitor) = monitor(FakeDamon::V6_12);
+        assert_eq!((monitor.feedback(), monitor.paging()), (Some(Feedback::Kernel), Paging::Off));
+        assert_eq!(file(&fake, "action"), "pageout");
+        assert_eq!(file(&fake, "access_pattern/age/min"), u32::MAX.to_string());
+        assert_eq!(goal(&fake), ["user_input", "1000"], "met exactly: the loop stands still");
+        monitor.page_out(Paging::On).unwrap();
+        assert_eq!(file(&fake, "access_pattern/age/min"), "60");
+        assert_eq!(goal(&fake)[0], "some_mem_psi_us");
+        monitor.page_out(Paging::On).unwrap();
+        assert_eq!(commits(&fake), 1, "nothing has changed");
+        monitor.page_out(Paging::Off).unwrap();
+        assert_eq!(file(&fake, "access_pattern/age/min"), u32::MAX.to_string());
+        assert_eq!((goal(&fake)[0].as_str(), commits(&fake)), ("user_input", 2));
+        assert_eq!(file(&fake, "quotas/ms"), "15");
+    }
+
+    #[test]
+    fn what_cannot_go_is_hardly_charged_where_the_kernel_lets_it() {
+        let (fake, _monitor) = monitor(FakeDamon::V7_3);
+        assert_eq!(file(&fake, "quotas/fail_charge_num"), "1");
+        assert_eq!(file(&fake, "quotas/fail_charge_denom"), "4096");
+    }
+
+    #[test]
+    fn a_kernel_without_a_metric_is_told_the_stall() {
+        let (fake, mut monitor) = monitor(FakeDamon::V6_8);
+        assert_eq!(monitor.feedback(), Some(Feedback::User));
+        monitor.feed(7).unwrap();
+        assert_eq!(file(&fake, "quotas/goals/0/current_value"), "1000", "it is off");
+        monitor.page_out(Paging::On).unwrap();
+        monitor.feed(7).unwrap();
+        assert_eq!(file(&fake, "quotas/goals/0/current_value"), "7");
+        let told = (STATE.to_string(), "commit_schemes_quota_goals".to_string());
+        assert_eq!(fake.writes().last(), Some(&told));
+    }
+
+    #[test]
+    fn without_goals_there_is_no_such_scheme_and_watching_goes_on() {
+        let (fake, mut monitor) = monitor(FakeDamon::V6_6);
+        assert_eq!(monitor.feedback(), None);
+        monitor.page_out(Paging::On).unwrap();
+        assert_eq!((monitor.paging(), commits(&fake)), (Paging::Off, 0));
+        assert!(!fake.root().exists(PAGEOUT));
+        assert_eq!(monitor.pageout_stats().unwrap(), PageoutStats::default());
+        monitor.snapshot().unwrap();
+    }
+
+    #[test]
+    fn the_least_age_follows_tuned_intervals() {
+        let (fake, mut monitor) = monitor(FakeDamon::V6_12);
+        monitor.page_out(Paging::On).unwrap();
+        assert_eq!(file(&fake, "access_pattern/age/min"), "60");
+        let aged = |aggr_us| Intervals { sample_us: 10_000, aggr_us };
+        let root = fake.root();
+        let mut pageout =
+            Pageout { config: CONFIG, feedback: Feedback::Kernel, paging: Paging::On, min_age: 60 };
+        assert!(!pageout.switch(&root, Paging::On, aged(1_100_000)).unwrap(), "hardly changed");
+        assert!(pageout.switch(&root, Paging::On, aged(200_000)).unwrap());
+        assert_eq!(file(&fake, "access_pattern/age/min"), "300");
+    }
+
+    #[test]
+    fn a_commit_that_failed_is_tried_again() {
+        let (fake, mut monitor) = monitor(FakeDamon::V6_12);
+        fake.refuse(STATE, rustix::io::Errno::BUSY);
+        monitor.page_out(Paging::On).unwrap_err();
+        assert_eq!(monitor.paging(), Paging::Off);
+        fake.allow(STATE);
+        monitor.page_out(Paging::On).unwrap();
+        assert_eq!((monitor.paging(), commits(&fake)), (Paging::On, 2));
+    }
+
+    #[test]
+    fn what_it_did_is_read() {
+        let (fake, monitor) = monitor(FakeDamon::V6_12);
+        for (name, value) in [("stats/sz_tried", "8192"), ("stats/sz_applied", "4096")] {
+            fake.put(&format!("{PAGEOUT}/{name}"), value);
+        }
+        let stats = monitor.pageout_stats().unwrap();
+        assert_eq!((stats.tried.kib(), stats.applied.kib(), stats.exceeded), (8, 4, 0));
+        assert_eq!(stats.effective, Some(ByteSize::ZERO));
+    }
+}

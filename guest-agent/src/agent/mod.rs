@@ -297,6 +297,7 @@ impl Agent {
             balloon: self.parts.link.config().balloon,
             blocks: self.parts.blocks.views(&self.heat),
             working_set: self.heat.working_set(),
+            swap: None,
             steal: self.steal_state(),
             ticket: self.returns.ticket().cloned(),
             device: self.parts.link.device_state(),

@@ -15,6 +15,7 @@ use super::pace::Pace;
 use super::plan::{Action, Decision, Plan, Urgency, WaitReason};
 use super::pressure::{Pressure, PressureMeter};
 use super::quiet::Quiet;
+use super::reclaim::{Around, Reclaimer};
 use super::returns::{Need, OverGoal, Stall, Wanted, nearest};
 use super::select::candidates;
 use super::steals::{Room, chosen};
@@ -81,6 +82,7 @@ pub struct Controller {
     pace: Pace,
     cooldowns: Cooldowns,
     quiet: Quiet,
+    reclaimer: Reclaimer,
     denied_until: Instant,
     /// When the grant that is being carried out was first seen.
     granted: Option<Instant>,
@@ -103,6 +105,12 @@ struct Figures {
     over_goal: Option<Stall>,
 }
 
+impl Figures {
+    fn around(&self, seen: &Observation) -> Around {
+        Around { mode: seen.mode, swap: seen.swap, over_goal: self.over_goal }
+    }
+}
+
 impl Controller {
     /// A controller that has seen nothing yet.
     pub fn new(settings: Settings) -> Self {
@@ -114,6 +122,7 @@ impl Controller {
             pace: Pace::default(),
             cooldowns: Cooldowns::default(),
             quiet: Quiet::default(),
+            reclaimer: Reclaimer::default(),
             denied_until: Instant::default(),
             granted: None,
             is_unheard: false,
@@ -141,7 +150,8 @@ impl Controller {
         if seen.steal == StealState::Running && !steals {
             actions.insert(0, Action::AbortSteal);
         }
-        Plan { actions, wait: wait(seen, &figures), report }
+        let reclaim = self.reclaimer.decide(now, figures.around(seen), &report);
+        Plan { actions, wait: wait(seen, &figures), report, reclaim }
     }
 
     fn learn(&mut self, now: Instant, outcomes: &[Outcome]) {

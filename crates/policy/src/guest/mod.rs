@@ -22,18 +22,22 @@
 //! Pressure (PSI, some) over the goal stops stealing at once, whatever is available. Pressure that
 //! lasts while little is free asks blocks back, the sooner the higher it is, and twice as many each
 //! time that it was not enough.
+//!
+//! While nothing but room keeps the guest from shrinking, cold memory is paged out ([`Reclaim`]).
 
 mod controller;
 mod convert;
 mod cooldown;
 mod headroom;
 mod heat;
+mod idle;
 mod limits;
 mod observation;
 mod pace;
 mod plan;
 mod pressure;
 mod quiet;
+mod reclaim;
 mod returns;
 mod select;
 mod steals;
@@ -48,11 +52,13 @@ pub use controller::{Controller, KernelZone, ScaleBy, Settings};
 pub use convert::{Conversions, MOVABLE_PER_KERNEL_MAX, conversions};
 pub use headroom::Headroom;
 pub use heat::{AccessRegion, Heat, HeatMap};
+pub use idle::IdleTimes;
 pub use limits::{Limits, LimitsError, LimitsWish, PSI_GOAL_DEFAULT, PSI_GOAL_MAX, PSI_GOAL_MIN};
 pub use observation::{
     Answer, BlockState, BlockView, Census, DeviceState, FixedReason, Memory, Mode, Observation,
-    Outcome, PsiTotals, StealFailure, StealState, Ticket,
+    Outcome, PsiTotals, StealFailure, StealState, Swap, Ticket,
 };
 pub use plan::{Action, Decision, Plan, Urgency, WaitReason};
 pub use pressure::{Pressure, WINDOW};
+pub use reclaim::{NoReclaim, Reclaim};
 pub use select::{SkipReason, precheck};

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use memtide_units::{BlockId, BlockSize, ByteSize, Instant};
+use memtide_units::{BlockId, BlockSize, ByteSize, Instant, Permille};
 
 use super::heat::Heat;
 use super::plan::Urgency;
@@ -23,6 +23,8 @@ pub struct Observation {
     pub blocks: Vec<BlockView>,
     /// Memory that was touched lately, where somebody watches.
     pub working_set: Option<ByteSize>,
+    /// Where cold memory can be paged out to; `None` where there is nowhere, or nobody to do it.
+    pub swap: Option<Swap>,
     /// What the thread that takes blocks offline does.
     pub steal: StealState,
     /// The return that is being asked for.
@@ -44,6 +46,18 @@ pub struct Memory {
     pub free: ByteSize,
     /// `MemAvailable`.
     pub available: ByteSize,
+}
+
+/// Swap space that takes what is paged out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swap {
+    /// All of it.
+    pub total: ByteSize,
+    /// What can still be written to it.
+    pub free: ByteSize,
+    /// How much memory what is in it takes all the same, as a share of its size: nothing on a disk,
+    /// some of it in compressed memory.
+    pub costs: Permille,
 }
 
 /// Stall for memory since boot, in microseconds.

@@ -7,6 +7,7 @@ use core::time::Duration;
 use memtide_units::{BlockId, ByteSize, PpMillion};
 
 use super::pressure::Pressure;
+use super::reclaim::Reclaim;
 
 /// What to do now, when to look again, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub struct Plan {
     pub wait: Duration,
     /// Why.
     pub report: Decision,
+    /// Whether cold memory is to be paged out meanwhile, and why.
+    pub reclaim: Reclaim,
 }
 
 /// One thing to do.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use memtide_units::{BlockId, BlockSize, ByteSize, Instant, PpMillion};
+use memtide_units::{BlockId, BlockSize, ByteSize, Instant, Permille, PpMillion};
 use proptest::prelude::*;
 
 use super::*;
@@ -67,6 +67,7 @@ prop_compose! {
             balloon: mib(balloon),
             blocks: states.iter().enumerate().map(view).collect(),
             working_set: set.map(mib),
+            swap: Some(Swap { total: mib(1_000), free: mib(available % 1_000), costs: Permille(free as u32 % 1_000) }),
             steal: if running { StealState::Running } else { StealState::Idle },
             ticket,
             device: if silent { DeviceState::Silent { since: Instant::default() } } else { DeviceState::Ready },
@@ -125,6 +126,12 @@ proptest! {
             prop_assert!(plan.actions.len() <= 3);
             prop_assert!(!plan.wait.is_zero() && plan.wait <= Duration::from_secs(1));
             prop_assert!(plan.report.to_string().len() <= 200);
+            if matches!(plan.reclaim, Reclaim::On { .. }) {
+                prop_assert!(seen.ticket.is_none() && seen.psi.is_some() && !seen.trigger_fired);
+                prop_assert!(seen.mode == Mode::Tune && seen.device == DeviceState::Ready);
+                let asks = plan.actions.iter().any(|a| matches!(a, Action::AskReturn { .. }));
+                prop_assert!(!asks, "{}", plan.report);
+            }
             for action in &plan.actions {
                 check(action, seen, policy.settings().limits.min())?;
             }
@@ -147,6 +154,7 @@ proptest! {
         prop_assert!(!steals, "{}", plan.report);
         let stops = plan.actions.contains(&Action::AbortSteal);
         prop_assert_eq!(stops, seen.steal == StealState::Running);
+        prop_assert!(matches!(plan.reclaim, Reclaim::Off(_)));
     }
 
     #[test]

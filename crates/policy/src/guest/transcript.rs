@@ -59,6 +59,7 @@ impl Story {
             balloon: ByteSize::ZERO,
             blocks: (0..blocks).map(view).collect(),
             working_set: None,
+            swap: None,
             steal: StealState::Idle,
             ticket: None,
             device: DeviceState::Ready,

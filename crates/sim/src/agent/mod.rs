@@ -302,6 +302,7 @@ impl Agent {
             balloon,
             blocks: self.views(kernel),
             working_set: self.heat.working_set(),
+            swap: None,
             steal: self.steal_state(),
             ticket: self.returns.ticket().cloned(),
             device: self.device(),

@@ -1,0 +1,274 @@
+//! Whether cold memory is paged out now.
+//!
+//! How much of it goes, and how fast, is DAMON's feedback loop's to find out; here is decided only
+//! whether there is anything to gain. That is so while the guest may shrink, and all that keeps it
+//! from shrinking is that too little is available: what is paged out is available then, and the next
+//! block can be stolen. While a return is pending, or pressure is over the goal, it would make
+//! worse what is bad already.
+
+use core::fmt;
+use core::time::Duration;
+
+use memtide_units::{ByteSize, Instant, Permille};
+
+use super::observation::{Mode, Swap};
+use super::plan::{Decision, WaitReason};
+use super::returns::Stall;
+
+/// A guest that stalled keeps what it has for this long, five windows: what it touches again by then
+/// was not cold.
+const AFTER_PRESSURE: Duration = Duration::from_secs(10);
+/// This part of all swap stays free: the kernel may need it in a hurry.
+const SWAP_KEPT: u64 = 16;
+/// Where what is paged out takes more memory than this all the same, it is not worth the processor's
+/// time: it is encrypted, or compressed already.
+const COSTS_MOST: Permille = Permille(700);
+
+/// Whether cold memory is paged out, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reclaim {
+    /// It is: so much more must be available before the next block can be stolen.
+    On {
+        /// Bytes; zero where the kernel has too little free.
+        missing: ByteSize,
+    },
+    /// It is not.
+    Off(NoReclaim),
+}
+
+/// Why nothing is paged out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoReclaim {
+    /// There is nowhere to page out to, or nobody who knows what is cold.
+    NoPlace,
+    /// Too little swap is free.
+    SwapFull {
+        /// So much.
+        free: ByteSize,
+    },
+    /// What was paged out takes nearly as much memory as before.
+    DoesNotShrink {
+        /// Of its size.
+        costs: Permille,
+    },
+    /// The guest gives nothing away, or cannot: see what it says of stealing.
+    NothingToGain,
+    /// Enough is available as it is.
+    NotNeeded,
+    /// Blocks are asked back, or were a short while ago.
+    Returning,
+    /// Some task stalls, or did a short while ago.
+    Pressure,
+}
+
+impl fmt::Display for NoReclaim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoPlace => f.write_str("there is nowhere to page out to"),
+            Self::SwapFull { free } => write!(f, "only {free} of swap are free"),
+            Self::DoesNotShrink { costs } => {
+                write!(f, "what was paged out takes {} % of its size in memory", costs.0 / 10)
+            }
+            Self::NothingToGain => f.write_str("nothing is to be gained by it"),
+            Self::NotNeeded => f.write_str("enough is available without it"),
+            Self::Returning => f.write_str("memory was needed back lately"),
+            Self::Pressure => f.write_str("tasks stall for memory, or did lately"),
+        }
+    }
+}
+
+impl fmt::Display for Reclaim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::On { missing } if missing.is_zero() => {
+                f.write_str("cold memory is paged out: too little is free")
+            }
+            Self::On { missing } => {
+                write!(f, "cold memory is paged out: one more block needs {missing} more")
+            }
+            Self::Off(reason) => write!(f, "cold memory stays: {reason}"),
+        }
+    }
+}
+
+/// What is looked at besides what was decided on blocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Around {
+    pub(super) mode: Mode,
+    pub(super) swap: Option<Swap>,
+    /// Pressure over the user's goal. The host's target lets blocks go in spite of it; that is no
+    /// reason to page out.
+    pub(super) over_goal: Option<Stall>,
+}
+
+/// Remembers what was decided last, and when some task last stalled.
+#[derive(Clone, Debug)]
+pub(super) struct Reclaimer {
+    last: Reclaim,
+    stalled: Option<Instant>,
+}
+
+impl Default for Reclaimer {
+    fn default() -> Self {
+        Self { last: Reclaim::Off(NoReclaim::NotNeeded), stalled: None }
+    }
+}
+
+impl Reclaimer {
+    /// Decides beside what was decided on blocks.
+    pub(super) fn decide(&mut self, now: Instant, around: Around, decision: &Decision) -> Reclaim {
+        if around.over_goal.is_some() {
+            self.stalled = Some(now);
+        }
+        self.last = match (place(around.swap), around.mode) {
+            (Err(reason), _) => Reclaim::Off(reason),
+            (Ok(()), Mode::Restore) => Reclaim::Off(NoReclaim::NothingToGain),
+            (Ok(()), Mode::Tune) => self.beside(now, decision),
+        };
+        self.last
+    }
+
+    fn beside(&mut self, now: Instant, decision: &Decision) -> Reclaim {
+        let reason = match decision {
+            // What is available changes meanwhile: whether it was enough shows after.
+            Decision::Steal { .. } | Decision::Stealing => return self.still(now),
+            Decision::Ask { .. }
+            | Decision::Waiting { .. }
+            | Decision::PuttingOnline { .. }
+            | Decision::Cancel { .. }
+            | Decision::TakeUnasked { .. } => return Reclaim::Off(NoReclaim::Returning),
+            Decision::Abort(reason) | Decision::Rest(reason) => reason,
+        };
+        match *reason {
+            WaitReason::Measuring => self.still(now),
+            WaitReason::Steady { available, needed } => {
+                self.unless_stalled(now, needed - available)
+            }
+            WaitReason::NoFree { .. } => self.unless_stalled(now, ByteSize::ZERO),
+            WaitReason::Pressure { .. } | WaitReason::Trigger => {
+                self.stalled = Some(now);
+                Reclaim::Off(NoReclaim::Pressure)
+            }
+            WaitReason::AfterReturn { .. }
+            | WaitReason::NothingToReturn { .. }
+            | WaitReason::Denied => Reclaim::Off(NoReclaim::Returning),
+            WaitReason::NoPsi
+            | WaitReason::DeviceSilent
+            | WaitReason::AtTarget { .. }
+            | WaitReason::AtMinimum { .. }
+            | WaitReason::NoCandidate { .. }
+            | WaitReason::Restoring => Reclaim::Off(NoReclaim::NothingToGain),
+        }
+    }
+
+    fn still(&self, now: Instant) -> Reclaim {
+        match self.last {
+            Reclaim::On { missing } => self.unless_stalled(now, missing),
+            off @ Reclaim::Off(_) => off,
+        }
+    }
+
+    fn unless_stalled(&self, now: Instant, missing: ByteSize) -> Reclaim {
+        match self.stalled {
+            Some(at) if now.since(at) < AFTER_PRESSURE => Reclaim::Off(NoReclaim::Pressure),
+            _ => Reclaim::On { missing },
+        }
+    }
+}
+
+/// Whether there is somewhere to page out to.
+fn place(swap: Option<Swap>) -> Result<(), NoReclaim> {
+    let Swap { total, free, costs } = swap.ok_or(NoReclaim::NoPlace)?;
+    if total.is_zero() {
+        return Err(NoReclaim::NoPlace);
+    }
+    if free.bytes() <= total.bytes() / SWAP_KEPT {
+        return Err(NoReclaim::SwapFull { free });
+    }
+    if costs > COSTS_MOST {
+        return Err(NoReclaim::DoesNotShrink { costs });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memtide_units::PpMillion;
+
+    const STEADY: Decision = Decision::Rest(WaitReason::Steady {
+        available: ByteSize::from_mib(300),
+        needed: ByteSize::from_mib(400),
+    });
+    const OVER: Decision =
+        Decision::Rest(WaitReason::Pressure { some: PpMillion(2_000), goal: PpMillion(1_000) });
+
+    fn swap(free: u64) -> Option<Swap> {
+        let (total, free) = (ByteSize::from_mib(1024), ByteSize::from_mib(free));
+        Some(Swap { total, free, costs: Permille(350) })
+    }
+
+    fn story(decisions: &[(u64, Decision)]) -> Vec<String> {
+        let mut reclaimer = Reclaimer::default();
+        let at = |s: &u64| Instant::from_millis(s * 1_000);
+        let mut said = |(s, decision): &(u64, Decision)| {
+            let around = Around { mode: Mode::Tune, swap: swap(900), over_goal: None };
+            reclaimer.decide(at(s), around, decision).to_string()
+        };
+        decisions.iter().map(&mut said).collect()
+    }
+
+    #[test]
+    fn it_is_on_while_only_room_is_missing_and_a_steal_does_not_interrupt_it() {
+        let on = "cold memory is paged out: one more block needs 100 MiB more";
+        let said = story(&[
+            (0, Decision::Rest(WaitReason::Measuring)),
+            (2, STEADY),
+            (3, Decision::Stealing),
+            (4, Decision::Rest(WaitReason::Measuring)),
+            (6, Decision::Rest(WaitReason::NoFree { free: ByteSize::ZERO })),
+            (7, Decision::Rest(WaitReason::AtMinimum { min: ByteSize::from_mib(512) })),
+        ]);
+        let stays = |why: &str| format!("cold memory stays: {why}");
+        assert_eq!(said[0], stays("enough is available without it"));
+        assert_eq!(said[1..4], [on, on, on]);
+        assert_eq!(said[4], "cold memory is paged out: too little is free");
+        assert_eq!(said[5], stays("nothing is to be gained by it"));
+    }
+
+    #[test]
+    fn a_stall_or_a_return_ends_it_and_a_stall_is_remembered() {
+        let quiet = WaitReason::AfterReturn { left: Duration::from_secs(3) };
+        let said = story(&[
+            (0, STEADY),
+            (1, Decision::Waiting { ticket: 1, urgency: super::super::Urgency::Pressure }),
+            (2, Decision::Rest(quiet)),
+            (3, STEADY),
+            (4, OVER),
+            (5, STEADY),
+            (13, STEADY),
+            (14, STEADY),
+        ]);
+        let is_on: Vec<_> = said.iter().map(|said| said.contains("paged out")).collect();
+        assert_eq!(is_on, [true, false, false, true, false, false, false, true], "{said:?}");
+    }
+
+    #[test]
+    fn it_needs_somewhere_to_go_and_leaves_room_there() {
+        let decide = |mode, swap| {
+            let around = Around { mode, swap, over_goal: None };
+            Reclaimer::default().decide(Instant::default(), around, &STEADY)
+        };
+        let of = |swap| decide(Mode::Tune, swap);
+        assert_eq!(of(None), Reclaim::Off(NoReclaim::NoPlace));
+        assert_eq!(of(Some(Swap::default())), Reclaim::Off(NoReclaim::NoPlace));
+        let free = ByteSize::from_mib(64);
+        assert_eq!(of(swap(64)), Reclaim::Off(NoReclaim::SwapFull { free }));
+        assert!(matches!(of(swap(65)), Reclaim::On { .. }));
+        let costs = Permille(701);
+        let stubborn = swap(900).map(|swap| Swap { costs, ..swap });
+        assert_eq!(of(stubborn), Reclaim::Off(NoReclaim::DoesNotShrink { costs }));
+        let restoring = decide(Mode::Restore, swap(900));
+        assert_eq!(restoring, Reclaim::Off(NoReclaim::NothingToGain));
+    }
+}

@@ -2,9 +2,11 @@
 //!
 //! Every page carries a [`Stamp`]: whose it is, which one, and how often it was rewritten. The
 //! stamp goes through a reversible mix and becomes the first word; each further word is the one
-//! before it plus an odd stride, and the last word is the sum of all others. One addition and one
-//! comparison per word check the whole page, and because the mix can be undone, a wrong page tells
-//! which page it really is: an old copy of itself, or somebody else's.
+//! before it plus an odd stride, a quarter of the page long; the other quarters repeat the first, and
+//! the last word of the page is the sum of all others. One addition and one comparison per word check
+//! the whole page, and because the mix can be undone, a wrong page tells which page it really is: an
+//! old copy of itself, or somebody else's. The quarters are alike so that a page shrinks in compressed
+//! memory as programs' pages do.
 
 /// Bytes of a page: x86's small page, whatever the kernel maps it with.
 pub(crate) const PAGE_BYTES: usize = 4096;
@@ -18,16 +20,20 @@ pub(crate) type Page = [u64; PAGE_WORDS];
 /// Words that follow the stride; the sum is the one after them.
 const BODY_WORDS: usize = PAGE_WORDS - 1;
 
+/// Words after which a page repeats itself.
+const PERIOD: usize = PAGE_WORDS / 4;
+
 /// The difference of neighbouring words: 2^64 over the golden ratio, made odd. Odd keeps all words
-/// of a page distinct, and its many set bits make every byte of a page change from word to word.
+/// of a quarter distinct, and its many set bits make every byte of a page change from word to word.
 const STRIDE: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// Multiplier of the mix (any odd number with well-spread bits) and its inverse modulo 2^64.
 const MIX: u64 = 0xD6E8_FEB8_6659_FD93;
 const UNMIX: u64 = inverse(MIX);
 
-/// `0 + 1 + ... + (BODY_WORDS - 1)`: how often the stride is in the sum of a page.
-const STRIDES_IN_SUM: u64 = (BODY_WORDS * (BODY_WORDS - 1) / 2) as u64;
+/// Four times `0 + 1 + ... + (PERIOD - 1)` less the last, in whose place the sum itself is: how often
+/// the stride is in the sum of a page.
+const STRIDES_IN_SUM: u64 = (4 * (PERIOD * (PERIOD - 1) / 2) - (PERIOD - 1)) as u64;
 
 /// Chosen once per run, so that a page which another run of this program left behind is no page of
 /// ours even where its stamp agrees.
@@ -104,10 +110,12 @@ pub(crate) enum Fault {
 
 /// Writes the page that begins with `seed`.
 pub(crate) fn write(page: &mut Page, seed: u64) {
-    let mut word = seed;
-    for slot in &mut page[..BODY_WORDS] {
-        *slot = word;
-        word = word.wrapping_add(STRIDE);
+    for quarter in page[..BODY_WORDS].chunks_mut(PERIOD) {
+        let mut word = seed;
+        for slot in quarter {
+            *slot = word;
+            word = word.wrapping_add(STRIDE);
+        }
     }
     page[BODY_WORDS] = sum(seed);
 }
@@ -117,19 +125,21 @@ pub(crate) fn is_intact(page: &Page, seed: u64) -> bool {
     // Differences are collected instead of branched on, and eight words go to one turn of the
     // loop: emulated processors pay for branches, and debug builds do not unroll.
     let mut difference = page[BODY_WORDS] ^ sum(seed);
-    let mut word = seed;
-    let (groups, rest) = page[..BODY_WORDS].as_chunks::<8>();
-    for group in groups {
-        let mut step = word;
-        for found in group {
-            difference |= found ^ step;
-            step = step.wrapping_add(STRIDE);
+    for quarter in page[..BODY_WORDS].chunks(PERIOD) {
+        let mut word = seed;
+        let (groups, rest) = quarter.as_chunks::<8>();
+        for group in groups {
+            let mut step = word;
+            for found in group {
+                difference |= found ^ step;
+                step = step.wrapping_add(STRIDE);
+            }
+            word = step;
         }
-        word = step;
-    }
-    for found in rest {
-        difference |= found ^ word;
-        word = word.wrapping_add(STRIDE);
+        for found in rest {
+            difference |= found ^ word;
+            word = word.wrapping_add(STRIDE);
+        }
     }
     difference == 0
 }
@@ -137,7 +147,7 @@ pub(crate) fn is_intact(page: &Page, seed: u64) -> bool {
 /// The word at `index` of the page that begins with `seed`.
 pub(crate) fn word(seed: u64, index: usize) -> u64 {
     if index < BODY_WORDS {
-        seed.wrapping_add(STRIDE.wrapping_mul(index as u64))
+        seed.wrapping_add(STRIDE.wrapping_mul((index % PERIOD) as u64))
     } else {
         sum(seed)
     }

@@ -9,7 +9,8 @@ use memtide_sysfs::damon::{self, Absence, Module};
 use memtide_sysfs::kpageflags::PageFlags;
 use memtide_sysfs::memory::{Block, Origin, Origins};
 use memtide_sysfs::psi::Psi;
-use memtide_sysfs::{Root, memory};
+use memtide_sysfs::{Root, memory, swaps, zram};
+use memtide_units::ByteSize;
 
 use crate::config::{Config, DamonUse};
 use crate::dma::{Area, DmaError};
@@ -17,6 +18,7 @@ use crate::remove::{REMOVERS, Unit};
 use crate::run::RunError;
 use crate::runtime::RuntimeError;
 use crate::status::Lack;
+use crate::swap_space::SwapUse;
 use crate::takeover::{self, LoadModule, TakeoverError, UIO};
 
 /// What cannot be learned from files.
@@ -73,6 +75,7 @@ pub fn check(config: &Config, root: &Root, probes: &Probes<'_>) -> Report {
         Line { what: "pressure", found: pressure(root) },
         Line { what: "access", found: access(config, root) },
         Line { what: "page flags", found: page_flags(root) },
+        Line { what: "swap", found: swap(config, root, probes) },
     ])
 }
 
@@ -224,6 +227,30 @@ fn page_flags(root: &Root) -> Found {
     }
 }
 
+fn swap(config: &Config, root: &Root, probes: &Probes<'_>) -> Found {
+    let areas = match swaps::read(root) {
+        _ if config.swap == SwapUse::Off => {
+            return Found::Lacks(Lack::swap("switched off by the configuration (swap = \"off\")"));
+        }
+        Ok(areas) => areas,
+        Err(error) => return Found::Lacks(Lack::swap(&error.to_string())),
+    };
+    if !areas.is_empty() {
+        let size: ByteSize = areas.iter().map(|area| area.size).sum();
+        return Found::Well(format!("cold memory can be paged out to {size} of swap"));
+    }
+    if config.swap == SwapUse::Existing {
+        return Found::Lacks(Lack::swap("this guest has none, and swap is \"existing\""));
+    }
+    if zram::is_loaded(root) {
+        return Found::Well("none; zram is there to make one".into());
+    }
+    match (probes.can_load)("zram") {
+        Ok(()) => Found::Well("none; zram can be loaded to make one".into()),
+        Err(error) => Found::Lacks(Lack::swap(&format!("no zram: {error}"))),
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for Line { what, found } in &self.0 {
@@ -259,6 +286,7 @@ mod tests {
         let balloon = "0000:00:03.0".parse().unwrap();
         fake.add_pci(balloon, [0x1af4, 0x1002, 0x1af4, 5], Some("virtio-pci"));
         fake.set_psi(Psi::default());
+        fake.put("proc/swaps", "Filename Type Size Used Priority\n");
         fake
     }
 
@@ -284,6 +312,7 @@ mod tests {
             "ok     blocks     8 of 128 MiB, 7 of them may go offline",
             "lacks  structs    memory that can be removed: no device of the DAX bus",
             "lacks  access     access monitoring (DAMON)",
+            "ok     swap       none; zram can be loaded to make one",
             "The agent can run here.",
         ] {
             assert!(text.contains(line), "{line:?} is not in\n{text}");

@@ -17,6 +17,7 @@ use crate::overcommit::OvercommitUse;
 use crate::run::{Purpose, RunError, run, signal_of};
 use crate::runtime::status_path;
 use crate::status::Status;
+use crate::swap_space::SwapUse;
 use crate::takeover::modprobe_dry;
 use crate::views::{self, HeatArgs, Window};
 
@@ -172,6 +173,9 @@ struct RunArgs {
     /// What to do about vm.overcommit_memory while blocks are stolen [default: allow].
     #[arg(long)]
     overcommit: Option<OvercommitUse>,
+    /// Where memory that nobody uses is paged out to [default: zram].
+    #[arg(long)]
+    swap: Option<SwapUse>,
     /// What to do about a balloon that is no Memtide device [default: drive].
     #[arg(long)]
     plain_balloon: Option<PlainUse>,
@@ -196,6 +200,7 @@ impl RunArgs {
             damon: self.damon,
             convert: self.no_convert.then_some(false),
             overcommit: self.overcommit,
+            swap: self.swap,
             plain_balloon: self.plain_balloon,
             interrupt: self.interrupt,
             runtime_dir: self.runtime_dir,

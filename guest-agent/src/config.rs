@@ -13,6 +13,7 @@ use memtide_units::{ByteSize, PpMillion};
 use serde::{Deserialize, Deserializer, de};
 
 use crate::overcommit::OvercommitUse;
+use crate::swap_space::SwapUse;
 
 /// The file that is read where none is named; it need not exist.
 pub const DEFAULT_FILE: &str = "/etc/memtide/agent.toml";
@@ -114,6 +115,8 @@ pub struct Wishes {
     pub convert: Option<bool>,
     /// What to do about large mappings while blocks are stolen.
     pub overcommit: Option<OvercommitUse>,
+    /// Where cold memory is paged out to.
+    pub swap: Option<SwapUse>,
     /// What to do about a balloon that is no Memtide device.
     pub plain_balloon: Option<PlainUse>,
     /// How the agent notices what the device has done.
@@ -139,6 +142,8 @@ pub struct Config {
     pub conversion: Conversion,
     /// What to do about large mappings while blocks are stolen.
     pub overcommit: OvercommitUse,
+    /// Where cold memory is paged out to.
+    pub swap: SwapUse,
     /// What to do about a balloon that is no Memtide device.
     pub plain_balloon: PlainUse,
     /// How the agent notices what the device has done.
@@ -218,6 +223,7 @@ impl Wishes {
             damon: self.damon.or(others.damon),
             convert: self.convert.or(others.convert),
             overcommit: self.overcommit.or(others.overcommit),
+            swap: self.swap.or(others.swap),
             plain_balloon: self.plain_balloon.or(others.plain_balloon),
             interrupt: self.interrupt.or(others.interrupt),
             runtime_dir: self.runtime_dir.or(others.runtime_dir),
@@ -248,6 +254,7 @@ impl Wishes {
                 Some(true) | None => Conversion::Convert,
             },
             overcommit: self.overcommit.unwrap_or_default(),
+            swap: self.swap.unwrap_or_default(),
             plain_balloon: self.plain_balloon.unwrap_or_default(),
             interrupt: self.interrupt.unwrap_or_default(),
             runtime_dir: self.runtime_dir.unwrap_or_else(|| RUNTIME_DIR.into()),
@@ -393,6 +400,7 @@ mod tests {
             damon = "polite"
             convert = false
             overcommit = "leave"
+            swap = "existing"
             plain_balloon = "leave"
             interrupt = "poll"
             runtime_dir = "/run/other"
@@ -407,6 +415,7 @@ mod tests {
         assert_eq!((config.gate_deadline, config.damon), (None, DamonUse::Polite));
         assert_eq!(config.conversion, Conversion::Leave);
         assert_eq!(config.overcommit, OvercommitUse::Leave);
+        assert_eq!(config.swap, SwapUse::Existing);
         assert_eq!(config.plain_balloon, PlainUse::Leave);
         assert_eq!(config.interrupt, InterruptUse::Poll);
         assert_eq!(config.runtime_dir, Path::new("/run/other"));

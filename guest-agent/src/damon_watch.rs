@@ -8,14 +8,14 @@ use std::os::unix::thread::JoinHandleExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use memtide_policy::guest::AccessRegion;
-use memtide_sysfs::Root;
+use memtide_policy::guest::{AccessRegion, IdleTimes};
 use memtide_sysfs::damon::{
-    self, Absence, Capabilities, DamonError, Intervals, IntervalsGoal, Module, Monitor,
-    MonitorConfig, Region, StatPause,
+    self, Absence, Capabilities, DamonError, Feedback, Intervals, IntervalsGoal, Module, Monitor,
+    MonitorConfig, PageoutConfig, PageoutStats, Paging, Region, StatPause,
 };
+use memtide_sysfs::{Root, cgroup};
 use memtide_units::{GpaRange, Permille};
 
 use crate::alarm::SIGNAL;
@@ -53,12 +53,27 @@ const FAILURES_MAX: u32 = 5;
 pub enum Finding {
     /// A snapshot.
     Snapshot(Vec<AccessRegion>),
+    /// What was paged out since the start.
+    PagedOut(PageoutStats),
     /// It has ended, and why: what was known is getting stale.
     Ended(String),
 }
 
+/// What to watch, and what to do about it.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// The memory.
+    pub ranges: Vec<GpaRange>,
+    /// The memory blocks that it consists of.
+    pub blocks: usize,
+    /// How what is cold is paged out, where that may be wanted.
+    pub pageout: Option<PageoutConfig>,
+}
+
 enum Order {
     Watch(Vec<GpaRange>),
+    PageOut(Paging),
+    Stall(u64),
     Stop,
 }
 
@@ -72,36 +87,34 @@ pub struct DamonWatch {
     stat: Option<StatPause>,
     /// There while `damon_stat` is off for the agent's sake: it outlives an agent that is killed.
     mark: PathBuf,
+    feedback: Option<Feedback>,
+    /// What was ordered last.
+    paging: Paging,
 }
 
 impl DamonWatch {
-    /// Starts watching `ranges`, which hold `blocks` memory blocks. The file `mark` remembers that
-    /// `damon_stat` has to be switched on again.
+    /// Starts watching. The file `mark` remembers that `damon_stat` has to be switched on again.
     ///
     /// # Errors
     /// Why there is nothing to see, in one sentence.
-    pub fn start(
-        root: &Root,
-        how: DamonUse,
-        ranges: Vec<GpaRange>,
-        blocks: usize,
-        mark: &Path,
-    ) -> Result<Self, String> {
+    pub fn start(root: &Root, how: DamonUse, wanted: Wanted, mark: &Path) -> Result<Self, String> {
         if how == DamonUse::Off {
             return Err("switched off by the configuration (damon = \"off\")".into());
         }
-        let (monitor, stat) = begin(root, how, mark, |found| {
-            monitor_config(ranges, blocks as u64, found.intervals_goal)
-        })
-        .map_err(|error| error.to_string())?;
+        let min_age = wanted.pageout.map(|pageout| pageout.min_age);
+        let (monitor, stat) = begin(root, how, mark, |found| monitor_config(wanted, found))
+            .map_err(|error| error.to_string())?;
+        let feedback = monitor.feedback();
+        let watcher = Watcher::new(root, monitor, min_age);
         let (orders, todo) = channel();
         let (report, findings) = channel();
         let thread = std::thread::Builder::new()
             .name("memtide-damon".into())
             .stack_size(STACK)
-            .spawn(move || watch(monitor, &todo, &report))
+            .spawn(move || watcher.run(&todo, &report))
             .map_err(|error| format!("its thread could not be started: {error}"))?;
-        Ok(Self { orders, findings, thread: Some(thread), stat, mark: mark.into() })
+        let (thread, paging) = (Some(thread), Paging::Off);
+        Ok(Self { orders, findings, thread, stat, mark: mark.into(), feedback, paging })
     }
 
     /// What has been found since the last call.
@@ -113,6 +126,26 @@ impl DamonWatch {
     pub fn watch(&self, ranges: Vec<GpaRange>) {
         // An ended thread has said so.
         let _ = self.orders.send(Order::Watch(ranges));
+    }
+
+    /// How the scheme that pages out learns of the stall; `None` where there is none.
+    pub fn feedback(&self) -> Option<Feedback> {
+        self.feedback
+    }
+
+    /// Has cold memory paged out from now on, or no longer.
+    pub fn page_out(&mut self, paging: Paging) {
+        if self.paging != paging {
+            self.paging = paging;
+            let _ = self.orders.send(Order::PageOut(paging));
+        }
+    }
+
+    /// Tells the scheme what some task stalled in the last second, where the kernel does not.
+    pub fn tell_stall(&self, stall_us: u64) {
+        if (self.feedback, self.paging) == (Some(Feedback::User), Paging::On) {
+            let _ = self.orders.send(Order::Stall(stall_us));
+        }
     }
 
     /// Whether `damon_stat` was switched off for this.
@@ -165,54 +198,136 @@ fn begin(
     Ok((monitor, stat))
 }
 
-fn monitor_config(regions: Vec<GpaRange>, blocks: u64, can_tune: bool) -> MonitorConfig {
+fn monitor_config(wanted: Wanted, found: Capabilities) -> MonitorConfig {
+    let blocks = wanted.blocks as u64;
     MonitorConfig {
-        regions,
+        regions: wanted.ranges,
         sample_us: SAMPLE_US,
         aggr_us: AGGREGATION_US,
         min_regions: (REGIONS_PER_BLOCK * blocks).clamp(REGIONS_LEAST, REGIONS_MIN_MOST),
         max_regions: REGIONS_MAX,
-        intervals_goal: can_tune.then_some(GOAL),
-        pageout: None,
+        intervals_goal: found.intervals_goal.then_some(GOAL),
+        pageout: wanted.pageout,
     }
 }
 
-fn watch(mut monitor: Monitor, todo: &Receiver<Order>, report: &Sender<Finding>) {
-    let mut failures = 0;
-    loop {
-        match todo.recv_timeout(PAUSE) {
-            Ok(Order::Watch(ranges)) => {
-                if let Err(error) = monitor.set_regions(&ranges) {
-                    tracing::warn!("DAMON keeps watching the old memory: {error}");
-                }
-                continue;
-            }
-            Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-            Err(RecvTimeoutError::Timeout) => {}
-        }
-        match look(&mut monitor) {
-            Ok(regions) => {
-                failures = 0;
-                let _ = report.send(Finding::Snapshot(regions));
-            }
-            Err(error) => {
-                failures += 1;
-                if failures == FAILURES_MAX {
-                    let _ = report.send(Finding::Ended(error.to_string()));
-                    break;
-                }
-            }
-        }
-    }
-    if let Err(error) = monitor.stop() {
-        tracing::warn!("DAMON's monitor could not be stopped: {error}");
-    }
+/// What the thread has.
+struct Watcher {
+    root: Root,
+    monitor: Monitor,
+    /// What was ordered; the monitor may not have managed yet.
+    wanted: Paging,
+    /// From which age on memory is paged out.
+    min_age: Option<Duration>,
+    /// When cold memory was last paged out, or may have been.
+    paged: Option<Instant>,
+    idle: IdleTimes,
+    looked: Instant,
 }
 
-fn look(monitor: &mut Monitor) -> damon::Result<Vec<AccessRegion>> {
-    let regions = monitor.snapshot()?;
-    let intervals = monitor.intervals()?;
-    Ok(regions.iter().map(|region| access(region, intervals)).collect())
+impl Watcher {
+    fn new(root: &Root, monitor: Monitor, min_age: Option<Duration>) -> Self {
+        let root = root.clone();
+        let (idle, looked) = (IdleTimes::default(), Instant::now());
+        Self { root, monitor, wanted: Paging::Off, min_age, paged: None, idle, looked }
+    }
+
+    fn run(mut self, todo: &Receiver<Order>, report: &Sender<Finding>) {
+        let mut failures = 0;
+        let mut due = Instant::now() + PAUSE;
+        loop {
+            match todo.recv_timeout(due.saturating_duration_since(Instant::now())) {
+                Ok(Order::Watch(ranges)) => {
+                    self.spare();
+                    if let Err(error) = self.monitor.set_regions(&ranges) {
+                        tracing::warn!("DAMON keeps watching the old memory: {error}");
+                    }
+                    continue;
+                }
+                Ok(Order::PageOut(paging)) => {
+                    self.wanted = paging;
+                    self.page_out();
+                    continue;
+                }
+                Ok(Order::Stall(stall_us)) => {
+                    if let Err(error) = self.monitor.feed(stall_us) {
+                        tracing::warn!("DAMON does not hear of stalls: {error}");
+                    }
+                    continue;
+                }
+                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            match self.look() {
+                Ok(regions) => {
+                    failures = 0;
+                    let _ = report.send(Finding::Snapshot(regions));
+                    self.account(report);
+                }
+                Err(error) => {
+                    failures += 1;
+                    if failures == FAILURES_MAX {
+                        let _ = report.send(Finding::Ended(error.to_string()));
+                        break;
+                    }
+                }
+            }
+            due = Instant::now() + PAUSE;
+        }
+        if let Err(error) = self.monitor.stop() {
+            tracing::warn!("DAMON's monitor could not be stopped: {error}");
+        }
+    }
+
+    fn look(&mut self) -> damon::Result<Vec<AccessRegion>> {
+        let regions = self.monitor.snapshot()?;
+        let intervals = self.monitor.intervals()?;
+        let mut regions: Vec<_> = regions.iter().map(|region| access(region, intervals)).collect();
+        let now = Instant::now();
+        let elapsed = now.saturating_duration_since(std::mem::replace(&mut self.looked, now));
+        if self.monitor.paging() == Paging::On {
+            self.paged = Some(now);
+        }
+        let is_recent = |min_age: &Duration| {
+            self.paged.is_some_and(|at| now.saturating_duration_since(at) <= *min_age)
+        };
+        self.idle.correct(elapsed, self.min_age.filter(is_recent), &mut regions);
+        Ok(regions)
+    }
+
+    /// Sees to what was ordered, and to intervals that the kernel has tuned since.
+    fn page_out(&mut self) {
+        let was_on = self.monitor.paging() == Paging::On;
+        self.spare();
+        match self.monitor.page_out(self.wanted) {
+            Ok(()) if was_on => self.paged = Some(Instant::now()),
+            Ok(()) => {}
+            Err(error) => tracing::warn!("DAMON does not page out as it should: {error}"),
+        }
+    }
+
+    /// What somebody has asked the kernel to keep is not paged out: DAMON's reclaim does not look at
+    /// protection (mm/vmscan.c, `reclaim_pages`).
+    fn spare(&mut self) {
+        if (self.wanted, self.monitor.paging()) != (Paging::Off, Paging::Off) {
+            let groups = match self.wanted {
+                Paging::On => cgroup::protected(&self.root),
+                Paging::Off => Vec::new(),
+            };
+            self.monitor.spare(groups);
+        }
+    }
+
+    fn account(&mut self, report: &Sender<Finding>) {
+        if (self.wanted, self.monitor.paging()) == (Paging::Off, Paging::Off) {
+            return;
+        }
+        self.page_out();
+        match self.monitor.pageout_stats() {
+            Ok(stats) => _ = report.send(Finding::PagedOut(stats)),
+            Err(error) => tracing::debug!("what was paged out is not known: {error}"),
+        }
+    }
 }
 
 fn access(region: &Region, intervals: Intervals) -> AccessRegion {
@@ -244,7 +359,14 @@ mod tests {
         how: DamonUse,
         dir: &tempfile::TempDir,
     ) -> Result<DamonWatch, String> {
-        DamonWatch::start(&fake.root(), how, vec![range(0, 512)], 4, &dir.path().join("damon_stat"))
+        let pageout = PageoutConfig {
+            min_age: Duration::from_secs(60),
+            ms: 15,
+            bytes: ByteSize::from_mib(32),
+            stall_us: 1_000,
+        };
+        let wanted = Wanted { ranges: vec![range(0, 512)], blocks: 4, pageout: Some(pageout) };
+        DamonWatch::start(&fake.root(), how, wanted, &dir.path().join("damon_stat"))
     }
 
     #[test]
@@ -293,6 +415,32 @@ mod tests {
     }
 
     #[test]
+    fn orders_are_carried_out_once_each() {
+        crate::alarm::install_handler().unwrap();
+        let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
+        fake.add_damon(FakeDamon::V6_8);
+        let mut watch = start(&fake, DamonUse::Polite, &dir).unwrap();
+        assert_eq!(watch.feedback(), Some(Feedback::User));
+        watch.tell_stall(3);
+        watch.page_out(Paging::On);
+        watch.page_out(Paging::On);
+        watch.tell_stall(7);
+        watch.page_out(Paging::Off);
+        // It works off what was ordered before it ends.
+        drop(watch);
+        let scheme = "sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/schemes/1";
+        let written = |file: &str| {
+            let path = format!("{scheme}/{file}");
+            let writes = fake.writes().into_iter().filter(|(written, _)| *written == path);
+            writes.map(|(_, text)| text).collect::<Vec<_>>()
+        };
+        let never = u32::MAX.to_string();
+        assert_eq!(written("access_pattern/age/min"), [never.as_str(), "60", &never]);
+        let stalls = written("quotas/goals/0/current_value");
+        assert_eq!(stalls, ["1000", "1000", "7", "1000"]);
+    }
+
+    #[test]
     fn access_is_a_share_and_age_a_time() {
         let intervals = Intervals { sample_us: 100_000, aggr_us: 2_000_000 };
         let region = Region { range: range(0, 1), nr_accesses: 5, age: 3 };
@@ -304,7 +452,10 @@ mod tests {
 
     #[test]
     fn there_are_enough_regions_for_decisions_on_blocks() {
-        let of = |blocks| monitor_config(vec![range(0, 128)], blocks, false).min_regions;
+        let of = |blocks| {
+            let wanted = Wanted { ranges: vec![range(0, 128)], blocks, pageout: None };
+            monitor_config(wanted, Capabilities::default()).min_regions
+        };
         assert_eq!([of(8), of(16), of(100), of(4_000)], [64, 96, 600, 1_500]);
     }
 }

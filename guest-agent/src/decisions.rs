@@ -67,16 +67,25 @@ impl Decisions {
                     entry.text = decision.to_string();
                 }
             }
-            _ => {
-                if self.entries.len() == MAX {
-                    self.entries.pop_front();
-                }
-                let (from_ms, to_ms) = (now_ms, now_ms);
-                let text = decision.to_string();
-                self.entries.push_back(Entry { from_ms, to_ms, times: 1, text });
-            }
+            _ => self.push(now_ms, decision.to_string()),
         }
         self.is_new = true;
+    }
+
+    /// Something else was decided at `now_ms`, beside what was decided on blocks.
+    pub fn remark(&mut self, now_ms: u64, text: String) {
+        self.push(now_ms, text);
+        // The same decision on blocks gets a new line: the old one is not the last any more.
+        self.last = None;
+        self.is_new = true;
+    }
+
+    fn push(&mut self, now_ms: u64, text: String) {
+        if self.entries.len() == MAX {
+            self.entries.pop_front();
+        }
+        let (from_ms, to_ms) = (now_ms, now_ms);
+        self.entries.push_back(Entry { from_ms, to_ms, times: 1, text });
     }
 
     /// Replaces the file, if there is something new.

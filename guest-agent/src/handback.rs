@@ -21,6 +21,7 @@ use crate::overcommit::{Overcommit, OvercommitUse};
 use crate::remove::Plugger;
 use crate::run::{Purpose, RunError, run};
 use crate::runtime::RuntimeDir;
+use crate::swap_space::{self, SwapUse, SystemTools, Undone};
 use crate::takeover;
 
 /// Once blocks are taken unasked, so long for putting them online and telling the host.
@@ -75,6 +76,7 @@ fn for_returning(config: &Config) -> Config {
         damon: DamonUse::Off,
         conversion: Conversion::Leave,
         overcommit: OvercommitUse::Leave,
+        swap: SwapUse::Off,
         plain_balloon: PlainUse::Drive,
         ..config.clone()
     }
@@ -115,7 +117,10 @@ fn put_back(
         Err(_) => Ok(()),
     };
     let settings = restore_settings(root, runtime);
-    balloons.map(drop).and(online).and(drivers.and(settings).map_err(RunError::from))
+    // When the blocks are back: what is in it has to find room.
+    let swap = give_up_swap(root, runtime);
+    let rest = drivers.and(settings).map_err(RunError::from).and(swap);
+    balloons.map(drop).and(online).and(rest)
 }
 
 /// Takes every balloon that an agent has left somewhere away from UIO, which stops it, and answers
@@ -214,6 +219,24 @@ fn restore_settings(root: &Root, runtime: &RuntimeDir) -> Result<(), Error> {
     };
     let policy = Plugger::new(root, runtime.auto_online()).restore();
     stat.and(policy).and(Overcommit::new(root, runtime.overcommit()).restore())
+}
+
+/// Takes the agent's own swap device away, unless that would leave the guest short of memory.
+fn give_up_swap(root: &Root, runtime: &RuntimeDir) -> Result<(), RunError> {
+    match swap_space::undo(root, &runtime.zram(), &SystemTools) {
+        Ok(Undone::Gone) => Ok(()),
+        Ok(Undone::Full { used, available }) => {
+            tracing::warn!(
+                "{used} of programs' memory are in the agent's swap device and {available} are \
+                 available: it stays; run hand-back again when there is room, or reboot"
+            );
+            Ok(())
+        }
+        Err(error) => {
+            let source = std::io::Error::other(error);
+            Err(RunError::Own { what: "the agent's swap device stays", source })
+        }
+    }
 }
 
 /// An agent on its way out: asks everything back, takes what was not granted in time.

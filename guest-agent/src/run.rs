@@ -14,7 +14,7 @@ use crate::agent::{Agent, Parts, Woken};
 use crate::blocks::{Blocks, Hold};
 use crate::config::{Config, ConfigError, Conversion};
 use crate::conversion::convert;
-use crate::damon_watch::DamonWatch;
+use crate::damon_watch::{DamonWatch, Wanted};
 use crate::decisions::Decisions;
 use crate::dma::{Area, DmaError, Pin};
 use crate::handback::Returning;
@@ -22,11 +22,13 @@ use crate::hands::Hands;
 use crate::hardware::{Attention, Hardware};
 use crate::link::{ANSWER_DEADLINE, Kind, Link};
 use crate::overcommit::{Found, Overcommit, OvercommitUse};
+use crate::reclaiming::{Reclaiming, pageout_config};
 use crate::remove::{PlugError, Plugger};
 use crate::runtime::{RuntimeDir, RuntimeError};
 use crate::senses::Senses;
 use crate::signals::Signals;
 use crate::status::Lack;
+use crate::swap_space::{SwapSpace, SwapUse, SystemTools};
 use crate::takeover::{self, TakeoverError};
 use crate::virtio::caps::CapsError;
 use crate::virtio::transport::{Transport, TransportError};
@@ -246,7 +248,15 @@ fn assemble(
     lacks.extend(no_psi.map(|why| Lack::psi(&why)));
     lacks.extend((hardware.attention() == Attention::NoInterrupt).then(Lack::interrupt));
     lacks.extend(matches!(hardware.kind(), Kind::Plain(_)).then(Lack::gate));
-    let damon = watch(config, root, &blocks, &mut lacks, &runtime.damon_stat());
+    // Without PSI the kernel's loop would take every stall for none.
+    let pageout = (config.swap != SwapUse::Off && senses.trigger().is_some())
+        .then(|| pageout_config(&limits, blocks.present()));
+    let ranges = blocks.ranges(&blocks.with(Hold::Online));
+    let wanted = Wanted { ranges, blocks: blocks.count(), pageout };
+    let damon = watch(config, root, wanted, &mut lacks, &runtime.damon_stat());
+    let pager = damon.as_ref().filter(|_| senses.trigger().is_some());
+    let reclaiming =
+        pager.and_then(|damon| reclaiming(config, damon, (root, &runtime, &blocks), &mut lacks));
     let overcommit = overcommit(config, root, &runtime, &mut lacks);
     for lack in &lacks {
         tracing::warn!("this guest lacks {}: {}", lack.what, lack.effect);
@@ -278,6 +288,7 @@ fn assemble(
         controller,
         senses,
         damon,
+        reclaiming,
         overcommit,
         how_online,
         lacks,
@@ -320,12 +331,11 @@ fn lacks(root: &Root, blocks: &Blocks, conversion: Conversion) -> Vec<Lack> {
 fn watch(
     config: &Config,
     root: &Root,
-    blocks: &Blocks,
+    wanted: Wanted,
     lacks: &mut Vec<Lack>,
     mark: &std::path::Path,
 ) -> Option<DamonWatch> {
-    let ranges = blocks.ranges(&blocks.with(Hold::Online));
-    match DamonWatch::start(root, config.damon, ranges, blocks.count(), mark) {
+    match DamonWatch::start(root, config.damon, wanted, mark) {
         Ok(watch) => {
             if watch.has_paused_stat() {
                 tracing::info!("damon_stat is off for as long as the agent watches");
@@ -334,6 +344,27 @@ fn watch(
         }
         Err(why) => {
             lacks.push(Lack::damon(&why));
+            None
+        }
+    }
+}
+
+/// Somewhere to page out to, where there is somebody to do it: no swap is made for nothing.
+fn reclaiming(
+    config: &Config,
+    damon: &DamonWatch,
+    (root, runtime, blocks): (&Root, &RuntimeDir, &Blocks),
+    lacks: &mut Vec<Lack>,
+) -> Option<Reclaiming> {
+    if config.swap != SwapUse::Off && damon.feedback().is_none() {
+        lacks.push(Lack::pageout());
+        return None;
+    }
+    let (present, mark) = (blocks.present(), runtime.zram());
+    match SwapSpace::prepare(root, config.swap, present, &mark, &SystemTools) {
+        Ok(space) => Some(Reclaiming::new(space)),
+        Err(why) => {
+            lacks.push(Lack::swap(&why));
             None
         }
     }

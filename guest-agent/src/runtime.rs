@@ -7,6 +7,7 @@
 //! converted      there once boot memory has been made movable
 //! overcommit     there while vm.overcommit_memory is changed
 //! auto_online    there while plugged memory does not go online by itself
+//! zram           which zram device is the agent's own, and how large
 //! damon_stat     there while damon_stat is switched off
 //! silent         there while the device does not answer: nobody may read its configuration
 //! status.json    what the running agent says of itself
@@ -128,6 +129,11 @@ impl RuntimeDir {
     /// The mark that the agent has switched `damon_stat` off.
     pub fn damon_stat(&self) -> PathBuf {
         self.path.join("damon_stat")
+    }
+
+    /// The mark that a zram device is the agent's own.
+    pub fn zram(&self) -> PathBuf {
+        self.path.join("zram")
     }
 
     /// The history of access.

@@ -12,6 +12,10 @@ use crate::runtime::replace;
 /// What a guest without DAMON lacks.
 const WATCHING: &str = "access monitoring (DAMON): ";
 
+/// What follows where nothing can be paged out.
+const COLD_STAYS: &str =
+    "what programs no longer use stays in memory, and only what is free or cached makes room";
+
 /// Something that this guest lacks, and what follows from it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lack {
@@ -47,6 +51,20 @@ impl Lack {
             effect: "every block counts as full before it is stolen, and no boot memory is made \
                      movable"
                 .into(),
+        }
+    }
+
+    /// Nowhere to page out to.
+    pub fn swap(why: &str) -> Self {
+        Self { what: format!("swap: {why}"), effect: COLD_STAYS.into() }
+    }
+
+    /// No goals for schemes.
+    pub fn pageout() -> Self {
+        Self {
+            what: "a DAMON that pages out no more than the guest bears (goals for its schemes)"
+                .into(),
+            effect: COLD_STAYS.into(),
         }
     }
 
@@ -192,6 +210,25 @@ pub struct BlockCounts {
     pub foreign: Vec<BlockId>,
 }
 
+/// How cold memory is paged out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReclaimStatus {
+    /// Whether it is now, and why or why not.
+    pub doing: String,
+    /// Bytes paged out since the agent started.
+    pub paged_out: ByteSize,
+    /// Bytes looked through for that, free memory among them.
+    pub tried: ByteSize,
+    /// Bytes that a second may have now, where the kernel tells.
+    pub per_second: Option<ByteSize>,
+    /// All swap.
+    pub swap_total: ByteSize,
+    /// What of it can take more.
+    pub swap_free: ByteSize,
+    /// The device that the agent has made for it.
+    pub own_device: Option<String>,
+}
+
 /// A return that the gate has not granted yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GateStatus {
@@ -227,6 +264,8 @@ pub struct Status {
     /// What stealing saves beside the memory itself.
     #[serde(default)]
     pub struct_pages: StructPages,
+    /// How cold memory is paged out, where it can be.
+    pub reclaim: Option<ReclaimStatus>,
     /// The return that is pending, if any.
     pub gate: Option<GateStatus>,
     /// What has happened.
@@ -287,6 +326,14 @@ impl fmt::Display for Status {
         if !blocks.stolen.is_empty() {
             writeln!(f, "  structs    {freed} of struct pages freed, {remain} remain")?;
         }
+        if let Some(reclaim) = &self.reclaim {
+            write!(f, "  reclaim    {}; {} paged out so far", reclaim.doing, reclaim.paged_out)?;
+            write!(f, ", {} of {} of swap free", reclaim.swap_free, reclaim.swap_total)?;
+            match &reclaim.own_device {
+                Some(device) => writeln!(f, " ({device}, the agent's own)")?,
+                None => writeln!(f)?,
+            }
+        }
         if let Some(gate) = &self.gate {
             write!(f, "  return     {} blocks asked back ({})", gate.blocks, gate.urgency)?;
             let reason = gate.reason.as_deref().unwrap_or("no answer yet");
@@ -342,6 +389,15 @@ pub(crate) mod tests {
                 foreign: vec![],
             },
             struct_pages: StructPages { freed: mib(2), remain: mib(2), all: None },
+            reclaim: Some(ReclaimStatus {
+                doing: "cold memory stays: enough is available without it".into(),
+                paged_out: mib(7),
+                tried: mib(900),
+                per_second: None,
+                swap_total: mib(1024),
+                swap_free: mib(1000),
+                own_device: Some("/dev/zram0".into()),
+            }),
             gate: None,
             counters: Counters { stolen: 2, ..Counters::default() },
             lacks: vec![Lack::interrupt()],
@@ -357,6 +413,8 @@ pub(crate) mod tests {
             "min 512 MiB, max 2 GiB, pressure goal 0.10 % (now 0.00 %)",
             "16 of 128 MiB: 12 movable, 2 stolen, 0 foreign",
             "structs    2 MiB of struct pages freed, 2 MiB remain",
+            "reclaim    cold memory stays: enough is available without it; 7 MiB paged out so far, \
+             1000 MiB of 1 GiB of swap free (/dev/zram0, the agent's own)",
             "lacks      an interrupt of the balloon device: the device is looked at",
         ] {
             assert!(text.contains(line), "{line:?} is not in\n{text}");

@@ -73,6 +73,14 @@ pub fn modprobe(module: &str) -> io::Result<()> {
     run_modprobe(&[module])
 }
 
+/// The same, with parameters for the module.
+///
+/// # Errors
+/// As [`modprobe`].
+pub fn modprobe_with(module: &str, parameters: &[&str]) -> io::Result<()> {
+    run_modprobe(&[&[module], parameters].concat())
+}
+
 /// Whether [`modprobe`] would find the module; nothing is loaded.
 ///
 /// # Errors

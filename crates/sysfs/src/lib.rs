@@ -10,6 +10,7 @@
 //! The feature `fake` adds a root directory with a small, arrangeable kernel behind it, for the
 //! tests of this crate and of those who use it.
 
+pub mod cgroup;
 pub mod damon;
 pub mod dax;
 mod error;

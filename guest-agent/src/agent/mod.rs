@@ -35,6 +35,7 @@ use crate::decisions::Decisions;
 use crate::hands::Hands;
 use crate::link::{Guest, Link};
 use crate::overcommit::{Need, Overcommit};
+use crate::reclaiming::Reclaiming;
 use crate::remove::Plugger;
 use crate::returns::Returns;
 use crate::runtime::{RuntimeDir, Seen};
@@ -83,6 +84,8 @@ pub struct Parts {
     pub access: AccessHistory,
     /// What was decided, for people.
     pub decisions: Decisions,
+    /// Pages cold memory out, where that can be done.
+    pub reclaiming: Option<Reclaiming>,
     /// Lets programs map more than what is online, where the agent may.
     pub overcommit: Option<Overcommit>,
     /// How a stolen block is put online.
@@ -177,6 +180,7 @@ impl Agent {
         }
         let plan = self.decide(now, woken)?;
         self.carry_out(now, plan.actions);
+        self.see_to_reclaim(now, plan.reclaim);
         self.see_to_mappings();
         // What was just posted goes out at once, not at the next turn.
         self.exchange(now);
@@ -249,10 +253,16 @@ impl Agent {
                     let present = self.present();
                     self.parts.access.observe(now, &regions, &present);
                 }
+                Finding::PagedOut(stats) => {
+                    if let Some(reclaiming) = &mut self.parts.reclaiming {
+                        reclaiming.take_stats(stats);
+                    }
+                }
                 Finding::Ended(why) => {
                     tracing::warn!("DAMON has ended ({why}): blocks are chosen from the top now");
                     self.heat.forget();
                     self.parts.access.ended();
+                    self.parts.reclaiming = None;
                     self.parts.lacks.push(Lack::damon(&why));
                 }
             }
@@ -297,7 +307,7 @@ impl Agent {
             balloon: self.parts.link.config().balloon,
             blocks: self.parts.blocks.views(&self.heat),
             working_set: self.heat.working_set(),
-            swap: None,
+            swap: self.swap(),
             steal: self.steal_state(),
             ticket: self.returns.ticket().cloned(),
             device: self.parts.link.device_state(),

@@ -36,6 +36,7 @@ impl Agent {
             let telemetry = self.telemetry();
             self.parts.link.post(Request::Telemetry(telemetry));
         }
+        self.tell_stall(now);
         let path = self.parts.runtime.status();
         if let Err(error) = self.status(now).write(&path) {
             tracing::warn!("{} cannot be written: {error}", path.display());
@@ -47,6 +48,17 @@ impl Agent {
         let present = self.present();
         self.parts.access.look(&present);
         self.parts.access.write(now);
+    }
+
+    /// For a DAMON that cannot read PSI itself.
+    fn tell_stall(&mut self, now: Instant) {
+        let (Some(reclaiming), Some(psi)) = (&mut self.parts.reclaiming, self.reading.psi) else {
+            return;
+        };
+        let stall_us = reclaiming.stall_us(now, psi.some.total_us);
+        if let (Some(stall_us), Some(damon)) = (stall_us, &self.parts.damon) {
+            damon.tell_stall(stall_us);
+        }
     }
 
     fn telemetry(&self) -> Telemetry {
@@ -113,6 +125,11 @@ impl Agent {
                 foreign: blocks.with(Hold::Foreign),
             },
             struct_pages: self.struct_pages(),
+            reclaim: self
+                .parts
+                .reclaiming
+                .as_ref()
+                .map(|reclaiming| reclaiming.status(self.swap().unwrap_or_default())),
             gate: self.returns.ticket().map(|ticket| GateStatus {
                 ticket: ticket.ticket,
                 blocks: ticket.blocks.len(),

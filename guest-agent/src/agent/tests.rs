@@ -266,6 +266,7 @@ fn agent(fake: &FakeRoot, device: &FakeDevice, runtime: &TempDir, now: u64) -> A
         link,
         controller,
         damon: None,
+        reclaiming: None,
         overcommit: None,
         how_online: StateRequest::OnlineMovable,
         lacks: vec![],

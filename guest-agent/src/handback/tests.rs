@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::Wishes;
+use crate::damon_watch::{DamonWatch, Wanted};
 use memtide_sysfs::fake::{FakeBlock, FakeDamon, FakeRoot};
 use memtide_sysfs::memory::{State, Zone, read, write_state};
 use memtide_units::BlockSize;
@@ -109,13 +110,24 @@ fn damon_is_stopped_before_its_statistics_come_back() {
     let range = BlockSize::X86_SMALL.range(BlockId(1)).unwrap();
     let mark = guest.dir.path().join("damon_stat");
     let root = guest.fake.root();
-    let watch =
-        crate::damon_watch::DamonWatch::start(&root, DamonUse::TakeOver, vec![range], 4, &mark);
+    let wanted = Wanted { ranges: vec![range], blocks: 4, pageout: None };
+    let watch = DamonWatch::start(&root, DamonUse::TakeOver, wanted, &mark);
     // As after kill -9.
     std::mem::forget(watch.unwrap());
     guest.hand_back(Stolen::Leave).unwrap();
     assert_eq!(guest.fake.get(DAMON_STAT), "Y\n");
     assert!(!mark.exists());
+}
+
+#[test]
+fn a_swap_device_that_was_not_in_use_yet_goes() {
+    let guest = Guest::abandoned();
+    guest.fake.add_zram("[lz4]\n");
+    guest.fake.put("proc/swaps", "Filename Type Size Used Priority\n");
+    std::fs::write(guest.dir.path().join("zram"), "0 536870912").unwrap();
+    guest.hand_back(Stolen::Leave).unwrap();
+    assert!(!guest.fake.root().exists("sys/block/zram0"));
+    assert!(!guest.dir.path().join("zram").exists());
 }
 
 #[test]

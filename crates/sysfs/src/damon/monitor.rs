@@ -35,6 +35,8 @@ pub struct Monitor {
     intervals: Intervals,
     is_tuned: bool,
     pageout: Option<Pageout>,
+    /// Groups whose memory is never paged out.
+    spared: Vec<String>,
     is_stopped: bool,
 }
 
@@ -54,7 +56,8 @@ impl Monitor {
         })?;
         let intervals = Intervals { sample_us: config.sample_us, aggr_us: config.aggr_us };
         let is_tuned = config.intervals_goal.is_some();
-        Ok(Self { root: root.clone(), intervals, is_tuned, pageout, is_stopped: false })
+        let spared = Vec::new();
+        Ok(Self { root: root.clone(), intervals, is_tuned, pageout, spared, is_stopped: false })
     }
 
     /// What was seen, by ascending address. Blocks until the next aggregation ends (0.7 to 1.8 s
@@ -81,6 +84,9 @@ impl Monitor {
         // that tuning started from.
         self.intervals()?;
         setup::write_regions(&self.root, regions)?;
+        if let Some(pageout) = &mut self.pageout {
+            pageout.write_filters(&self.root, &self.spared)?;
+        }
         Ok(self.root.write(STATE, "commit")?)
     }
 
@@ -103,7 +109,7 @@ impl Monitor {
     /// How the scheme that pages out learns of the stall that it causes; `None` where there is no
     /// such scheme: none was asked for, or this kernel has no goals for schemes.
     pub fn feedback(&self) -> Option<Feedback> {
-        self.pageout.map(|pageout| pageout.feedback)
+        self.pageout.as_ref().map(|pageout| pageout.feedback)
     }
 
     /// Pages cold memory out from now on, or no longer. Call it also after the intervals may have
@@ -112,19 +118,34 @@ impl Monitor {
     /// # Errors
     /// [`super::DamonError::File`]; as for [`Monitor::set_regions`] a commit may fail unnoticed.
     pub fn page_out(&mut self, paging: Paging) -> Result<()> {
-        let Some(before) = self.pageout else { return Ok(()) };
+        let Some(before) = self.pageout.clone() else { return Ok(()) };
         let intervals = self.intervals()?;
-        let Some(pageout) = &mut self.pageout else { return Ok(()) };
-        if pageout.switch(&self.root, paging, intervals)? {
+        let done = self.switch(paging, intervals);
+        if done.is_err() {
             // What was not committed is tried again by the next call.
-            self.root.write(STATE, "commit").inspect_err(|_| self.pageout = Some(before))?;
+            self.pageout = Some(before);
+        }
+        done
+    }
+
+    fn switch(&mut self, paging: Paging, intervals: Intervals) -> Result<()> {
+        let Some(pageout) = &mut self.pageout else { return Ok(()) };
+        if pageout.switch(&self.root, paging, intervals, &self.spared)? {
+            self.root.write(STATE, "commit")?;
         }
         Ok(())
     }
 
+    /// Memory of these control groups is not paged out, from the next commit on. Call it before
+    /// [`Monitor::page_out`] and [`Monitor::set_regions`]: a commit fails that names a group which is
+    /// gone.
+    pub fn spare(&mut self, groups: Vec<String>) {
+        self.spared = groups;
+    }
+
     /// Whether cold memory is paged out now.
     pub fn paging(&self) -> Paging {
-        self.pageout.map_or(Paging::Off, |pageout| pageout.paging)
+        self.pageout.as_ref().map_or(Paging::Off, |pageout| pageout.paging)
     }
 
     /// Tells a scheme with [`Feedback::User`] how many microseconds of the last second some task
@@ -135,6 +156,7 @@ impl Monitor {
     pub fn feed(&mut self, stall_us: u64) -> Result<()> {
         let fed = self
             .pageout
+            .as_ref()
             .filter(|pageout| (pageout.feedback, pageout.paging) == (Feedback::User, Paging::On));
         if let Some(pageout) = fed {
             pageout.write_stall(&self.root, stall_us)?;

@@ -75,13 +75,15 @@ pub struct PageoutStats {
 }
 
 /// The scheme, from its start on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pageout {
     config: PageoutConfig,
     pub(super) feedback: Feedback,
     pub(super) paging: Paging,
     /// The least age that was committed, in aggregations.
     min_age: u64,
+    /// Groups whose memory it leaves alone.
+    spared: Vec<String>,
 }
 
 impl Pageout {
@@ -93,7 +95,8 @@ impl Pageout {
         }
         root.write(format!("{QUOTAS}/goals/nr_goals"), "1")?;
         let feedback = feedback(root)?;
-        let this = Self { config, feedback, paging: Paging::Off, min_age: NEVER };
+        let spared = Vec::new();
+        let this = Self { config, feedback, paging: Paging::Off, min_age: NEVER, spared };
         root.write(format!("{PAGEOUT}/action"), "pageout")?;
         let number = |file: &str, value: u64| put(root, &format!("{PAGEOUT}/{file}"), value);
         number("access_pattern/sz/min", 0)?;
@@ -123,18 +126,35 @@ impl Pageout {
         root: &Root,
         paging: Paging,
         intervals: Intervals,
+        spared: &[String],
     ) -> Result<bool> {
         let wanted = match paging {
             Paging::On => self.aggregations(intervals),
             Paging::Off => NEVER,
         };
-        if paging == self.paging && !is_far_off(self.min_age, wanted) {
+        let is_as_before = paging == self.paging && spared == self.spared;
+        if is_as_before && !is_far_off(self.min_age, wanted) {
             return Ok(false);
         }
-        let before = *self;
         (self.paging, self.min_age) = (paging, wanted);
-        self.write_switch(root).inspect_err(|_| *self = before)?;
+        self.write_switch(root)?;
+        self.write_filters(root, spared)?;
         Ok(true)
+    }
+
+    /// Has it leave groups alone. The kernel refuses a commit, whatever it is for, that names a group
+    /// which is gone, so this comes before each.
+    pub(super) fn write_filters(&mut self, root: &Root, spared: &[String]) -> Result<()> {
+        let places = ["ops_filters", "filters"].map(|name| format!("{PAGEOUT}/{name}"));
+        let has = |dir: &&String| root.exists(format!("{dir}/nr_filters"));
+        if let Some(dir) = places.iter().find(has) {
+            put(root, &format!("{dir}/nr_filters"), spared.len() as u64)?;
+            for (n, group) in spared.iter().enumerate() {
+                write_filter(root, &format!("{dir}/{n}"), group)?;
+            }
+        }
+        self.spared = spared.to_vec();
+        Ok(())
     }
 
     /// DAMON counts ages in aggregations, whose length the kernel may tune.
@@ -159,6 +179,16 @@ impl Pageout {
     pub(super) fn write_stall(&self, root: &Root, stall_us: u64) -> Result<()> {
         put(root, &format!("{GOAL}/current_value"), stall_us)
     }
+}
+
+/// A filter that pages of `group` do not pass. Before there was a choice (6.14), that is what a filter
+/// did.
+fn write_filter(root: &Root, dir: &str, group: &str) -> Result<()> {
+    root.write(format!("{dir}/type"), "memcg")?;
+    root.write(format!("{dir}/matching"), "Y")?;
+    root.write(format!("{dir}/memcg_path"), group)?;
+    let allow = format!("{dir}/allow");
+    if root.exists(&allow) { root.write(allow, "N") } else { Ok(()) }
 }
 
 /// Tuned intervals move a little all the time; a commit for each would disturb the monitor.
@@ -280,6 +310,27 @@ mod tests {
     }
 
     #[test]
+    fn protected_groups_are_left_alone_and_each_commit_names_those_of_now() {
+        for (damon, dir) in [(FakeDamon::V6_12, "filters"), (FakeDamon::V7_3, "ops_filters")] {
+            let (fake, mut monitor) = monitor(damon);
+            let count = |fake: &FakeRoot| file(fake, &format!("{dir}/nr_filters"));
+            monitor.spare(vec!["/vip.slice".into(), "/db".into()]);
+            monitor.page_out(Paging::On).unwrap();
+            assert_eq!(file(&fake, &format!("{dir}/1/memcg_path")), "/db");
+            assert_eq!(file(&fake, &format!("{dir}/0/type")), "memcg");
+            assert_eq!(file(&fake, &format!("{dir}/0/matching")), "Y");
+            monitor.spare(vec!["/vip.slice".into()]);
+            monitor.set_regions(&[range(0, 64)]).unwrap();
+            assert_eq!((count(&fake).as_str(), commits(&fake)), ("1", 2));
+            monitor.page_out(Paging::On).unwrap();
+            assert_eq!(commits(&fake), 2, "that was committed with the regions");
+            monitor.spare(vec![]);
+            monitor.page_out(Paging::On).unwrap();
+            assert_eq!((count(&fake).as_str(), commits(&fake)), ("0", 3));
+        }
+    }
+
+    #[test]
     fn a_kernel_without_a_metric_is_told_the_stall() {
         let (fake, mut monitor) = monitor(FakeDamon::V6_8);
         assert_eq!(monitor.feedback(), Some(Feedback::User));
@@ -310,10 +361,18 @@ mod tests {
         assert_eq!(file(&fake, "access_pattern/age/min"), "60");
         let aged = |aggr_us| Intervals { sample_us: 10_000, aggr_us };
         let root = fake.root();
-        let mut pageout =
-            Pageout { config: CONFIG, feedback: Feedback::Kernel, paging: Paging::On, min_age: 60 };
-        assert!(!pageout.switch(&root, Paging::On, aged(1_100_000)).unwrap(), "hardly changed");
-        assert!(pageout.switch(&root, Paging::On, aged(200_000)).unwrap());
+        let mut pageout = Pageout {
+            config: CONFIG,
+            feedback: Feedback::Kernel,
+            paging: Paging::On,
+            min_age: 60,
+            spared: vec![],
+        };
+        assert!(
+            !pageout.switch(&root, Paging::On, aged(1_100_000), &[]).unwrap(),
+            "hardly changed"
+        );
+        assert!(pageout.switch(&root, Paging::On, aged(200_000), &[]).unwrap());
         assert_eq!(file(&fake, "access_pattern/age/min"), "300");
     }
 

@@ -165,12 +165,20 @@ fn children(parent: &str, kind: FakeDamon) -> Vec<(&'static str, &'static str)> 
                 ("stats/sz_tried", "0"),
                 ("stats/sz_applied", "0"),
                 ("stats/qt_exceeds", "0"),
+                ("filters/nr_filters", "0"),
                 ("watermarks/metric", "none"),
                 ("watermarks/interval_us", "0"),
                 ("tried_regions/total_bytes", "0"),
             ],
-            &[("quotas/fail_charge_num", "0"), ("quotas/fail_charge_denom", "0")],
+            &[
+                ("quotas/fail_charge_num", "0"),
+                ("quotas/fail_charge_denom", "0"),
+                ("ops_filters/nr_filters", "0"),
+            ],
         ),
+        "filters" | "ops_filters" => {
+            (&[("type", "anon"), ("matching", "N"), ("memcg_path", "")], &[("allow", "N")])
+        }
         "goals" => (&[("target_value", "0"), ("current_value", "0")], &[]),
         _ => (&[], &[]),
     };

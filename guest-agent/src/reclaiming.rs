@@ -1,0 +1,142 @@
+//! Paging cold memory out, so that what is stolen next need not be free already.
+//!
+//! The policy says when; DAMON's second scheme finds what is coldest and how much may go without
+//! more stall than the user accepts; [`SwapSpace`] is where it goes.
+
+use std::time::Duration;
+
+use memtide_policy::guest::{Limits, Reclaim, Swap};
+use memtide_sysfs::Root;
+use memtide_sysfs::damon::{PageoutConfig, PageoutStats, Paging};
+use memtide_sysfs::meminfo::Meminfo;
+use memtide_units::{ByteSize, Instant};
+
+use crate::status::ReclaimStatus;
+use crate::swap_space::SwapSpace;
+
+/// ACMA's: what nobody has touched for a minute is cold.
+pub const MIN_AGE: Duration = Duration::from_secs(60);
+/// ACMA's bound on the kernel's time for it: 15 ms of each second.
+const MS: u64 = 15;
+/// Bytes that may be tried in each second: a 64th of all memory, so that a minute suffices for all of
+/// it, within these bounds. The bound on time goes by an average of what was tried, and most of that
+/// is free memory, which is tried in no time: without this one a cold gigabyte would go at once.
+const BYTES_SHARE: u64 = 64;
+const BYTES_LEAST: ByteSize = ByteSize::from_mib(32);
+const BYTES_MOST: ByteSize = ByteSize::from_mib(256);
+
+/// What the scheme is told on a guest with so much memory. A goal in millionths is as many
+/// microseconds of a second.
+pub fn pageout_config(limits: &Limits, present: ByteSize) -> PageoutConfig {
+    let share = ByteSize::from_bytes(present.bytes() / BYTES_SHARE);
+    PageoutConfig {
+        min_age: MIN_AGE,
+        ms: MS,
+        bytes: share.clamp(BYTES_LEAST, BYTES_MOST),
+        stall_us: u64::from(limits.psi_goal().0).max(1),
+    }
+}
+
+/// What is going on.
+#[derive(Debug)]
+pub struct Reclaiming {
+    space: SwapSpace,
+    last: Option<Reclaim>,
+    stats: PageoutStats,
+    /// PSI's counter of some task's stall, and when it was read.
+    stalled: Option<(Instant, u64)>,
+}
+
+impl Reclaiming {
+    /// With somewhere to go.
+    pub fn new(space: SwapSpace) -> Self {
+        Self { space, last: None, stats: PageoutStats::default(), stalled: None }
+    }
+
+    /// What there is of swap.
+    pub fn swap(&self, root: &Root, meminfo: &Meminfo) -> Swap {
+        self.space.now(root, meminfo)
+    }
+
+    /// Takes a decision; answers with it where it is another than before, whatever its numbers.
+    pub fn take(&mut self, reclaim: Reclaim) -> Option<Reclaim> {
+        let kind = |reclaim: &Reclaim| match reclaim {
+            Reclaim::On { .. } => None,
+            Reclaim::Off(reason) => Some(std::mem::discriminant(reason)),
+        };
+        let is_news = self.last.as_ref().map(kind) != Some(kind(&reclaim));
+        self.last = Some(reclaim);
+        is_news.then_some(reclaim)
+    }
+
+    /// What the scheme says that it has done.
+    pub fn take_stats(&mut self, stats: PageoutStats) {
+        self.stats = stats;
+    }
+
+    /// Microseconds of a second in which some task stalled, since the last call.
+    pub fn stall_us(&mut self, now: Instant, total_us: u64) -> Option<u64> {
+        let (then, before) = self.stalled.replace((now, total_us))?;
+        let elapsed_ms = u64::try_from(now.since(then).as_millis()).ok().filter(|ms| *ms > 0)?;
+        Some(total_us.saturating_sub(before).saturating_mul(1_000) / elapsed_ms)
+    }
+
+    /// For people.
+    pub fn status(&self, swap: Swap) -> ReclaimStatus {
+        ReclaimStatus {
+            doing: self.last.map_or_else(|| "starting".into(), |last| last.to_string()),
+            paged_out: self.stats.applied,
+            tried: self.stats.tried,
+            per_second: self.stats.effective,
+            swap_total: swap.total,
+            swap_free: swap.free,
+            own_device: match self.space {
+                SwapSpace::Existing => None,
+                SwapSpace::Ours(zram) => Some(zram.device()),
+            },
+        }
+    }
+}
+
+/// The scheme's switch for a decision.
+pub fn paging(reclaim: Reclaim) -> Paging {
+    match reclaim {
+        Reclaim::On { .. } => Paging::On,
+        Reclaim::Off(_) => Paging::Off,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memtide_policy::guest::{LimitsWish, NoReclaim};
+
+    #[test]
+    fn the_bounds_follow_the_guest() {
+        let of = |gib| {
+            let present = ByteSize::from_gib(gib);
+            let limits = Limits::new(present, LimitsWish::default()).unwrap();
+            let config = pageout_config(&limits, present);
+            (config.bytes.mib(), config.stall_us)
+        };
+        assert_eq!([of(1), of(8), of(64)], [(32, 1_000), (128, 1_000), (256, 1_000)]);
+    }
+
+    #[test]
+    fn only_another_thought_is_news() {
+        let mut reclaiming = Reclaiming::new(SwapSpace::Existing);
+        let on = |mib| Reclaim::On { missing: ByteSize::from_mib(mib) };
+        let full = |mib| Reclaim::Off(NoReclaim::SwapFull { free: ByteSize::from_mib(mib) });
+        let thoughts = [on(1), on(2), full(1), full(2), Reclaim::Off(NoReclaim::NotNeeded)];
+        let news = thoughts.map(|thought| reclaiming.take(thought).is_some());
+        assert_eq!(news, [true, false, true, false, true]);
+    }
+
+    #[test]
+    fn a_stall_is_counted_by_the_second() {
+        let mut reclaiming = Reclaiming::new(SwapSpace::Existing);
+        let mut at = |ms, total| reclaiming.stall_us(Instant::from_millis(ms), total);
+        assert_eq!([at(0, 900), at(2_000, 1_900), at(2_000, 1_900)], [None, Some(500), None]);
+        assert_eq!(at(3_000, 5), Some(0), "a counter that went back");
+    }
+}

@@ -253,7 +253,7 @@ impl OwnDevice {
     }
 
     fn area(self, areas: &[SwapArea]) -> Option<&SwapArea> {
-        areas.iter().find(|area| area.path == self.zram.device())
+        areas.iter().find(|area| area.is_device(&self.zram.name()))
     }
 
     fn remove(self, root: &Root, mark: &Path) -> Result<(), Error> {

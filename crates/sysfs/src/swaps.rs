@@ -9,14 +9,33 @@ const FILE: &str = "proc/swaps";
 /// One area (Documentation/filesystems/proc.rst; mm/swapfile.c, `swap_show`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SwapArea {
-    /// Its file or device, such as `/dev/zram0`, as the kernel writes it.
+    /// Its file or device, as the kernel writes it: `/dev/zram0`, or `/zram0` where a process with
+    /// mounts of its own has switched it on, such as a service of systemd's.
     pub path: String,
+    /// What it is.
+    pub kind: SwapKind,
     /// How much it holds.
     pub size: ByteSize,
     /// How much of that is in use.
     pub used: ByteSize,
     /// The highest is used first.
     pub priority: i32,
+}
+
+/// What holds an area.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SwapKind {
+    /// A whole block device, or a partition of one.
+    Device,
+    /// A file in a file system.
+    File,
+}
+
+impl SwapArea {
+    /// True where it is the block device of this name, such as `zram0`.
+    pub fn is_device(&self, name: &str) -> bool {
+        self.kind == SwapKind::Device && self.path.rsplit('/').next() == Some(name)
+    }
 }
 
 /// All areas; none where there is no swap.
@@ -41,7 +60,11 @@ fn parse(line: &str) -> Option<SwapArea> {
     let priority = numbers.next()?.parse().ok()?;
     let mut kib = || Some(ByteSize::from_kib(numbers.next()?.parse().ok()?));
     let (used, size) = (kib()?, kib()?);
-    Some(SwapArea { path, size, used, priority })
+    let kind = match numbers.next()? {
+        "partition" => SwapKind::Device,
+        _ => SwapKind::File,
+    };
+    Some(SwapArea { path, kind, size, used, priority })
 }
 
 #[cfg(test)]
@@ -62,12 +85,17 @@ mod tests {
         let areas = read(&fake.root()).unwrap();
         let zram = SwapArea {
             path: "/dev/zram0".into(),
+            kind: SwapKind::Device,
             size: ByteSize::from_kib(1_048_572),
             used: ByteSize::from_mib(2),
             priority: -2,
         };
         assert_eq!(areas[0], zram);
         assert_eq!((areas[1].path.as_str(), areas[1].priority), ("/swap\\040file", 5));
+        assert!(areas[0].is_device("zram0") && !areas[0].is_device("zram"));
+        fake.put(FILE, &format!("{head}/zram0 partition 4 0 -2\n/zram0 file 4 0 -3\n"));
+        let areas = read(&fake.root()).unwrap();
+        assert_eq!([0, 1].map(|n| areas[n].is_device("zram0")), [true, false]);
         fake.put(FILE, &format!("{head}/dev/sda2 partition many 0 -2\n"));
         assert!(matches!(read(&fake.root()), Err(Error::Garbage { .. })));
     }

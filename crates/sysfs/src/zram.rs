@@ -31,7 +31,12 @@ impl Zram {
 
     /// The block device's file.
     pub fn device(self) -> String {
-        format!("/dev/zram{}", self.0)
+        format!("/dev/{}", self.name())
+    }
+
+    /// The device's name.
+    pub fn name(self) -> String {
+        format!("zram{}", self.0)
     }
 
     /// True where the kernel has such a device.
@@ -97,7 +102,7 @@ impl Zram {
     }
 
     fn dir(self) -> String {
-        format!("sys/block/zram{}", self.0)
+        format!("sys/block/{}", self.name())
     }
 
     fn file(self, name: &str) -> String {

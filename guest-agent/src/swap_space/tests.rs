@@ -80,7 +80,8 @@ fn a_guest_without_swap_gets_one_that_a_later_agent_finds_and_hands_back() {
     assert_eq!(guest.prepare(SwapUse::Zram, &tools), Ok(OURS));
     assert_eq!(*tools.ran.borrow(), ["mkswap /dev/zram0", "swapon /dev/zram0"]);
     assert_eq!(guest.fake.get("sys/block/zram0/disksize"), "536870912\n");
-    // After a restart, or kill -9.
+    // After a restart, or kill -9: the mounts of the service that was are no more.
+    guest.fake.put("proc/swaps", &format!("{HEAD}/zram0 partition 524284 0 -2\n"));
     assert_eq!(guest.prepare(SwapUse::Zram, &tools), Ok(OURS));
     assert_eq!(tools.ran.borrow().len(), 2, "it is as it was");
     assert_eq!(guest.undo(&tools), Ok(Undone::Gone));

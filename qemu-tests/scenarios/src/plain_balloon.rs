@@ -39,6 +39,7 @@ pub fn play(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks 
         return checks;
     };
     stealing(&mut checks, &mut guest);
+    making_swap(&mut checks, &guest, kernel);
     growing(&mut checks, &mut guest);
     polling(&mut checks, &mut guest);
     killing(&mut checks, &mut guest);
@@ -78,6 +79,19 @@ fn stealing(checks: &mut Checks, guest: &mut Guest) {
         })
     });
     checks.step("the host gets the statistics that it asks for", stats);
+}
+
+/// A guest without swap gets some for what is cold, where DAMON can tell what that is.
+fn making_swap(checks: &mut Checks, guest: &Guest, kernel: Kernel) {
+    let swaps = guest.shell("tail -n +2 /proc/swaps; memtide-agent status").unwrap_or_default();
+    let (is_there, what) = match kernel {
+        Kernel::V6_1 => (!swaps.contains("zram"), "without DAMON no swap is made"),
+        Kernel::V6_12 | Kernel::V7_3 => (
+            swaps.contains("/zram0 ") && swaps.contains("the agent's own"),
+            "a guest without swap gets zram for what is cold",
+        ),
+    };
+    checks.check(what, is_there, swaps);
 }
 
 /// A workload that grows gets blocks back.
@@ -202,10 +216,11 @@ fn removing(checks: &mut Checks, guest: &mut Guest) {
         Ok((is_back, format!("{left} blocks, {given} by {driver}")))
     });
     checks.step("every block is back, and the stock driver too", is_back);
-    let modes = "cat /proc/sys/vm/overcommit_memory; \
+    let modes = "cat /proc/sys/vm/overcommit_memory; tail -n +2 /proc/swaps; ls /sys/block; \
                  cat /sys/module/damon_stat/parameters/enabled 2>/dev/null || echo Y";
     let modes = guest.shell(modes).unwrap_or_default();
-    checks.check("and the kernel's settings", modes == "0\nY\n", modes);
+    let is_undone = modes.starts_with("0\n") && modes.ends_with("Y\n") && !modes.contains("zram");
+    checks.check("and the kernel's settings, and the agent's swap is gone", is_undone, modes);
 }
 
 /// The virtio driver of the balloon, or nothing.

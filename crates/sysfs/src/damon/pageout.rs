@@ -99,6 +99,11 @@ impl Pageout {
         let this = Self { config, feedback, paging: Paging::Off, min_age: NEVER, spared };
         root.write(format!("{PAGEOUT}/action"), "pageout")?;
         let number = |file: &str, value: u64| put(root, &format!("{PAGEOUT}/{file}"), value);
+        // A window begins when the scheme is applied: an aggregation of two seconds would make all of
+        // this twice as slow (6.7).
+        if root.exists(format!("{PAGEOUT}/apply_interval_us")) {
+            number("apply_interval_us", WINDOW_MS * 1_000)?;
+        }
         number("access_pattern/sz/min", 0)?;
         number("access_pattern/sz/max", u64::MAX)?;
         number("access_pattern/nr_accesses/min", 0)?;
@@ -289,6 +294,7 @@ mod tests {
         let (fake, mut monitor) = monitor(FakeDamon::V6_12);
         assert_eq!((monitor.feedback(), monitor.paging()), (Some(Feedback::Kernel), Paging::Off));
         assert_eq!(file(&fake, "action"), "pageout");
+        assert_eq!(file(&fake, "apply_interval_us"), "1000000");
         assert_eq!(file(&fake, "access_pattern/age/min"), u32::MAX.to_string());
         assert_eq!(goal(&fake), ["user_input", "1000"], "met exactly: the loop stands still");
         monitor.page_out(Paging::On).unwrap();

@@ -9,7 +9,7 @@ use memtide_sysfs::damon::{self, Absence, Module};
 use memtide_sysfs::kpageflags::PageFlags;
 use memtide_sysfs::memory::{Block, Origin, Origins};
 use memtide_sysfs::psi::Psi;
-use memtide_sysfs::{Root, memory, swaps, zram};
+use memtide_sysfs::{Root, memory, swaps, virtio, zram};
 use memtide_units::ByteSize;
 
 use crate::config::{Config, DamonUse};
@@ -19,7 +19,7 @@ use crate::run::RunError;
 use crate::runtime::RuntimeError;
 use crate::status::Lack;
 use crate::swap_space::SwapUse;
-use crate::takeover::{self, LoadModule, TakeoverError, UIO};
+use crate::takeover::{self, IsMemtide, LoadModule, TakeoverError, UIO};
 
 /// What cannot be learned from files.
 pub struct Probes<'a> {
@@ -27,6 +27,8 @@ pub struct Probes<'a> {
     pub can_load: LoadModule<'a>,
     /// Whether memory can be pinned.
     pub can_pin: &'a dyn Fn() -> io::Result<()>,
+    /// Whether a balloon is a Memtide device.
+    pub is_memtide: IsMemtide<'a>,
 }
 
 /// What was looked at, and what was found.
@@ -64,7 +66,7 @@ impl Report {
 /// Looks at everything that the agent needs or would like to have.
 pub fn check(config: &Config, root: &Root, probes: &Probes<'_>) -> Report {
     Report(vec![
-        Line { what: "balloon", found: balloon(config, root) },
+        Line { what: "balloon", found: balloon(config, root, probes) },
         Line { what: "device", found: device(&config.runtime_dir) },
         Line { what: "lockdown", found: lockdown(root) },
         Line { what: "module", found: module(root, probes) },
@@ -76,11 +78,12 @@ pub fn check(config: &Config, root: &Root, probes: &Probes<'_>) -> Report {
         Line { what: "access", found: access(config, root) },
         Line { what: "page flags", found: page_flags(root) },
         Line { what: "swap", found: swap(config, root, probes) },
+        Line { what: "free pages", found: free_pages(config, root, probes) },
     ])
 }
 
-fn balloon(config: &Config, root: &Root) -> Found {
-    match takeover::find(root, config.pci) {
+fn balloon(config: &Config, root: &Root, probes: &Probes<'_>) -> Found {
+    match takeover::find(root, config.pci, probes.is_memtide) {
         Ok(function) => {
             let driver = function.driver.as_deref().unwrap_or("no driver");
             let (address, vendor, device) = (function.address, function.vendor, function.device);
@@ -251,6 +254,27 @@ fn swap(config: &Config, root: &Root, probes: &Probes<'_>) -> Found {
     }
 }
 
+/// Of the balloon that the agent will drive itself this says nothing: its stock driver, which may report
+/// now, goes then.
+fn free_pages(config: &Config, root: &Root, probes: &Probes<'_>) -> Found {
+    let driven = takeover::find(root, config.pci, probes.is_memtide);
+    let is_driven = |name: &String| {
+        let address = driven.as_ref().map(|function| function.address);
+        address.is_ok_and(|at| root.exists(format!("sys/bus/pci/devices/{at}/{name}")))
+    };
+    match virtio::free_page_reporters(root) {
+        Ok(mut names) => {
+            names.retain(|name| !is_driven(name));
+            if names.is_empty() {
+                let why = "no balloon besides the agent's does it";
+                return Found::Lacks(Lack::free_page_reporting(why));
+            }
+            Found::Well(format!("reported to the host by {}", names.join(", ")))
+        }
+        Err(error) => Found::Lacks(Lack::free_page_reporting(&error.to_string())),
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for Line { what, found } in &self.0 {
@@ -298,7 +322,7 @@ mod tests {
     }
 
     fn fine() -> Probes<'static> {
-        Probes { can_load: &|_| Ok(()), can_pin: &|| Ok(()) }
+        Probes { can_load: &|_| Ok(()), can_pin: &|| Ok(()), is_memtide: &|_| false }
     }
 
     #[test]
@@ -313,10 +337,37 @@ mod tests {
             "lacks  structs    memory that can be removed: no device of the DAX bus",
             "lacks  access     access monitoring (DAMON)",
             "ok     swap       none; zram can be loaded to make one",
+            "lacks  free pages free page reporting: no balloon besides the agent's does it",
             "The agent can run here.",
         ] {
             assert!(text.contains(line), "{line:?} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_balloon_that_only_reports_is_told_from_the_one_to_drive() {
+        let fake = guest();
+        let report = |name: &str, address: &str| {
+            let bus = format!("sys/bus/virtio/devices/{name}");
+            fake.put(&format!("{bus}/device"), "0x0005\n");
+            fake.put(&format!("{bus}/features"), "010001\n");
+            let driver = fake.path().join("sys/bus/virtio/drivers/virtio_balloon");
+            std::fs::create_dir_all(&driver).unwrap();
+            std::os::unix::fs::symlink(driver, fake.path().join(bus).join("driver")).unwrap();
+            fake.put(&format!("sys/bus/pci/devices/{address}/{name}/vendor"), "0x1af4\n");
+        };
+        report("virtio1", "0000:00:03.0");
+        let lacks = "lacks  free pages";
+        let (text, _) = look(&fake, &fine());
+        assert!(text.contains(lacks), "the agent will take it\n{text}");
+        let second = "0000:00:04.0".parse().unwrap();
+        fake.add_pci(second, [0x1af4, 0x1002, 0x1af4, 5], Some("virtio-pci"));
+        report("virtio2", "0000:00:04.0");
+        let probes = Probes { is_memtide: &|address| address != second, ..fine() };
+        let (text, status) = look(&fake, &probes);
+        assert!(text.contains("ok     balloon    0000:00:03.0"), "{text}");
+        assert!(text.contains("ok     free pages reported to the host by virtio2"), "{text}");
+        assert_eq!(status, None);
     }
 
     #[test]

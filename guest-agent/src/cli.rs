@@ -13,6 +13,7 @@ use crate::check::{Probes, check};
 use crate::config::{Config, ConfigError, DamonUse, InterruptUse, PlainUse, ScaleWish, Wishes};
 use crate::dma::Pin;
 use crate::handback::{Stolen, hand_back};
+use crate::hardware;
 use crate::overcommit::OvercommitUse;
 use crate::run::{Purpose, RunError, run, signal_of};
 use crate::runtime::status_path;
@@ -271,8 +272,10 @@ fn end(result: Result<(), RunError>) -> ExitCode {
 }
 
 fn look(config: &Config) -> Result<(), RunError> {
-    let probes = Probes { can_load: &modprobe_dry, can_pin: &Pin::probe };
-    let report = check(config, &Root::default(), &probes);
+    let root = Root::default();
+    let is_memtide = |address| hardware::is_memtide(&root, &config.runtime_dir, address);
+    let probes = Probes { can_load: &modprobe_dry, can_pin: &Pin::probe, is_memtide: &is_memtide };
+    let report = check(config, &root, &probes);
     print!("{report}");
     report.obstacle().map_or(Ok(()), Err)
 }

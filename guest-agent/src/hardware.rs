@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use memtide_sysfs::Root;
 use memtide_sysfs::pci::{self, Address};
+use memtide_wire::config::{EXTENSION_OFFSET, MAGIC};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::config::{Config, InterruptUse, PlainUse};
 use crate::link::{Enable, Kind, Link};
 use crate::run::{RunError, own};
-use crate::virtio::caps::Layout;
+use crate::virtio::caps::{Layout, access_window};
 use crate::virtio::mmio::{MappedBar, Registers};
 use crate::virtio::pci::{ConfigFile, Uio};
 use crate::virtio::transport::{RESET_DEADLINE, Transport};
@@ -126,6 +127,25 @@ impl Hardware {
         let _ = poll(&mut fds, Some(&timeout));
         self.take_interrupt(link);
     }
+}
+
+/// Whether the balloon at `address` is a Memtide device, of whatever version, found out without
+/// disturbing the driver that it has. False where it cannot be asked, or an earlier agent of
+/// `runtime_dir` has seen the device fall silent: a question about the configuration of a device whose
+/// process is gone can end the VM.
+pub fn is_memtide(root: &Root, runtime_dir: &Path, address: Address) -> bool {
+    crate::runtime::must_not_be_silent(runtime_dir).is_ok()
+        && magic(root, address).is_some_and(|magic| magic == MAGIC)
+}
+
+/// Where the configuration of a Memtide device says that it is one.
+fn magic(root: &Root, address: Address) -> Option<u32> {
+    let config = ConfigFile::open(&pci::config_path(root, address)).ok()?;
+    let space = config.bytes().ok()?;
+    let (layout, window) = (Layout::find(&space).ok()?, access_window(&space).ok()??);
+    let at = u32::try_from(EXTENSION_OFFSET).ok()?;
+    let has_it = layout.device.length >= at + 4;
+    has_it.then(|| config.read_through(window, layout.device, at).ok()).flatten()
 }
 
 fn attention(root: &Root, address: Address, wish: InterruptUse) -> Attention {

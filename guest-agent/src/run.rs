@@ -19,7 +19,7 @@ use crate::decisions::Decisions;
 use crate::dma::{Area, DmaError, Pin};
 use crate::handback::Returning;
 use crate::hands::Hands;
-use crate::hardware::{Attention, Hardware};
+use crate::hardware::{self, Attention, Hardware};
 use crate::link::{ANSWER_DEADLINE, Kind, Link};
 use crate::overcommit::{Found, Overcommit, OvercommitUse};
 use crate::reclaiming::{Reclaiming, pageout_config};
@@ -184,7 +184,8 @@ pub fn run(config: &Config, root: &Root, purpose: Purpose) -> Result<(), RunErro
     crate::runtime::must_not_be_silent(&config.runtime_dir)?;
     let signals = Signals::install().map_err(own("signals cannot be handled"))?;
     stay_in_memory();
-    let address = takeover::find(root, config.pci)?.address;
+    let is_memtide = |address| hardware::is_memtide(root, &config.runtime_dir, address);
+    let address = takeover::find(root, config.pci, &is_memtide)?.address;
     // Before the stock driver is disturbed.
     Pin::probe().map_err(DmaError::Pin)?;
     let uio = takeover::take(root, address, &takeover::modprobe)?;

@@ -4,7 +4,7 @@ use memtide_policy::guest::{Memory, PsiTotals};
 use memtide_sysfs::meminfo::Meminfo;
 use memtide_sysfs::psi::{Psi, PsiTrigger, Stall};
 use memtide_sysfs::vmstat::Vmstat;
-use memtide_sysfs::{Error, Root};
+use memtide_sysfs::{Error, Root, virtio};
 use memtide_units::{ByteSize, Pfn};
 use memtide_wire::stats::Stat;
 
@@ -65,6 +65,14 @@ impl Senses {
     /// What [`Meminfo::read`] says.
     pub fn read(&self) -> Result<Reading, Error> {
         Ok(Reading { meminfo: Meminfo::read(&self.root)?, psi: Psi::read(&self.root).ok() })
+    }
+
+    /// Devices through which the kernel tells the host which pages are free. Where nobody knows, none.
+    pub fn free_page_reporters(&self) -> Vec<String> {
+        virtio::free_page_reporters(&self.root).unwrap_or_else(|error| {
+            tracing::debug!("whether free pages are reported is not known: {error}");
+            Vec::new()
+        })
     }
 
     /// Tasks that the OOM killer has ended since boot; 0 where nobody counts.

@@ -54,6 +54,16 @@ impl Lack {
         }
     }
 
+    /// Nobody who tells the host what is free.
+    pub fn free_page_reporting(why: &str) -> Self {
+        Self {
+            what: format!("free page reporting: {why}"),
+            effect: "free memory inside online blocks stays with this guest; give the VM a balloon of \
+                     the VMM's own besides (QEMU: -device virtio-balloon-pci,free-page-reporting=on)"
+                .into(),
+        }
+    }
+
     /// Nowhere to page out to.
     pub fn swap(why: &str) -> Self {
         Self { what: format!("swap: {why}"), effect: COLD_STAYS.into() }
@@ -264,6 +274,10 @@ pub struct Status {
     /// What stealing saves beside the memory itself.
     #[serde(default)]
     pub struct_pages: StructPages,
+    /// Virtio devices through which the kernel tells the host what is free; where there is none, free
+    /// memory is the host's again only when it is stolen.
+    #[serde(default)]
+    pub free_page_reporters: Vec<String>,
     /// How cold memory is paged out, where it can be.
     pub reclaim: Option<ReclaimStatus>,
     /// The return that is pending, if any.
@@ -325,6 +339,10 @@ impl fmt::Display for Status {
         let StructPages { freed, remain, .. } = self.struct_pages;
         if !blocks.stolen.is_empty() {
             writeln!(f, "  structs    {freed} of struct pages freed, {remain} remain")?;
+        }
+        match self.free_page_reporters.as_slice() {
+            [] => writeln!(f, "  free       stays with the guest until it is stolen")?,
+            names => writeln!(f, "  free       is reported to the host by {}", names.join(", "))?,
         }
         if let Some(reclaim) = &self.reclaim {
             write!(f, "  reclaim    {}; {} paged out so far", reclaim.doing, reclaim.paged_out)?;
@@ -389,6 +407,7 @@ pub(crate) mod tests {
                 foreign: vec![],
             },
             struct_pages: StructPages { freed: mib(2), remain: mib(2), all: None },
+            free_page_reporters: vec!["virtio2".into()],
             reclaim: Some(ReclaimStatus {
                 doing: "cold memory stays: enough is available without it".into(),
                 paged_out: mib(7),
@@ -413,6 +432,7 @@ pub(crate) mod tests {
             "min 512 MiB, max 2 GiB, pressure goal 0.10 % (now 0.00 %)",
             "16 of 128 MiB: 12 movable, 2 stolen, 0 foreign",
             "structs    2 MiB of struct pages freed, 2 MiB remain",
+            "free       is reported to the host by virtio2",
             "reclaim    cold memory stays: enough is available without it; 7 MiB paged out so far, \
              1000 MiB of 1 GiB of swap free (/dev/zram0, the agent's own)",
             "lacks      an interrupt of the balloon device: the device is looked at",

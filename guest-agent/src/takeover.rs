@@ -31,7 +31,9 @@ pub enum TakeoverError {
     #[error("this machine has no virtio balloon: start it with a Memtide balloon device")]
     NoBalloon,
     /// There are several.
-    #[error("this machine has several virtio balloons ({0}): say which with --pci ADDRESS")]
+    #[error(
+        "this machine has several virtio balloons ({0}), and not just one of them is Memtide's: say which with --pci ADDRESS"
+    )]
     Several(String),
     /// The address that was given names something else.
     #[error("{0} is no virtio balloon (it is {1:04x}:{2:04x})")]
@@ -99,11 +101,21 @@ fn run_modprobe(arguments: &[&str]) -> io::Result<()> {
     Err(io::Error::other(said.trim().to_string()))
 }
 
-/// Finds the balloon, or checks the one at `wanted`.
+/// Whether a balloon is a Memtide device; false where that cannot be found out.
+pub type IsMemtide<'a> = &'a dyn Fn(Address) -> bool;
+
+/// Finds the balloon, or checks the one at `wanted`. Of several it is the one that an earlier agent
+/// left with the UIO driver, or else the one that is a Memtide device: a VM of libvirt's has QEMU's own
+/// besides, and that one's stock driver goes on to report free pages. The devices are asked only if
+/// there are several.
 ///
 /// # Errors
 /// [`TakeoverError`].
-pub fn find(root: &Root, wanted: Option<Address>) -> Result<Function, TakeoverError> {
+pub fn find(
+    root: &Root,
+    wanted: Option<Address>,
+    is_memtide: IsMemtide<'_>,
+) -> Result<Function, TakeoverError> {
     if let Some(address) = wanted {
         let function = pci::read(root, address)?;
         if !is_balloon(&function) {
@@ -112,14 +124,22 @@ pub fn find(root: &Root, wanted: Option<Address>) -> Result<Function, TakeoverEr
         return Ok(function);
     }
     let mut balloons: Vec<_> = pci::list(root)?.into_iter().filter(is_balloon).collect();
-    match balloons.len() {
-        0 => Err(TakeoverError::NoBalloon),
-        1 => Ok(balloons.remove(0)),
-        _ => {
+    if balloons.len() > 1 {
+        let ours = |balloon: &&Function| balloon.driver.as_deref() == Some(UIO);
+        let memtides = |balloon: &&Function| is_memtide(balloon.address);
+        let only = only(&balloons, ours).or_else(|| only(&balloons, memtides));
+        return only.cloned().ok_or_else(|| {
             let names: Vec<_> = balloons.iter().map(|b| b.address.to_string()).collect();
-            Err(TakeoverError::Several(names.join(", ")))
-        }
+            TakeoverError::Several(names.join(", "))
+        });
     }
+    balloons.pop().ok_or(TakeoverError::NoBalloon)
+}
+
+/// The one that passes `test`, unless several do.
+fn only<T>(all: &[T], test: impl Fn(&&T) -> bool) -> Option<&T> {
+    let mut passing = all.iter().filter(test);
+    passing.next().filter(|_| passing.next().is_none())
 }
 
 fn is_balloon(function: &Function) -> bool {
@@ -280,7 +300,7 @@ mod tests {
             fake.add_pci_driver(module);
             Ok(())
         };
-        assert_eq!(find(&root, None).unwrap().address, balloon);
+        assert_eq!(find(&root, None, &must_not_ask).unwrap().address, balloon);
         assert_eq!(take(&root, balloon, &load).unwrap(), root.path("dev/uio0"));
         assert_eq!(take(&root, balloon, &none_to_load).unwrap(), root.path("dev/uio0"));
         give_back(&root, balloon).unwrap();
@@ -434,15 +454,37 @@ mod tests {
         }
     }
 
+    fn must_not_ask(_: Address) -> bool {
+        panic!("there is but one")
+    }
+
     #[test]
-    fn one_balloon_is_found_and_of_several_one_must_be_named() {
+    fn of_several_balloons_the_one_of_memtides_is_found() {
+        let (fake, balloon) = guest();
+        let root = fake.root();
+        let second: Address = "0000:00:04.0".parse().unwrap();
+        fake.add_pci(second, [0x1af4, 0x1002, 0x1af4, 5], Some("virtio-pci"));
+        let found = |is_memtide: IsMemtide<'_>| find(&root, None, is_memtide).map(|f| f.address);
+        assert_eq!(found(&|address| address == balloon).unwrap(), balloon);
+        assert_eq!(found(&|address| address == second).unwrap(), second);
+        for all_or_none in [true, false] {
+            let several = found(&|_| all_or_none).unwrap_err().to_string();
+            assert!(several.contains("0000:00:03.0, 0000:00:04.0"), "{several}");
+        }
+        // What an agent left is its successor's, even while the device cannot be asked.
+        fake.add_pci_driver(UIO);
+        pci::set_driver_override(&root, balloon, Some(UIO)).unwrap();
+        pci::unbind(&root, balloon).unwrap();
+        pci::probe_drivers(&root, balloon).unwrap();
+        assert_eq!(found(&must_not_ask).unwrap(), balloon);
+    }
+
+    #[test]
+    fn the_one_that_is_named_is_taken_if_it_is_a_balloon() {
         let (fake, balloon) = guest();
         let network = "0000:00:02.0".parse().unwrap();
-        assert!(matches!(find(&fake.root(), Some(network)), Err(TakeoverError::NotABalloon(..))));
-        let second: Address = "0000:00:04.0".parse().unwrap();
-        fake.add_pci(second, [0x1af4, 0x1002, 0x1af4, 5], None);
-        let several = find(&fake.root(), None).unwrap_err().to_string();
-        assert!(several.contains("0000:00:03.0, 0000:00:04.0"), "{several}");
-        assert_eq!(find(&fake.root(), Some(balloon)).unwrap().address, balloon);
+        let wrong = find(&fake.root(), Some(network), &must_not_ask);
+        assert!(matches!(wrong, Err(TakeoverError::NotABalloon(..))));
+        assert_eq!(find(&fake.root(), Some(balloon), &must_not_ask).unwrap().address, balloon);
     }
 }

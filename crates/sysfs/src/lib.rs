@@ -25,6 +25,7 @@ pub mod pci;
 pub mod psi;
 mod root;
 pub mod swaps;
+pub mod virtio;
 pub mod vmstat;
 pub mod zram;
 

@@ -117,6 +117,8 @@ pub struct Agent {
     reading: Reading,
     /// What was decided last.
     note: String,
+    /// Devices through which the kernel tells the host what is free.
+    reporters: Vec<String>,
     due: Due,
     generation: u32,
     /// Goodbye has not been said yet.
@@ -139,6 +141,7 @@ impl Agent {
             counters: Counters::default(),
             reading: Reading::default(),
             note: "starting".into(),
+            reporters: Vec::new(),
             due: Due::default(),
             generation: 0,
             is_leaving: false,
@@ -290,6 +293,7 @@ impl Agent {
                 }
             }
         }
+        self.reporters = self.parts.senses.free_page_reporters();
         let seen = self.parts.blocks.seen();
         if seen != self.parts.seen {
             self.parts.runtime.set_seen(&seen)?;

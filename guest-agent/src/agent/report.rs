@@ -125,6 +125,7 @@ impl Agent {
                 foreign: blocks.with(Hold::Foreign),
             },
             struct_pages: self.struct_pages(),
+            free_page_reporters: self.reporters.clone(),
             reclaim: self
                 .parts
                 .reclaiming

@@ -60,6 +60,9 @@ const COMMON: u8 = 1;
 const NOTIFY: u8 = 2;
 const ISR: u8 = 3;
 const DEVICE: u8 = 4;
+/// `VIRTIO_PCI_CAP_PCI_CFG`, and its length: a capability with a data register behind it.
+const ACCESS: u8 = 5;
+const ACCESS_LEN: usize = 20;
 
 impl Layout {
     /// Finds the structures in the first 256 bytes of a configuration space. Of several of one
@@ -68,26 +71,13 @@ impl Layout {
     /// # Errors
     /// [`CapsError`].
     pub fn find(config: &[u8]) -> Result<Self, CapsError> {
-        if config.len() < HEADER_LEN {
-            return Err(CapsError::Short(config.len()));
-        }
-        if config[STATUS] & STATUS_CAP_LIST == 0 {
-            return Err(CapsError::NoList);
-        }
         let mut places: [Option<(Place, u32)>; 5] = [None; 5];
-        let mut at = usize::from(config[CAP_POINTER] & !3);
-        for _ in 0..CAPS_MAX {
-            if at == 0 {
-                return Self::of(&places);
-            }
-            let Some(cap) = config.get(at..) else { return Err(CapsError::Short(config.len())) };
-            if let Some((kind, place, multiplier)) = structure(cap) {
+        for at in capabilities(config)? {
+            if let Some((kind, place, multiplier)) = structure(&config[at..]) {
                 places[usize::from(kind)].get_or_insert((place, multiplier));
             }
-            let next = cap.get(1).ok_or(CapsError::Short(config.len()))?;
-            at = usize::from(next & !3);
         }
-        Err(CapsError::Circle)
+        Self::of(&places)
     }
 
     fn of(places: &[Option<(Place, u32)>; 5]) -> Result<Self, CapsError> {
@@ -101,6 +91,39 @@ impl Layout {
             device: place(DEVICE)?.0,
         })
     }
+}
+
+/// Where in the configuration space the capability lies through which BARs can be read and written
+/// without mapping them (virtio 1.3, 4.1.4.9), where the device has it.
+///
+/// # Errors
+/// [`CapsError`].
+pub fn access_window(config: &[u8]) -> Result<Option<usize>, CapsError> {
+    let is_window = |at: &usize| {
+        let cap = &config[*at..];
+        cap.len() >= ACCESS_LEN && cap[0] == VENDOR_SPECIFIC && cap[3] == ACCESS
+    };
+    Ok(capabilities(config)?.into_iter().find(is_window))
+}
+
+/// Offsets of all capabilities, in their order; each lies within `config`.
+fn capabilities(config: &[u8]) -> Result<Vec<usize>, CapsError> {
+    if config.len() < HEADER_LEN {
+        return Err(CapsError::Short(config.len()));
+    }
+    if config[STATUS] & STATUS_CAP_LIST == 0 {
+        return Err(CapsError::NoList);
+    }
+    let (mut found, mut at) = (Vec::new(), usize::from(config[CAP_POINTER] & !3));
+    while at != 0 {
+        if found.len() == CAPS_MAX {
+            return Err(CapsError::Circle);
+        }
+        let next = config.get(at + 1).ok_or(CapsError::Short(config.len()))?;
+        found.push(at);
+        at = usize::from(next & !3);
+    }
+    Ok(found)
 }
 
 /// The virtio structure that a capability names: `struct virtio_pci_cap`, and behind that of
@@ -173,11 +196,21 @@ pub(crate) mod tests {
         assert_eq!(Layout::find(&circle), Err(CapsError::Circle));
     }
 
+    #[test]
+    fn the_window_is_found_where_there_is_one() {
+        let mut config = qemu_config();
+        assert_eq!(access_window(&config), Ok(Some(0x50)));
+        config[0x53] = DEVICE;
+        assert_eq!(access_window(&config), Ok(None));
+        assert_eq!(access_window(&[0; 256]), Err(CapsError::NoList));
+    }
+
     proptest! {
         #[test]
         fn no_configuration_space_panics(mut config in prop::collection::vec(any::<u8>(), 0..300)) {
             if let Some(status) = config.get_mut(STATUS) { *status |= STATUS_CAP_LIST; }
             let _ = Layout::find(&config);
+            let _ = access_window(&config);
         }
     }
 }

@@ -34,6 +34,9 @@ pub(crate) struct Footprint {
     /// How often growth, page cache and rest follow each other.
     #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u32).range(1..=100))]
     cycles: u32,
+    /// Measure these only: none, free_page_reporting, damon_reclaim, memtide [default: all].
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    only: Vec<footprint::Means>,
     /// Write the report here as JSON [default: artifacts/bench-footprint/report.json].
     #[arg(long, value_name = "FILE", value_parser = output_file)]
     report: Option<PathBuf>,
@@ -98,6 +101,11 @@ fn footprint(arguments: &Footprint) -> Result<()> {
         kernel: arguments.kernel,
         memory: arguments.memory,
         cycles: arguments.cycles,
+        means: if arguments.only.is_empty() {
+            footprint::Means::ALL.to_vec()
+        } else {
+            arguments.only.clone()
+        },
         artifacts: artifacts.clone(),
     };
     memtide_scenarios::interrupt::listen();

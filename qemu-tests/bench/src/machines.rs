@@ -90,6 +90,19 @@ impl Machines<'_> {
         })
     }
 
+    /// The same, and QEMU's own balloon besides, for which the stock driver reports free pages.
+    pub(crate) fn with_memtide_and_reporting(
+        &self,
+        name: &'static str,
+        socket: &Path,
+    ) -> Result<Subject> {
+        self.start(name, |spec| {
+            spec.balloon = Balloon::VhostUser { socket: socket.to_owned() };
+            spec.qemu_arguments = words(["-device", "virtio-balloon-pci,free-page-reporting=on"]);
+            spec.modules = words(["virtio_balloon"]);
+        })
+    }
+
     fn start(&self, name: &'static str, differ: impl FnOnce(&mut MachineSpec)) -> Result<Subject> {
         let mut tools = Tools::new(self.programs.program("memtide-lab-guest")?)?;
         for name in self.tools {

@@ -99,7 +99,8 @@ The script's commands, separated by semicolons or new lines; # begins a comment:
   hot NAME SIZE TIME     touch, verify and rewrite the first SIZE of it for TIME
   free NAME [SIZE]       unmap SIZE from its end, or all
   verify [NAME]          verify every page owned
-  files SIZE TIME        make a file, read and verify it for TIME
+  files SIZE TIME        make a file, read and verify it for TIME, remove it
+  read NAME SIZE         read and verify a file once; the first time it is made, and it stays
   idle TIME              do nothing
   wait                   until SIGUSR1, a line on standard input, or a change of --go-file
   repeat N { ... }       play what is in braces N times

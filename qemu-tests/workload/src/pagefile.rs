@@ -36,6 +36,11 @@ impl PageFile {
         Ok(Self { file, id, salt, pages, buffer: Mapping::new(CHUNK_PAGES, Thp::Default)? })
     }
 
+    /// How many pages it has.
+    pub(crate) fn pages(&self) -> usize {
+        self.pages
+    }
+
     /// The first pages of all chunks.
     pub(crate) fn chunks(&self) -> impl Iterator<Item = usize> + use<> {
         (0..self.pages).step_by(CHUNK_PAGES)
@@ -85,6 +90,11 @@ impl PageFile {
             Some((offset_of(first + index), fault))
         };
         (0..self.chunk_pages(first)).filter_map(fault).collect()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn lose(&mut self, page: usize) {
+        self.file.write_all_at(&[0; PAGE_BYTES], offset_of(page)).unwrap();
     }
 
     fn chunk_pages(&self, first: usize) -> usize {

@@ -33,13 +33,15 @@ pub(crate) struct Player<W> {
     settings: Settings,
     audit: Audit<W>,
     regions: BTreeMap<String, Region>,
+    /// Files that stay, by name.
+    files: BTreeMap<String, PageFile>,
     next_extent: u16,
 }
 
 impl<W: Write> Player<W> {
     /// A player that owns nothing yet.
     pub(crate) fn new(settings: Settings, audit: Audit<W>) -> Self {
-        Self { settings, audit, regions: BTreeMap::new(), next_extent: 0 }
+        Self { settings, audit, regions: BTreeMap::new(), files: BTreeMap::new(), next_extent: 0 }
     }
 
     /// Plays the whole script, or as much as can be, and prints the summary.
@@ -84,6 +86,7 @@ impl<W: Write> Player<W> {
                 self.free(&region.text, pages.as_ref().map_or(usize::MAX, |pages| pages.count))
             }
             Command::Files(pages, time) => self.files(pages.count, *time),
+            Command::Read(file, pages) => self.read(&file.text, pages.count),
             Command::Verify(region) => self.verify(region.as_ref().map(|word| word.text.as_str())),
             Command::Wait => self.wait(),
         }
@@ -131,34 +134,66 @@ impl<W: Write> Player<W> {
     }
 
     fn files(&mut self, pages: usize, time: Duration) -> Result<(), Halt> {
-        let (id, dir) = (self.new_id(), &self.settings.dir);
-        let refused = |source| Halt::Refused {
-            what: format!("make or read a file of {} in {}", size(pages), dir.display()),
-            source,
-            remedy: "free space there, or choose another place with --dir",
-        };
-        let mut file = PageFile::create(dir, id, pages, self.settings.salt).map_err(refused)?;
-        self.audit.journal.start_touching();
-        for first in file.chunks() {
-            file.write(first).map_err(refused)?;
-            self.audit.touched()?;
-        }
-        file.sync().map_err(refused)?;
+        let mut file = self.make_file(pages)?;
         let deadline = self.audit.journal.start_touching() + time;
         // At least once, however short the time: an unread file shows nothing.
         loop {
-            for first in file.chunks() {
-                self.audit.journal.start_touching();
-                let read = file.read(first).map_err(refused)?;
-                self.audit.touched()?;
-                if self.audit.judge_chunk(&file, first, read)? == Chunk::Damaged {
-                    // As with memory: repaired, so that one loss counts once.
-                    file.write(first).map_err(refused)?;
-                }
-            }
+            self.read_all(&mut file)?;
             if Instant::now() >= deadline {
                 return Ok(());
             }
+        }
+    }
+
+    fn read(&mut self, name: &str, pages: usize) -> Result<(), Halt> {
+        let mut file = match self.files.remove(name) {
+            Some(file) => file,
+            None => self.make_file(pages)?,
+        };
+        let read = self.read_all(&mut file);
+        self.files.insert(name.to_owned(), file);
+        read
+    }
+
+    /// A file of so many pages, on the disk.
+    fn make_file(&mut self, pages: usize) -> Result<PageFile, Halt> {
+        let id = self.new_id();
+        let refused = |source| self.no_file(pages, source);
+        let mut file =
+            PageFile::create(&self.settings.dir, id, pages, self.settings.salt).map_err(refused)?;
+        self.audit.journal.start_touching();
+        for first in file.chunks() {
+            file.write(first).map_err(|source| self.no_file(pages, source))?;
+            self.audit.touched()?;
+        }
+        file.sync().map_err(|source| self.no_file(pages, source))?;
+        Ok(file)
+    }
+
+    /// Reads and verifies all of it.
+    fn read_all(&mut self, file: &mut PageFile) -> Result<(), Halt> {
+        for first in file.chunks() {
+            self.audit.journal.start_touching();
+            let pages = file.pages();
+            let read = file.read(first).map_err(|source| self.no_file(pages, source))?;
+            self.audit.touched()?;
+            if self.audit.judge_chunk(file, first, read)? == Chunk::Damaged {
+                // As with memory: repaired, so that one loss counts once.
+                file.write(first).map_err(|source| self.no_file(pages, source))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn no_file(&self, pages: usize, source: io::Error) -> Halt {
+        Halt::Refused {
+            what: format!(
+                "make or read a file of {} in {}",
+                size(pages),
+                self.settings.dir.display()
+            ),
+            source,
+            remedy: "free space there, or choose another place with --dir",
         }
     }
 
@@ -177,7 +212,7 @@ fn owned<'a>(regions: &'a mut BTreeMap<String, Region>, name: &str) -> &'a mut R
 /// Only touches of memory can stall for memory.
 fn stalls_of(command: &Command) -> Stalls {
     match command {
-        Command::Files(..) => Stalls::Ignore,
+        Command::Files(..) | Command::Read(..) => Stalls::Ignore,
         _ => Stalls::Count,
     }
 }

@@ -74,6 +74,8 @@ pub(crate) enum Command {
     Free(Word, Option<Pages>),
     /// Make a file, then read and verify it for so long.
     Files(Pages, Duration),
+    /// Read and verify a file once, which is made the first time and stays.
+    Read(Word, Pages),
     /// Verify every page of one region, or of all.
     Verify(Option<Word>),
     /// Continue when the host says so.

@@ -1,6 +1,7 @@
 //! What gives memory back, each in a guest of its own.
 
 use std::path::Path;
+use std::str::FromStr;
 
 use memtide_units::ByteSize;
 
@@ -11,14 +12,14 @@ use crate::subject::Subject;
 
 /// One of those that are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Means {
+pub enum Means {
     /// Nothing: what was touched once stays.
     None,
     /// QEMU's balloon with free page reporting.
     FreePageReporting,
     /// The same, with the kernel's own `DAMON_RECLAIM` and somewhere to page out to.
     DamonReclaim,
-    /// The agent and the device, as they are shipped.
+    /// The agent and the device, as they are shipped, beside QEMU's balloon with free page reporting.
     Memtide,
 }
 
@@ -54,12 +55,27 @@ echo "DAMON_RECLAIM does not run" >&2
 exit 1
 "#;
 
+/// A text that names none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no {0:?}: choose from none, free_page_reporting, damon_reclaim, memtide")]
+pub struct NoSuchMeans(String);
+
+impl FromStr for Means {
+    type Err = NoSuchMeans;
+
+    fn from_str(text: &str) -> std::result::Result<Self, NoSuchMeans> {
+        let means = Self::ALL.into_iter().find(|means| means.name() == text);
+        means.ok_or_else(|| NoSuchMeans(text.to_owned()))
+    }
+}
+
 impl Means {
-    pub(super) const ALL: [Self; 4] =
+    /// All of them, in the order in which they are measured.
+    pub const ALL: [Self; 4] =
         [Self::None, Self::FreePageReporting, Self::DamonReclaim, Self::Memtide];
 
     /// How it is called in reports.
-    pub(super) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::FreePageReporting => "free_page_reporting",
@@ -82,8 +98,7 @@ impl Means {
             Self::Memtide => {
                 let log = machines.artifacts.join("memtide-device.log");
                 let device = Device::start(machines.programs, &sockets.join(name), &log)?;
-                let backing = memtide_lab::machine::Backing::Memfd;
-                let subject = machines.with_memtide(name, device.socket(), backing)?;
+                let subject = machines.with_memtide_and_reporting(name, device.socket())?;
                 return Ok(Guest { subject, _device: Some(device) });
             }
         };
@@ -93,4 +108,15 @@ impl Means {
 
 fn mib(size: ByteSize) -> String {
     size.mib().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_is_found_by_the_name_that_reports_have() {
+        assert_eq!(Means::ALL.map(|means| means.name().parse()), Means::ALL.map(Ok));
+        assert!("ksm".parse::<Means>().unwrap_err().to_string().contains("choose from none,"));
+    }
 }

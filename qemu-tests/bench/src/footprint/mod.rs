@@ -26,7 +26,7 @@ pub use table::table;
 
 use crate::error::Result;
 use crate::machines::Machines;
-use means::Means;
+pub use means::{Means, NoSuchMeans};
 use report::Setting;
 
 /// The packages whose programs are used, for `memtide_lab::cargo::build`.
@@ -42,6 +42,8 @@ pub struct Options {
     pub memory: ByteSize,
     /// How often growth, page cache and rest follow each other.
     pub cycles: u32,
+    /// What is measured; they take their turns in the order of [`Means::ALL`].
+    pub means: Vec<Means>,
     /// Where logs go.
     pub artifacts: PathBuf,
 }
@@ -69,7 +71,7 @@ pub fn run(
     };
     let script = script::of(options.memory, options.cycles);
     let mut report = Report::default();
-    for means in Means::ALL {
+    for means in Means::ALL.into_iter().filter(|means| options.means.contains(means)) {
         say(&format!("{}: the guest boots", means.name()));
         let guest = means.start(&machines, sockets.path())?;
         let run = play::play(&guest.subject, &script)?;

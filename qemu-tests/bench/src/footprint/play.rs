@@ -135,7 +135,7 @@ impl Watch {
 
 /// Phases that take as long as their work does; the others take the time that they are given.
 fn is_fixed_work(phase: &str) -> bool {
-    ["alloc", "grow", "verify"].iter().any(|word| phase.starts_with(word))
+    ["alloc", "grow", "verify", "read"].iter().any(|word| phase.starts_with(word))
 }
 
 /// The area below a trace, in GiB times seconds.

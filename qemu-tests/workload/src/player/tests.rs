@@ -79,6 +79,19 @@ fn plays_eight_mebibytes_from_end_to_end() {
 }
 
 #[test]
+fn a_file_is_made_once_and_what_is_lost_of_it_is_found_at_the_next_reading() {
+    let mut stage = stage(KeepGoing::Yes);
+    let summary = stage.play("read src 1MiB; read src 1MiB");
+    assert_eq!(
+        (summary.outcome, summary.pages_bad, summary.pages_checked),
+        (Outcome::Finished, 0, 512)
+    );
+    stage.player.files.get_mut("src").unwrap().lose(7);
+    let summary = stage.play("read src 1MiB; read src 1MiB");
+    assert_eq!((summary.pages_bad, summary.faults.zeroed), (1, 1));
+}
+
+#[test]
 fn each_lost_page_is_found_named_and_counted_once() {
     let mut stage = stage(KeepGoing::Yes);
     stage.play("alloc heap 1MiB; grow heap 1MiB");

@@ -22,6 +22,7 @@ pub(super) fn check(steps: &[Step]) -> Result<(), ScriptError> {
 #[derive(Default)]
 struct Books<'a> {
     owned: BTreeMap<&'a str, usize>,
+    files: BTreeMap<&'a str, usize>,
 }
 
 impl<'a> Books<'a> {
@@ -35,6 +36,7 @@ impl<'a> Books<'a> {
             }
             Command::Hot(region, pages, _) => self.rest(region, pages).map(|_| ()),
             Command::Free(region, pages) => self.free(region, pages.as_ref()),
+            Command::Read(file, pages) => self.read(file, pages),
             Command::Verify(Some(region)) => self.find(region).map(|_| ()),
             Command::Verify(None) | Command::Idle(_) | Command::Files(..) | Command::Wait => Ok(()),
         }
@@ -46,6 +48,15 @@ impl<'a> Books<'a> {
         }
         self.owned.insert(&region.text, pages.count);
         Ok(())
+    }
+
+    fn read(&mut self, file: &'a Word, pages: &Pages) -> Result<(), ScriptError> {
+        let made = *self.files.entry(&file.text).or_insert(pages.count);
+        if made == pages.count {
+            return Ok(());
+        }
+        let made = ByteSize::from_bytes((made * PAGE_BYTES) as u64);
+        Err(ScriptError::new(&pages.word, Problem::OtherSize { file: file.text.clone(), made }))
     }
 
     fn free(&mut self, region: &'a Word, pages: Option<&Pages>) -> Result<(), ScriptError> {

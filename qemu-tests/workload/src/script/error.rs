@@ -28,7 +28,7 @@ impl ScriptError {
 pub(crate) enum Problem {
     /// Not a command.
     #[error(
-        "no such command; there are alloc, hot, idle, grow, free, files, verify, wait and repeat"
+        "no such command; there are alloc, hot, idle, grow, free, files, read, verify, wait and repeat"
     )]
     UnknownCommand,
     /// A command without one of its words.
@@ -102,5 +102,13 @@ pub(crate) enum Problem {
         region: String,
         /// What it owns, with a unit.
         owned: memtide_units::ByteSize,
+    },
+    /// A file that was made with another size.
+    #[error("the file {file} has {made}; read all of it, or give the other file another name")]
+    OtherSize {
+        /// The file.
+        file: String,
+        /// What it was made with, with a unit.
+        made: memtide_units::ByteSize,
     },
 }

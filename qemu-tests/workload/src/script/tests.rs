@@ -119,6 +119,13 @@ fn small_scripts_that_unroll_to_much_are_refused_at_once() {
     assert_eq!(names("wait; repeat 18446744073709551615 { }").len(), 1);
 }
 
+#[test]
+fn a_file_that_stays_is_read_as_a_whole() {
+    assert_eq!(names("read src 8KiB; alloc src 4KiB; read src 8KiB").len(), 3);
+    let text = refusal("read src 8KiB; read src 4KiB");
+    assert!(text.contains("\"4KiB\": the file src has 8 KiB"), "{text}");
+}
+
 /// Text that is nearly a script: what a generator of any text would hardly ever reach.
 fn nearly_a_script() -> impl Strategy<Value = String> {
     let words = [
@@ -128,6 +135,7 @@ fn nearly_a_script() -> impl Strategy<Value = String> {
         "grow",
         "free",
         "files",
+        "read",
         "verify",
         "wait",
         "repeat",

@@ -61,7 +61,7 @@ impl Reclaiming {
     /// Takes a decision; answers with it where it is another than before, whatever its numbers.
     pub fn take(&mut self, reclaim: Reclaim) -> Option<Reclaim> {
         let kind = |reclaim: &Reclaim| match reclaim {
-            Reclaim::On { .. } => None,
+            Reclaim::On(_) => None,
             Reclaim::Off(reason) => Some(std::mem::discriminant(reason)),
         };
         let is_news = self.last.as_ref().map(kind) != Some(kind(&reclaim));
@@ -101,7 +101,7 @@ impl Reclaiming {
 /// The scheme's switch for a decision.
 pub fn paging(reclaim: Reclaim) -> Paging {
     match reclaim {
-        Reclaim::On { .. } => Paging::On,
+        Reclaim::On(_) => Paging::On,
         Reclaim::Off(_) => Paging::Off,
     }
 }
@@ -109,7 +109,7 @@ pub fn paging(reclaim: Reclaim) -> Paging {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use memtide_policy::guest::{LimitsWish, NoReclaim};
+    use memtide_policy::guest::{Gain, LimitsWish, NoReclaim};
 
     #[test]
     fn the_bounds_follow_the_guest() {
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn only_another_thought_is_news() {
         let mut reclaiming = Reclaiming::new(SwapSpace::Existing);
-        let on = |mib| Reclaim::On { missing: ByteSize::from_mib(mib) };
+        let on = |mib| Reclaim::On(Gain::Block { missing: ByteSize::from_mib(mib) });
         let full = |mib| Reclaim::Off(NoReclaim::SwapFull { free: ByteSize::from_mib(mib) });
         let thoughts = [on(1), on(2), full(1), full(2), Reclaim::Off(NoReclaim::NotNeeded)];
         let news = thoughts.map(|thought| reclaiming.take(thought).is_some());

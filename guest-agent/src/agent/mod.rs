@@ -21,7 +21,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use memtide_policy::guest::{
-    Controller, HeatMap, Limits, Mode, Observation, Outcome, Plan, StealState,
+    Controller, FreeMemory, HeatMap, Limits, Mode, Observation, Outcome, Plan, StealState,
 };
 use memtide_sysfs::memory::StateRequest;
 use memtide_sysfs::{Error, Root};
@@ -306,6 +306,7 @@ impl Agent {
         self.reading = self.parts.senses.read()?;
         let seen = Observation {
             memory: self.reading.memory(),
+            free_memory: FreeMemory::KeptByGuest,
             psi: self.reading.psi_totals(),
             trigger_fired: woken.by_trigger,
             balloon: self.parts.link.config().balloon,

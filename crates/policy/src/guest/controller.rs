@@ -9,16 +9,17 @@ use super::cooldown::Cooldowns;
 use super::headroom::Headroom;
 use super::limits::Limits;
 use super::observation::{
-    Answer, DeviceState, Mode, Observation, Outcome, StealFailure, StealState, Ticket,
+    Answer, DeviceState, FreeMemory, Mode, Observation, Outcome, StealFailure, StealState, Ticket,
 };
 use super::pace::Pace;
+use super::peak::Peaks;
 use super::plan::{Action, Decision, Plan, Urgency, WaitReason};
 use super::pressure::{Pressure, PressureMeter};
-use super::quiet::Quiet;
+use super::quiet::{LONGEST, Quiet};
 use super::reclaim::{Around, Reclaimer};
 use super::returns::{Need, OverGoal, Stall, Wanted, nearest};
 use super::select::candidates;
-use super::steals::{Room, chosen};
+use super::steals::{Lately, Room, chosen};
 use super::trend::Trend;
 
 /// How long to wait when nothing can go wrong soon: telemetry's period.
@@ -79,6 +80,7 @@ pub struct Controller {
     meter: PressureMeter,
     over_goal: OverGoal,
     trend: Trend,
+    peaks: Peaks,
     pace: Pace,
     cooldowns: Cooldowns,
     quiet: Quiet,
@@ -102,6 +104,8 @@ struct Figures {
     headroom: Headroom,
     pressure: Option<Pressure>,
     growth: ByteSize,
+    /// What was in use lately, where that counts as in use still.
+    lately: Lately,
     over_goal: Option<Stall>,
 }
 
@@ -119,6 +123,7 @@ impl Controller {
             meter: PressureMeter::default(),
             over_goal: OverGoal::default(),
             trend: Trend::default(),
+            peaks: Peaks::default(),
             pace: Pace::default(),
             cooldowns: Cooldowns::default(),
             quiet: Quiet::default(),
@@ -193,17 +198,30 @@ impl Controller {
         let pressure = seen.psi.and_then(|totals| self.meter.observe(now, totals));
         let some = pressure.unwrap_or_default().some;
         let growth = self.trend.observe(now, &seen.memory);
+        self.peaks.observe(now, &seen.memory);
         let figures = Figures {
             online,
             ceiling: limits.ceiling(present, seen.balloon),
             headroom: Headroom::of(online, block, seen.working_set, growth.burst),
             pressure,
             growth: growth.ahead,
+            lately: self.lately(now, seen),
             over_goal: self.over_goal.observe(now, some, limits.psi_goal()),
         };
         let goal = self.room(seen, &figures).goal();
         self.pace.adapt(now, some, goal);
         figures
+    }
+
+    /// How much of what was in use before still counts.
+    fn lately(&self, now: Instant, seen: &Observation) -> Lately {
+        match seen.free_memory {
+            FreeMemory::KeptByGuest => Lately::Now,
+            FreeMemory::ReportedToHost if self.peaks.is_known_for(now, LONGEST) => {
+                Lately::Within { time: LONGEST, used: self.peaks.within(now, LONGEST) }
+            }
+            FreeMemory::ReportedToHost => Lately::Within { time: LONGEST, used: seen.memory.total },
+        }
     }
 
     fn need<'a>(&self, seen: &'a Observation, figures: &'a Figures) -> Need<'a> {
@@ -222,6 +240,7 @@ impl Controller {
             memory: &seen.memory,
             headroom: &figures.headroom,
             limits: &self.settings.limits,
+            lately: figures.lately,
             online: figures.online,
             ceiling: figures.ceiling,
             block: self.settings.block.size(),

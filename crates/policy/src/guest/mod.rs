@@ -24,6 +24,10 @@
 //! time that it was not enough.
 //!
 //! While nothing but room keeps the guest from shrinking, cold memory is paged out ([`Reclaim`]).
+//!
+//! Where free memory reaches the host without being stolen ([`FreeMemory::ReportedToHost`]) plenty is
+//! no reason to hurry: only what was not in use for ten minutes is stolen. The host's target is
+//! followed as ever.
 
 mod controller;
 mod convert;
@@ -34,6 +38,7 @@ mod idle;
 mod limits;
 mod observation;
 mod pace;
+mod peak;
 mod plan;
 mod pressure;
 mod quiet;
@@ -55,10 +60,10 @@ pub use heat::{AccessRegion, Heat, HeatMap};
 pub use idle::IdleTimes;
 pub use limits::{Limits, LimitsError, LimitsWish, PSI_GOAL_DEFAULT, PSI_GOAL_MAX, PSI_GOAL_MIN};
 pub use observation::{
-    Answer, BlockState, BlockView, Census, DeviceState, FixedReason, Memory, Mode, Observation,
-    Outcome, PsiTotals, StealFailure, StealState, Swap, Ticket,
+    Answer, BlockState, BlockView, Census, DeviceState, FixedReason, FreeMemory, Memory, Mode,
+    Observation, Outcome, PsiTotals, StealFailure, StealState, Swap, Ticket,
 };
 pub use plan::{Action, Decision, Plan, Urgency, WaitReason};
 pub use pressure::{Pressure, WINDOW};
-pub use reclaim::{NoReclaim, Reclaim};
+pub use reclaim::{Gain, NoReclaim, Reclaim};
 pub use select::{SkipReason, precheck};

@@ -13,6 +13,8 @@ use super::plan::Urgency;
 pub struct Observation {
     /// The guest's memory.
     pub memory: Memory,
+    /// What becomes of memory that is free while its block is online.
+    pub free_memory: FreeMemory,
     /// PSI's counters, or `None` where the kernel has no PSI: then nothing is stolen.
     pub psi: Option<PsiTotals>,
     /// A PSI trigger has fired since the last step: some task is stalling right now.
@@ -46,6 +48,25 @@ pub struct Memory {
     pub free: ByteSize,
     /// `MemAvailable`.
     pub available: ByteSize,
+}
+
+impl Memory {
+    /// What is in use and cannot be had at once: `MemTotal` less `MemAvailable`. It does not move when
+    /// a block is stolen or returned, since both lose or gain the block.
+    pub(super) fn used(&self) -> ByteSize {
+        self.total - self.available
+    }
+}
+
+/// What becomes of memory that is free while its block is online.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FreeMemory {
+    /// It costs the host as much as memory in use: only stealing its block gives it back.
+    #[default]
+    KeptByGuest,
+    /// The host has it without the block being stolen, by free page reporting, and the guest takes it
+    /// again by touching it. What stealing gains besides is small, and what it costs is not.
+    ReportedToHost,
 }
 
 /// Swap space that takes what is paged out.

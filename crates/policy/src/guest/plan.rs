@@ -167,6 +167,12 @@ pub enum WaitReason {
         /// What would have to be available for one more block.
         needed: ByteSize,
     },
+    /// What is free reaches the host as it is, so that only what has not been in use for long is
+    /// stolen, and there is no such block yet.
+    Patient {
+        /// For how long.
+        within: Duration,
+    },
     /// The host's target alone counts, and no whole block is over it.
     AtTarget {
         /// What may be online.
@@ -213,6 +219,11 @@ impl fmt::Display for WaitReason {
             Self::Steady { available, needed } => {
                 write!(f, "{available} available, one more block needs {needed}")
             }
+            Self::Patient { within } => write!(
+                f,
+                "what is free reaches the host as it is: only what was not used for {} s is stolen",
+                within.as_secs()
+            ),
             Self::AtTarget { ceiling } => {
                 write!(f, "the host's target leaves {ceiling} online, and that is followed")
             }

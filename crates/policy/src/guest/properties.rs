@@ -49,7 +49,7 @@ prop_compose! {
         trigger_fired: bool,
         balloon in prop_oneof![Just(0_u64), 0_u64..4_000],
         set in prop::option::of(0_u64..3_000),
-        (running, silent, restore) in any::<(bool, bool, bool)>(),
+        (running, silent, restore, reported) in any::<(bool, bool, bool, bool)>(),
         answer in prop::option::of(answers()),
     ) -> Observation {
         let view = |(n, state): (usize, &BlockState)| {
@@ -62,6 +62,7 @@ prop_compose! {
         });
         Observation {
             memory: Memory { total: mib(3_000), free: mib(free), available: mib(available) },
+            free_memory: if reported { FreeMemory::ReportedToHost } else { FreeMemory::KeptByGuest },
             psi: psi.map(|some_us| PsiTotals { some_us, full_us: some_us / 2 }),
             trigger_fired,
             balloon: mib(balloon),
@@ -126,7 +127,7 @@ proptest! {
             prop_assert!(plan.actions.len() <= 3);
             prop_assert!(!plan.wait.is_zero() && plan.wait <= Duration::from_secs(1));
             prop_assert!(plan.report.to_string().len() <= 200);
-            if matches!(plan.reclaim, Reclaim::On { .. }) {
+            if matches!(plan.reclaim, Reclaim::On(_)) {
                 prop_assert!(seen.ticket.is_none() && seen.psi.is_some() && !seen.trigger_fired);
                 prop_assert!(seen.mode == Mode::Tune && seen.device == DeviceState::Ready);
                 let asks = plan.actions.iter().any(|a| matches!(a, Action::AskReturn { .. }));

@@ -7,7 +7,7 @@ use memtide_units::Instant;
 /// First quiet time: what a workload that has just grown may need to show what it touches.
 const FIRST: Duration = Duration::from_secs(10);
 /// Longest: a guest that breathes slower than this is worth following.
-const LONGEST: Duration = Duration::from_secs(600);
+pub(super) const LONGEST: Duration = Duration::from_secs(600);
 /// A return this soon after a steal says that the steal was wrong: ACMA's working set interval.
 const REGRET: Duration = Duration::from_secs(60);
 

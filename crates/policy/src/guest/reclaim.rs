@@ -27,13 +27,34 @@ const COSTS_MOST: Permille = Permille(700);
 /// Whether cold memory is paged out, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reclaim {
-    /// It is: so much more must be available before the next block can be stolen.
-    On {
-        /// Bytes; zero where the kernel has too little free.
-        missing: ByteSize,
-    },
+    /// It is.
+    On(Gain),
     /// It is not.
     Off(NoReclaim),
+}
+
+/// What is gained by paging out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gain {
+    /// So much more must be available before the next block can be stolen.
+    Block {
+        /// Bytes.
+        missing: ByteSize,
+    },
+    /// The kernel has too little free for the next block's pages to move to.
+    Room,
+    /// What becomes free reaches the host as it is.
+    Reported,
+}
+
+impl fmt::Display for Gain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Block { missing } => write!(f, "one more block needs {missing} more"),
+            Self::Room => f.write_str("too little is free"),
+            Self::Reported => f.write_str("what becomes free reaches the host"),
+        }
+    }
 }
 
 /// Why nothing is paged out.
@@ -80,12 +101,7 @@ impl fmt::Display for NoReclaim {
 impl fmt::Display for Reclaim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::On { missing } if missing.is_zero() => {
-                f.write_str("cold memory is paged out: too little is free")
-            }
-            Self::On { missing } => {
-                write!(f, "cold memory is paged out: one more block needs {missing} more")
-            }
+            Self::On(gain) => write!(f, "cold memory is paged out: {gain}"),
             Self::Off(reason) => write!(f, "cold memory stays: {reason}"),
         }
     }
@@ -142,9 +158,10 @@ impl Reclaimer {
         match *reason {
             WaitReason::Measuring => self.still(now),
             WaitReason::Steady { available, needed } => {
-                self.unless_stalled(now, needed - available)
+                self.unless_stalled(now, Gain::Block { missing: needed - available })
             }
-            WaitReason::NoFree { .. } => self.unless_stalled(now, ByteSize::ZERO),
+            WaitReason::NoFree { .. } => self.unless_stalled(now, Gain::Room),
+            WaitReason::Patient { .. } => self.unless_stalled(now, Gain::Reported),
             WaitReason::Pressure { .. } | WaitReason::Trigger => {
                 self.stalled = Some(now);
                 Reclaim::Off(NoReclaim::Pressure)
@@ -163,15 +180,15 @@ impl Reclaimer {
 
     fn still(&self, now: Instant) -> Reclaim {
         match self.last {
-            Reclaim::On { missing } => self.unless_stalled(now, missing),
+            Reclaim::On(gain) => self.unless_stalled(now, gain),
             off @ Reclaim::Off(_) => off,
         }
     }
 
-    fn unless_stalled(&self, now: Instant, missing: ByteSize) -> Reclaim {
+    fn unless_stalled(&self, now: Instant, gain: Gain) -> Reclaim {
         match self.stalled {
             Some(at) if now.since(at) < AFTER_PRESSURE => Reclaim::Off(NoReclaim::Pressure),
-            _ => Reclaim::On { missing },
+            _ => Reclaim::On(gain),
         }
     }
 }
@@ -264,7 +281,7 @@ mod tests {
         assert_eq!(of(Some(Swap::default())), Reclaim::Off(NoReclaim::NoPlace));
         let free = ByteSize::from_mib(64);
         assert_eq!(of(swap(64)), Reclaim::Off(NoReclaim::SwapFull { free }));
-        assert!(matches!(of(swap(65)), Reclaim::On { .. }));
+        assert!(matches!(of(swap(65)), Reclaim::On(Gain::Block { .. })));
         let costs = Permille(701);
         let stubborn = swap(900).map(|swap| Swap { costs, ..swap });
         assert_eq!(of(stubborn), Reclaim::Off(NoReclaim::DoesNotShrink { costs }));

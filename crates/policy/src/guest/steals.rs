@@ -1,6 +1,7 @@
 //! Whether to steal now, and how many blocks.
 
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use memtide_units::{BlockId, ByteSize, PpMillion};
 
@@ -24,11 +25,21 @@ const EAGER_GOALS: u32 = 10;
 /// seen after it.
 const RUSH_MAX: u64 = 64;
 
+/// What was in use lately.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lately {
+    /// Only what is in use now counts.
+    Now,
+    /// So much was within this long, and counts as if it were still.
+    Within { time: Duration, used: ByteSize },
+}
+
 /// What decides how many blocks may go.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Room<'a> {
     pub(super) memory: &'a Memory,
     pub(super) headroom: &'a Headroom,
+    pub(super) lately: Lately,
     pub(super) limits: &'a Limits,
     pub(super) online: ByteSize,
     /// What may be online, by the host's target and the user's maximum.
@@ -106,7 +117,12 @@ impl Room<'_> {
         if best.count == 0 {
             let keep = if self.is_over_ceiling() { eager.keep } else { plenty.keep };
             let (available, needed) = (self.memory.available, keep + self.block);
-            return Err(WaitReason::Steady { available, needed });
+            return Err(match self.lately {
+                Lately::Within { time, .. } if available >= needed => {
+                    WaitReason::Patient { within: time }
+                }
+                Lately::Now | Lately::Within { .. } => WaitReason::Steady { available, needed },
+            });
         }
         Ok(Allowed { count: best.count.min(by_minimum), ..best })
     }
@@ -115,10 +131,18 @@ impl Room<'_> {
     fn by_plenty(&self) -> Allowed {
         let keep = self.headroom.steal;
         let count = match self.scale_by {
-            ScaleBy::Use => self.blocks_in(self.memory.available - keep),
+            ScaleBy::Use => self.blocks_in(self.spare() - keep),
             ScaleBy::Target => 0,
         };
         Allowed { count, keep, ceiling: None }
+    }
+
+    /// What is available, and was all along.
+    fn spare(&self) -> ByteSize {
+        match self.lately {
+            Lately::Now => self.memory.available,
+            Lately::Within { used, .. } => self.memory.available.min(self.memory.total - used),
+        }
     }
 
     /// What the host's target asks for: the margin against stealing and returning in turns is not
@@ -163,6 +187,7 @@ mod tests {
         let room = Room {
             memory: &memory,
             headroom: &headroom,
+            lately: Lately::Now,
             limits: &limits,
             online: mib(online),
             ceiling: mib(ceiling),

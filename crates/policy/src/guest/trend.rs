@@ -53,10 +53,9 @@ impl Default for Trend {
 }
 
 impl Trend {
-    /// Looks at the memory of `now`. `MemTotal` less `MemAvailable` is what is used: it does not
-    /// move when a block is stolen or returned, since both terms lose or gain the block.
+    /// Looks at the memory of `now`.
     pub(super) fn observe(&mut self, now: Instant, memory: &Memory) -> Growth {
-        let used = memory.total - memory.available;
+        let used = memory.used();
         match self.last {
             None => self.last = Some((now, used)),
             Some((at, then)) if now.since(at) >= SPAN => {

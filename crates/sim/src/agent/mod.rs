@@ -13,8 +13,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use memtide_policy::guest::{
-    Action, BlockState, BlockView, Controller, Conversions, DeviceState, FixedReason, HeatMap,
-    Mode, Observation, Outcome, Plan, Settings, StealFailure, StealState, conversions,
+    Action, BlockState, BlockView, Controller, Conversions, DeviceState, FixedReason, FreeMemory,
+    HeatMap, Mode, Observation, Outcome, Plan, Settings, StealFailure, StealState, conversions,
 };
 use memtide_units::{BlockId, ByteSize, Instant};
 
@@ -297,6 +297,7 @@ impl Agent {
         }
         let seen = Observation {
             memory: kernel.memory(),
+            free_memory: FreeMemory::KeptByGuest,
             psi: (self.psi == Psi::Present).then(|| kernel.psi()),
             trigger_fired,
             balloon,

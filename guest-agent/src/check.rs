@@ -258,13 +258,10 @@ fn swap(config: &Config, root: &Root, probes: &Probes<'_>) -> Found {
 /// now, goes then.
 fn free_pages(config: &Config, root: &Root, probes: &Probes<'_>) -> Found {
     let driven = takeover::find(root, config.pci, probes.is_memtide);
-    let is_driven = |name: &String| {
-        let address = driven.as_ref().map(|function| function.address);
-        address.is_ok_and(|at| root.exists(format!("sys/bus/pci/devices/{at}/{name}")))
-    };
+    let driven = driven.ok().and_then(|function| virtio::of_pci(root, function.address).ok()?);
     match virtio::free_page_reporters(root) {
         Ok(mut names) => {
-            names.retain(|name| !is_driven(name));
+            names.retain(|name| Some(name) != driven.as_ref());
             if names.is_empty() {
                 let why = "no balloon besides the agent's does it";
                 return Found::Lacks(Lack::free_page_reporting(why));

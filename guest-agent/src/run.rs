@@ -189,6 +189,7 @@ pub fn run(config: &Config, root: &Root, purpose: Purpose) -> Result<(), RunErro
     // Before the stock driver is disturbed.
     Pin::probe().map_err(DmaError::Pin)?;
     let uio = takeover::take(root, address, &takeover::modprobe)?;
+    takeover::settle_others(root, address);
     let clock = Clock::start();
     let opened = Hardware::open(root, address, &uio, config);
     let mut device = Device::Answers;

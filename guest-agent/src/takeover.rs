@@ -11,10 +11,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use memtide_sysfs::pci::{self, Address, Function};
-use memtide_sysfs::{Error, Root};
+use memtide_sysfs::{Error, Root, virtio};
 
 /// The driver that lets user space drive a function.
 pub const UIO: &str = "uio_pci_generic";
+/// The driver of virtio's PCI functions, above which a driver such as `virtio_balloon` sits.
+const VIRTIO_PCI: &str = "virtio-pci";
 /// Red Hat's vendor ID, which all virtio functions have.
 const VIRTIO_VENDOR: u16 = 0x1af4;
 /// A balloon of virtio 1.0 and later: 0x1040 plus the device type 5.
@@ -200,6 +202,37 @@ fn device_file(root: &Root, address: Address) -> Result<PathBuf, TakeoverError> 
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(path)
+}
+
+/// Has the stock driver start on other balloons than `ours` on which it has failed. Linux lets one
+/// device report free pages (mm/page_reporting.c, `page_reporting_register`: -EBUSY), so until the agent
+/// took its function, that one may have kept a second from starting; nobody tries again. The PCI
+/// function is probed anew, since a virtio device is reset only when it is registered (a second probe
+/// alone was seen to fail with -ENOENT: its queues are set up still).
+pub fn settle_others(root: &Root, ours: Address) {
+    let functions = pci::list(root).unwrap_or_default();
+    for other in functions.iter().filter(|other| is_balloon(other) && other.address != ours) {
+        match settle_virtio(root, other) {
+            Ok(false) => {}
+            Ok(true) => tracing::info!("the stock driver starts on {} as well", other.address),
+            Err(error) => tracing::warn!("{} stays without a driver: {error}", other.address),
+        }
+    }
+}
+
+/// True where its stock driver was not there, and has been asked once more.
+fn settle_virtio(root: &Root, function: &Function) -> Result<bool, Error> {
+    let address = function.address;
+    if function.driver.as_deref() != Some(VIRTIO_PCI) {
+        return Ok(false);
+    }
+    match virtio::of_pci(root, address)? {
+        Some(device) if !virtio::has_driver(root, &device)? => {}
+        _ => return Ok(false),
+    }
+    pci::unbind(root, address)?;
+    settle(root, address)?;
+    Ok(true)
 }
 
 /// Gives the function back to whatever driver the kernel has for it. Does nothing where the UIO
@@ -477,6 +510,29 @@ mod tests {
         pci::unbind(&root, balloon).unwrap();
         pci::probe_drivers(&root, balloon).unwrap();
         assert_eq!(found(&must_not_ask).unwrap(), balloon);
+    }
+
+    #[test]
+    fn a_balloon_on_which_the_stock_driver_failed_is_probed_anew() {
+        let (fake, balloon) = guest();
+        let root = fake.root();
+        let second: Address = "0000:00:04.0".parse().unwrap();
+        fake.add_pci(second, [0x1af4, 0x1002, 0x1af4, 5], Some("virtio-pci"));
+        settle_others(&root, balloon);
+        assert_eq!(fake.writes(), [], "nothing is known of a virtio device");
+        fake.put(&format!("sys/bus/pci/devices/{second}/virtio4/vendor"), "");
+        fake.put("sys/bus/virtio/devices/virtio4/device", "0x0005\n");
+        settle_others(&root, balloon);
+        let writes = fake.writes();
+        let paths: Vec<_> = writes.iter().map(|(path, _)| path.as_str()).collect();
+        assert_eq!(paths.len(), 2, "{writes:?}");
+        assert!(paths[0].ends_with("unbind") && paths[1].ends_with("drivers_probe"), "{paths:?}");
+        assert_eq!(writes[0].1, second.to_string());
+        // With its driver it is left alone.
+        let link = fake.path().join("sys/bus/virtio/devices/virtio4/driver");
+        std::os::unix::fs::symlink(fake.path(), link).unwrap();
+        settle_others(&root, balloon);
+        assert_eq!(fake.writes().len(), 2);
     }
 
     #[test]

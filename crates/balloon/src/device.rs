@@ -38,11 +38,23 @@ pub enum OomDeflate {
     NotOffered,
 }
 
+/// Is `VIRTIO_BALLOON_F_REPORTING` offered?
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FreePageReporting {
+    /// Yes: a stock driver may tell which pages are free.
+    #[default]
+    Offered,
+    /// No: another balloon of the same guest does it, and Linux has one reporter at a time.
+    NotOffered,
+}
+
 /// How one device shall behave.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Whether deflate on OOM is offered.
     pub oom_deflate: OomDeflate,
+    /// Whether free page reporting is offered.
+    pub free_page_reporting: FreePageReporting,
     /// What happens to returns without a controller.
     pub local_rule: LocalRule,
     /// How long a controller that left is waited for.
@@ -55,6 +67,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             oom_deflate: OomDeflate::default(),
+            free_page_reporting: FreePageReporting::default(),
             local_rule: LocalRule::default(),
             controller_grace: Duration::from_secs(60),
             stats_interval: Some(Duration::from_secs(1)),
@@ -144,12 +157,16 @@ impl Balloon {
             | features::IN_ORDER
             | features::MUST_TELL_HOST
             | features::STATS_VQ
-            | features::PAGE_POISON
-            | features::REPORTING;
-        match self.settings.oom_deflate {
-            OomDeflate::Offered => always | features::DEFLATE_ON_OOM,
-            OomDeflate::NotOffered => always,
-        }
+            | features::PAGE_POISON;
+        let oom_deflate = match self.settings.oom_deflate {
+            OomDeflate::Offered => features::DEFLATE_ON_OOM,
+            OomDeflate::NotOffered => 0,
+        };
+        let reporting = match self.settings.free_page_reporting {
+            FreePageReporting::Offered => features::REPORTING,
+            FreePageReporting::NotOffered => 0,
+        };
+        always | oom_deflate | reporting
     }
 
     /// Takes what the driver acked. Without `PAGE_POISON` there is no poison value: what stands

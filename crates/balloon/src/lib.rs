@@ -34,7 +34,7 @@ mod stats;
 mod under_way;
 
 pub use counters::Counters;
-pub use device::{BLOCK_QUEUE, Balloon, OomDeflate, QUEUES, Rings, Settings};
+pub use device::{BLOCK_QUEUE, Balloon, FreePageReporting, OomDeflate, QUEUES, Rings, Settings};
 pub use event::{Driver, Event, GrantedBy, PendingReturn};
 pub use gate::{Decider, Decision, LocalRule, NoSuchTicket};
 pub use layout::MemoryPart;

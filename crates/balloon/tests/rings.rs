@@ -5,9 +5,9 @@ mod common;
 
 use common::{Guest, PAGES};
 use memtide_balloon::fake::Buffer;
-use memtide_balloon::{Interrupt, OomDeflate, Pass, Rings, Settings};
+use memtide_balloon::{FreePageReporting, Interrupt, OomDeflate, Pass, Rings, Settings};
 use memtide_wire::block::{RESPONSE_LEN, Request};
-use memtide_wire::features::{DEFLATE_ON_OOM, QueueRole};
+use memtide_wire::features::{DEFLATE_ON_OOM, QueueRole, REPORTING};
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -126,6 +126,16 @@ fn deflate_on_oom_is_an_option() {
     };
     assert_eq!(offered(OomDeflate::NotOffered), 0);
     assert_eq!(offered(OomDeflate::Offered), DEFLATE_ON_OOM);
+}
+
+#[test]
+fn free_page_reporting_can_be_left_to_another_balloon() {
+    let offered = |free_page_reporting| {
+        let settings = Settings { free_page_reporting, ..Settings::default() };
+        Guest::with(settings).balloon.offered_features() & REPORTING
+    };
+    assert_eq!(offered(FreePageReporting::Offered), REPORTING);
+    assert_eq!(offered(FreePageReporting::NotOffered), 0);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Virtio devices, as their drivers have negotiated them (drivers/virtio/virtio.c: the attributes
 //! `device` and `features`).
 
+use crate::pci::Address;
 use crate::{Result, Root};
 
 const DEVICES: &str = "sys/bus/virtio/devices";
@@ -9,19 +10,27 @@ const BALLOON: u32 = 5;
 /// `VIRTIO_BALLOON_F_REPORTING`: its driver tells the host which pages are free.
 const REPORTING: usize = 5;
 
+/// The virtio device that a PCI function of virtio's drivers is, such as `virtio2`, if it is one now.
+///
+/// # Errors
+/// [`Error::Missing`](crate::Error::Missing): no such function. [`Error::Io`](crate::Error::Io).
+pub fn of_pci(root: &Root, address: Address) -> Result<Option<String>> {
+    let names = root.names(format!("sys/bus/pci/devices/{address}"))?;
+    let is_device = |name: &String| {
+        let number = name.strip_prefix("virtio");
+        number.is_some_and(|n| !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    Ok(names.into_iter().find(is_device))
+}
+
 /// Names of the balloons that report free pages to the host, such as `virtio2`; none where there is
 /// no such device, or no virtio at all.
 ///
 /// # Errors
 /// [`Error::Io`](crate::Error::Io), [`Error::Garbage`](crate::Error::Garbage).
 pub fn free_page_reporters(root: &Root) -> Result<Vec<String>> {
-    let names = match root.names(DEVICES) {
-        Ok(names) => names,
-        Err(error) if error.is_missing() => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
     let mut reporters = Vec::new();
-    for name in names {
+    for name in names(root)? {
         match reports(root, &name) {
             Ok(true) => reporters.push(name),
             Ok(false) => {}
@@ -30,16 +39,39 @@ pub fn free_page_reporters(root: &Root) -> Result<Vec<String>> {
             Err(error) => return Err(error),
         }
     }
-    reporters.sort();
     Ok(reporters)
 }
 
-fn reports(root: &Root, name: &str) -> Result<bool> {
+/// All virtio devices, in order; none where there is no virtio.
+fn names(root: &Root) -> Result<Vec<String>> {
+    match root.names(DEVICES) {
+        Ok(mut names) => {
+            names.sort();
+            Ok(names)
+        }
+        Err(error) if error.is_missing() => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_balloon(root: &Root, name: &str) -> Result<bool> {
     let kind =
         root.parsed(format!("{DEVICES}/{name}/device"), "a number such as 0x0005", |text| {
             u32::from_str_radix(text.strip_prefix("0x")?, 16).ok()
         })?;
-    if kind != BALLOON || root.link_name(format!("{DEVICES}/{name}/driver"))?.is_none() {
+    Ok(kind == BALLOON)
+}
+
+/// Whether some driver has the device.
+///
+/// # Errors
+/// [`Error::Io`](crate::Error::Io).
+pub fn has_driver(root: &Root, name: &str) -> Result<bool> {
+    Ok(root.link_name(format!("{DEVICES}/{name}/driver"))?.is_some())
+}
+
+fn reports(root: &Root, name: &str) -> Result<bool> {
+    if !is_balloon(root, name)? || !has_driver(root, name)? {
         return Ok(false);
     }
     root.parsed(
@@ -84,6 +116,20 @@ mod tests {
         assert_eq!(found(), Vec::<String>::new(), "no driver has the one that could");
         bind(&fake, "virtio2");
         assert_eq!(found(), ["virtio2"]);
+    }
+
+    #[test]
+    fn a_function_of_pci_is_one_virtio_device_or_none() {
+        let fake = FakeRoot::new();
+        let address: Address = "0000:00:04.0".parse().unwrap();
+        let place = format!("sys/bus/pci/devices/{address}");
+        assert!(of_pci(&fake.root(), address).unwrap_err().is_missing());
+        for file in ["vendor", "virtio", "virtiofs/x"] {
+            fake.put(&format!("{place}/{file}"), "");
+        }
+        assert_eq!(of_pci(&fake.root(), address).unwrap(), None);
+        fake.put(&format!("{place}/virtio12/device"), "0x0005\n");
+        assert_eq!(of_pci(&fake.root(), address).unwrap().as_deref(), Some("virtio12"));
     }
 
     #[test]

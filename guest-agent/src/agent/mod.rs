@@ -306,7 +306,7 @@ impl Agent {
         self.reading = self.parts.senses.read()?;
         let seen = Observation {
             memory: self.reading.memory(),
-            free_memory: FreeMemory::KeptByGuest,
+            free_memory: self.free_memory(),
             psi: self.reading.psi_totals(),
             trigger_fired: woken.by_trigger,
             balloon: self.parts.link.config().balloon,
@@ -322,6 +322,10 @@ impl Agent {
         let plan = self.parts.controller.step(now, &seen);
         self.take_note(now, &plan);
         Ok(plan)
+    }
+
+    fn free_memory(&self) -> FreeMemory {
+        if self.reporters.is_empty() { FreeMemory::KeptByGuest } else { FreeMemory::ReportedToHost }
     }
 
     /// Whether the host has accepted an introduction.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgGroup, Parser, Subcommand};
-use memtide_balloon::{OomDeflate, Settings};
+use memtide_balloon::{FreePageReporting, OomDeflate, Settings};
 use memtide_device_ctl::{Action, Rule};
 use tracing::level_filters::LevelFilter;
 
@@ -62,6 +62,11 @@ pub struct Args {
     /// Let a stock driver take pages back by itself before its guest kills a task for memory
     #[arg(long)]
     pub deflate_on_oom: bool,
+
+    /// Do not offer free page reporting: for a VM with a balloon of the VMM's own that does it, since
+    /// Linux starts the stock driver of one such device only
+    #[arg(long)]
+    pub no_free_page_reporting: bool,
 
     /// What becomes of memory that the guest's agent asks back when no controller is there to decide;
     /// "ctl SOCKET rule" changes it
@@ -175,6 +180,10 @@ impl Args {
             oom_deflate: match self.deflate_on_oom {
                 true => OomDeflate::Offered,
                 false => OomDeflate::NotOffered,
+            },
+            free_page_reporting: match self.no_free_page_reporting {
+                true => FreePageReporting::NotOffered,
+                false => FreePageReporting::Offered,
             },
             local_rule: wanted_rule(self.local_rule.into()),
             controller_grace: seconds(self.controller_grace),

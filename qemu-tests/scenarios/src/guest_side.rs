@@ -72,6 +72,8 @@ pub struct Shape {
     pub on_reset: OnReset,
     /// Words for the kernel's command line.
     pub kernel_arguments: Vec<String>,
+    /// More words for QEMU's command line.
+    pub qemu_arguments: Vec<String>,
 }
 
 impl Default for Shape {
@@ -81,6 +83,7 @@ impl Default for Shape {
             memory_max: None,
             on_reset: OnReset::Ends,
             kernel_arguments: Vec::new(),
+            qemu_arguments: Vec::new(),
         }
     }
 }
@@ -113,6 +116,7 @@ impl GuestSide {
             balloon: Balloon::VhostUser { socket: vhost_socket.to_owned() },
             console: options.console,
             kernel_arguments: shape.kernel_arguments,
+            qemu_arguments: shape.qemu_arguments,
             ..MachineSpec::new("guest", options.kernel, tools.path(), &options.artifacts)
         };
         let machine = Machine::start(lab, &spec)?;

@@ -24,6 +24,7 @@ pub mod screen;
 pub mod solo;
 pub mod stock_driver;
 pub mod torture;
+pub mod two_balloons;
 pub mod wait;
 
 /// The packages whose programs scenarios run, for `memtide_lab::cargo::build`.

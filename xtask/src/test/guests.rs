@@ -14,6 +14,7 @@ use memtide_scenarios::checks::Checks;
 use memtide_scenarios::torture::Torture;
 use memtide_scenarios::{
     device_death, end_to_end, huge_pages, lockdown, plain_balloon, removal, screen, stock_driver,
+    two_balloons,
 };
 
 use super::Tally;
@@ -72,6 +73,7 @@ fn scenarios() -> Vec<Scenario> {
     add("huge-pages", NEWEST, Story::Plain(huge_pages::play));
     add("lockdown", NEWEST, Story::Plain(lockdown::play));
     add("removal", NEWEST, Story::Plain(removal::play));
+    add("two-balloons", NEWEST, Story::Plain(two_balloons::play));
     for (what, times) in SHORT_TORTURES {
         add(&format!("torture-{}", what.name()), NEWEST, Story::Torture(what, times));
     }

@@ -1,17 +1,23 @@
 //! What the agent reads of its guest each time it looks.
 
-use memtide_policy::guest::{Memory, PsiTotals};
+use std::time::Duration;
+
+use memtide_policy::guest::{Memory, PsiTotals, Squeeze};
 use memtide_sysfs::meminfo::Meminfo;
 use memtide_sysfs::psi::{Psi, PsiTrigger, Stall};
 use memtide_sysfs::vmstat::Vmstat;
 use memtide_sysfs::{Error, Root, virtio};
-use memtide_units::{ByteSize, Pfn};
+use memtide_units::{ByteSize, Instant, Pfn};
 use memtide_wire::stats::Stat;
 
 /// A trigger fires when some task stalls for 5 % of half a second, the shortest window that the
 /// kernel takes: far over any goal, and heard at once instead of at the next look.
 const TRIGGER_STALL_US: u64 = 25_000;
 const TRIGGER_WINDOW_US: u64 = 500_000;
+
+/// `/proc/vmstat` is read so often where nobody stalls; the kernel adds up some hundred counters of
+/// all processors for it.
+const COUNTS_APART: Duration = Duration::from_secs(1);
 
 /// One look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,13 +26,19 @@ pub struct Reading {
     pub meminfo: Meminfo,
     /// `/proc/pressure/memory`, where the kernel has it.
     pub psi: Option<Psi>,
+    /// What of `/proc/vmstat` tells why, where the kernel counts that, and when it was read.
+    counted: Option<(Instant, Squeeze)>,
 }
 
 impl Reading {
     /// The policy's part of meminfo.
     pub fn memory(&self) -> Memory {
-        let Meminfo { total, free, available, .. } = self.meminfo;
-        Memory { total, free, available }
+        memory(&self.meminfo)
+    }
+
+    /// The policy's part of vmstat.
+    pub fn squeeze(&self) -> Option<Squeeze> {
+        self.counted.map(|(_, squeeze)| squeeze)
     }
 
     /// The policy's part of PSI.
@@ -59,12 +71,18 @@ impl Senses {
         self.trigger.as_ref()
     }
 
-    /// Looks. Without meminfo nothing can be decided; without PSI nothing is stolen.
+    /// Looks at `now`. Without meminfo nothing can be decided; without PSI nothing is stolen.
     ///
     /// # Errors
     /// What [`Meminfo::read`] says.
-    pub fn read(&self) -> Result<Reading, Error> {
-        Ok(Reading { meminfo: Meminfo::read(&self.root)?, psi: Psi::read(&self.root).ok() })
+    pub fn read(&self, now: Instant, last: &Reading) -> Result<Reading, Error> {
+        let (meminfo, psi) = (Meminfo::read(&self.root)?, Psi::read(&self.root).ok());
+        let mut reading = Reading { meminfo, psi, counted: last.counted };
+        let is_fresh = reading.counted.is_some_and(|(at, _)| now.since(at) < COUNTS_APART);
+        if !is_fresh || reading.psi_totals() != last.psi_totals() {
+            reading.counted = squeeze(&self.root).map(|squeeze| (now, squeeze));
+        }
+        Ok(reading)
     }
 
     /// Devices through which the kernel tells the host which pages are free. Where nobody knows, none.
@@ -118,6 +136,25 @@ impl Senses {
     }
 }
 
+/// The policy's part of meminfo. Shared memory is in `Cached`, and only swap can take it.
+pub fn memory(info: &Meminfo) -> Memory {
+    let cache = info.cached + info.buffers - info.shmem;
+    Memory { total: info.total, free: info.free, available: info.available, cache }
+}
+
+/// The counters that move where the guest as a whole is short, and not where a control group is.
+fn squeeze(root: &Root) -> Option<Squeeze> {
+    let vmstat = Vmstat::read(root).ok()?;
+    let reclaim = ["pgscan_kswapd", "pgscan_direct"];
+    let scanned = reclaim.into_iter().map(|name| vmstat.get(name)).sum::<Option<u64>>()?;
+    let others = ["compact_stall", "pswpin"].into_iter().filter_map(|name| vmstat.get(name));
+    let reread = vmstat.get("workingset_activate_file")?;
+    Some(Squeeze {
+        events: others.fold(scanned, u64::saturating_add),
+        reread: ByteSize::from_bytes(rustix::param::page_size() as u64).times(reread),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,7 +169,8 @@ mod tests {
         let (senses, lack) = Senses::open(&fake.root());
         assert!(lack.unwrap().contains("proc/pressure/memory"));
         assert!(senses.trigger().is_none());
-        let reading = senses.read().unwrap();
+        let reading = senses.read(Instant::default(), &Reading::default()).unwrap();
+        assert_eq!(reading.squeeze(), None, "the fake counts nothing");
         assert_eq!((reading.memory().total, reading.psi_totals()), (total, None));
     }
 
@@ -165,6 +203,29 @@ mod tests {
     }
 
     #[test]
+    fn why_tasks_stall_is_read_when_they_do_and_once_a_second() {
+        let fake = FakeRoot::new();
+        let (cached, shmem) = (ByteSize::from_mib(300), ByteSize::from_mib(100));
+        fake.set_meminfo(Meminfo { cached, shmem, ..Meminfo::default() });
+        let senses = Senses::open(&fake.root()).0;
+        let mut last = Reading::default();
+        let mut look = |ms, scanned, stalled| {
+            let named = ["pgscan_kswapd", "pgscan_direct", "pswpin", "workingset_activate_file"];
+            fake.set_vmstat(&named.map(|name| (name, scanned)));
+            let some = Line { total_us: stalled, ..Line::default() };
+            fake.set_psi(Psi { some, ..Psi::default() });
+            last = senses.read(Instant::from_millis(ms), &last).unwrap();
+            last.squeeze().map(|squeeze| squeeze.events)
+        };
+        let seen = [look(0, 1, 0), look(999, 2, 0), look(1_000, 2, 0), look(1_100, 3, 7)];
+        assert_eq!(seen, [Some(3), Some(3), Some(6), Some(9)]);
+        assert_eq!(last.memory().cache.mib(), 200);
+        assert_eq!(last.squeeze().unwrap().reread, Pfn::SIZE.times(3));
+        fake.set_vmstat(&[("pgscan_kswapd", 1)]);
+        assert_eq!(squeeze(&fake.root()), None, "half of it is nothing");
+    }
+
+    #[test]
     fn pressure_and_kills_are_read() {
         let fake = FakeRoot::new();
         fake.set_meminfo(Meminfo::default());
@@ -174,7 +235,8 @@ mod tests {
         let (senses, lack) = Senses::open(&fake.root());
         assert_eq!(lack, None);
         let totals = PsiTotals { some_us: 77, full_us: 0 };
-        assert_eq!(senses.read().unwrap().psi_totals(), Some(totals));
+        let reading = senses.read(Instant::default(), &Reading::default()).unwrap();
+        assert_eq!(reading.psi_totals(), Some(totals));
         assert_eq!(senses.oom_kills(), 3);
         assert!(senses.own_rss().is_zero(), "the fake has no statm");
     }

@@ -18,7 +18,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use memtide_policy::guest::{Census, Memory, SkipReason, StealFailure, precheck};
+use memtide_policy::guest::{Census, SkipReason, StealFailure, precheck};
 use memtide_sysfs::kpageflags::{PageCensus, PageFlags};
 use memtide_sysfs::meminfo::Meminfo;
 use memtide_sysfs::memory::{Origins, State, StateRequest, WriteError, write_state};
@@ -320,7 +320,7 @@ impl Hands {
         let unreadable = |error: Error| Failure::new(StealFailure::Busy, error);
         let census = self.census(block, look).map_err(unreadable)?;
         let info = Meminfo::read(&self.root).map_err(unreadable)?;
-        let memory = Memory { total: info.total, free: info.free, available: info.available };
+        let memory = crate::senses::memory(&info);
         precheck(&memory, &census, self.size, keep).map_err(|skip| {
             let kind = match skip {
                 SkipReason::Unmovable { .. } => StealFailure::Busy,

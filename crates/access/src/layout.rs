@@ -137,7 +137,7 @@ impl Layout {
     }
 
     /// Calls `each` with every cell that `range` touches, and how many of its bytes lie in it.
-    pub(crate) fn for_each(&self, range: GpaRange, mut each: impl FnMut(usize, u64)) {
+    pub fn for_each(&self, range: GpaRange, mut each: impl FnMut(usize, u64)) {
         let mut before = 0;
         let cell = self.cell.bytes();
         for span in &self.spans {

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use memtide_policy::guest::AccessRegion;
+use memtide_policy::guest::{AccessRegion, Census};
 use memtide_units::{BlockId, Gpa, GpaRange, Instant, Permille};
 
 use crate::chance::{Chance, Stream};
@@ -64,6 +64,16 @@ impl Monitor {
         self.next = now + PERIOD;
         let online = kernel.blocks().iter().filter(|block| block.state != State::Offline);
         Some(online.flat_map(|block| self.regions(now, kernel, block)).collect())
+    }
+
+    /// What a sample of a block's pages says of how many of them would have to be moved: the agent
+    /// looks at a thousand of them now and then (guest-agent's `access/census.rs`), so it knows
+    /// eighths. Pages that do not move look to it like any others.
+    pub fn census(&self, kernel: &Kernel, block: &Block) -> Option<Census> {
+        let eighth = block.pages() / 8;
+        let to_migrate = block.to_migrate().div_ceil(eighth.max(1)) * eighth;
+        let to_migrate = PAGE.times(to_migrate).min(kernel.unit().size());
+        (self.watch == Watch::Damon).then_some(Census { to_migrate, unmovable_pages: 0 })
     }
 
     /// The agent was restarted, and DAMON with it: ages start from nothing.

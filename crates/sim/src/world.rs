@@ -1,6 +1,7 @@
 //! One run: everything in its order, tick after tick.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use memtide_units::{BlockId, Instant};
 
@@ -32,6 +33,8 @@ pub struct Outcome {
     pub deeds: Deeds,
     /// How often somebody was killed for memory.
     pub kills: u64,
+    /// Each time that programs wanted more than they had, how long it took until they had it.
+    pub growths: Vec<Duration>,
 }
 
 /// Who decides in the guest at a moment.
@@ -60,6 +63,9 @@ struct World<'a> {
     story: Story,
     broken: Vec<Broken>,
     kills: u64,
+    growths: Vec<Duration>,
+    /// Since when programs have wanted more than they have.
+    grows: Option<Instant>,
 }
 
 /// Plays a scenario to its end, or until it has broken enough.
@@ -102,6 +108,8 @@ impl<'a> World<'a> {
             story: Story::default(),
             broken: Vec::new(),
             kills: 0,
+            growths: Vec::new(),
+            grows: None,
         }
     }
 
@@ -112,6 +120,7 @@ impl<'a> World<'a> {
         let demand = self.workload.wants(self.now, self.phase());
         let ticked = self.kernel.tick(self.now, &demand);
         self.trigger |= ticked.trigger;
+        self.time_growth(self.kernel.lacks(&demand));
         if let Some(killed) = ticked.killed {
             self.on_kill(killed);
         }
@@ -133,6 +142,17 @@ impl<'a> World<'a> {
         self.tell_broken();
         self.story.sample(self.now, &self.kernel);
         self.now = self.now + TICK;
+    }
+
+    fn time_growth(&mut self, is_growing: bool) {
+        match self.grows {
+            None if is_growing => self.grows = Some(self.now),
+            Some(since) if !is_growing => {
+                self.growths.push(self.now.since(since));
+                self.grows = None;
+            }
+            None | Some(_) => {}
+        }
     }
 
     /// The agent's part of a tick.
@@ -245,8 +265,8 @@ impl<'a> World<'a> {
             Life::Agent(agent) => agent.deeds,
             Life::Down { deeds, .. } => *deeds,
         };
-        let Self { scenario, story, broken, kills, .. } = self;
-        Outcome { scenario: scenario.clone(), story, broken, deeds, kills }
+        let Self { scenario, story, broken, kills, growths, .. } = self;
+        Outcome { scenario: scenario.clone(), story, broken, deeds, kills, growths }
     }
 }
 

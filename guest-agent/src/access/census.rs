@@ -59,6 +59,19 @@ impl Census {
         shares.map(Mix::new)
     }
 
+    /// How much of `range` is not free, once all of its cells were looked at.
+    pub(super) fn used_in(&self, range: GpaRange) -> Option<ByteSize> {
+        let (mut seen, mut used) = (ByteSize::ZERO, ByteSize::ZERO);
+        self.layout.as_ref()?.for_each(range, |n, bytes| {
+            if let Some(Seen { free, .. }) = self.cells.get(n).copied().flatten() {
+                let part = ByteSize::from_bytes(bytes);
+                seen += part;
+                used += part - Permille(free).of(part);
+            }
+        });
+        (seen == range.len()).then_some(used)
+    }
+
     /// Looks at the next few cells.
     pub(super) fn look(&mut self, layout: &Layout) {
         if self.layout.as_ref() != Some(layout) {
@@ -134,6 +147,10 @@ mod tests {
         let mut census = Census::new(&fake.root());
         census.look(&layout);
         assert_eq!(census.mix(&layout), None, "half of it is not known");
+        assert_eq!(
+            (census.used_in(range(8, 8)), census.used_in(range(56, 8))),
+            (Some(ByteSize::from_mib(8)), None)
+        );
         census.look(&layout);
         let share = |n| match n {
             0..16 => (Permille(0), Permille(1000)),
@@ -141,6 +158,9 @@ mod tests {
             _ => (Permille(0), Permille(0)),
         };
         assert_eq!(census.mix(&layout), Some(Mix::new((0..64).map(share))));
+        let used = |mib, len| census.used_in(range(mib, len)).map(ByteSize::mib);
+        assert_eq!([used(0, 16), used(16, 32), used(40, 16)], [Some(16), Some(0), Some(8)]);
+        assert_eq!(used(60, 8), None, "half of it is not there");
         let other = Layout::new(&[range(0, 128)], 64).unwrap();
         assert_eq!(census.mix(&other), None);
     }

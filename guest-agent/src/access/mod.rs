@@ -1,7 +1,8 @@
 //! What was touched, kept for people: DAMON's snapshots become a history, and that a file in the runtime
 //! directory which `memtide-agent wss` and `heat` read.
 //!
-//! Nothing here is needed for a decision. A file that cannot be written or read costs the pictures.
+//! Of the decisions one alone depends on it: which of two cold blocks is emptied with less effort. A file
+//! that cannot be written or read costs the pictures.
 
 mod census;
 
@@ -99,6 +100,11 @@ impl AccessHistory {
         if let Ok(layout) = self.history.layout(&present.memory) {
             self.census.look(&layout);
         }
+    }
+
+    /// How much of `range` is in use, by the samples of its pages, where all of it was looked at.
+    pub fn used_in(&self, range: GpaRange) -> Option<ByteSize> {
+        self.since.and_then(|_| self.census.used_in(range))
     }
 
     /// DAMON has ended.

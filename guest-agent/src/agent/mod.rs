@@ -21,7 +21,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use memtide_policy::guest::{
-    Controller, FreeMemory, HeatMap, Limits, Mode, Observation, Outcome, Plan, StealState,
+    BlockView, Census, Controller, FreeMemory, HeatMap, Limits, Mode, Observation, Outcome, Plan,
+    StealState,
 };
 use memtide_sysfs::memory::StateRequest;
 use memtide_sysfs::{Error, Root};
@@ -303,14 +304,15 @@ impl Agent {
     }
 
     fn decide(&mut self, now: Instant, woken: Woken) -> Result<Plan, Error> {
-        self.reading = self.parts.senses.read()?;
+        self.reading = self.parts.senses.read(now, &self.reading)?;
         let seen = Observation {
             memory: self.reading.memory(),
             free_memory: self.free_memory(),
+            squeeze: self.reading.squeeze(),
             psi: self.reading.psi_totals(),
             trigger_fired: woken.by_trigger,
             balloon: self.parts.link.config().balloon,
-            blocks: self.parts.blocks.views(&self.heat),
+            blocks: self.views(),
             working_set: self.heat.working_set(),
             swap: self.swap(),
             steal: self.steal_state(),
@@ -326,6 +328,18 @@ impl Agent {
 
     fn free_memory(&self) -> FreeMemory {
         if self.reporters.is_empty() { FreeMemory::KeptByGuest } else { FreeMemory::ReportedToHost }
+    }
+
+    /// All blocks, with how much has to be moved out of each where samples of them tell.
+    fn views(&self) -> Vec<BlockView> {
+        let (blocks, access) = (&self.parts.blocks, &self.parts.access);
+        let mut views = blocks.views(&self.heat);
+        for view in &mut views {
+            let used = blocks.size().range(view.id).and_then(|range| access.used_in(range));
+            let census = |to_migrate| Census { to_migrate, unmovable_pages: 0 };
+            view.census = used.map(census);
+        }
+        views
     }
 
     /// Whether the host has accepted an introduction.

@@ -6,32 +6,40 @@ use core::time::Duration;
 use memtide_units::{BlockId, BlockSize, ByteSize, Instant};
 
 use super::cooldown::Cooldowns;
-use super::headroom::Headroom;
+use super::figures::{Figures, Gauges};
 use super::limits::Limits;
 use super::observation::{
-    Answer, DeviceState, FreeMemory, Mode, Observation, Outcome, StealFailure, StealState, Ticket,
+    Answer, DeviceState, Mode, Observation, Outcome, StealFailure, StealState, Ticket,
 };
 use super::pace::Pace;
-use super::peak::Peaks;
 use super::plan::{Action, Decision, Plan, Urgency, WaitReason};
-use super::pressure::{Pressure, PressureMeter};
-use super::quiet::{LONGEST, Quiet};
-use super::reclaim::{Around, Reclaimer};
-use super::returns::{Need, OverGoal, Stall, Wanted, nearest};
+use super::pressure::WINDOW;
+use super::quiet::{Cause, Quiet};
+use super::reclaim::Reclaimer;
+use super::returns::{Wanted, nearest};
 use super::select::candidates;
-use super::steals::{Lately, Room, chosen};
-use super::trend::Trend;
+use super::steals::chosen;
 
 /// How long to wait when nothing can go wrong soon: telemetry's period.
 const CALM: Duration = Duration::from_secs(1);
-/// How long to wait while a return may become necessary: a fifth of the time that the trend looks
+/// How long to wait while a return may become necessary soon: a fifth of the time that the trend looks
 /// ahead.
 const WATCHFUL: Duration = Duration::from_millis(100);
+/// What a guest grows by in a second at most: two processors that touch new memory as fast as the
+/// kernel clears it.
+const FASTEST: ByteSize = ByteSize::from_gib(4);
 /// Once blocks had to be taken unasked, the gate gets this long to answer the next question.
 const UNHEARD_PATIENCE: Duration = Duration::from_secs(1);
 /// What is asked for because it may come back, and not because it is needed, is asked for so much at
-/// once (or one block): a gate may set aside what a ticket names, and others would wait for it.
-const TICKET_MOST: ByteSize = ByteSize::from_mib(512);
+/// once (or one block), or this part of a large guest: a gate may set aside what a ticket names,
+/// and others would wait for it.
+const UNHURRIED: ByteSize = ByteSize::from_mib(512);
+const UNHURRIED_PART: u64 = 64;
+/// Blocks of one ticket: as many as one request can name where no two of them touch
+/// (docs/protocol.md).
+const TICKET_BLOCKS_MOST: u64 = 2048;
+/// A stall that comes so soon after a steal, two windows, is the steal's doing.
+const HURTS: Duration = WINDOW.saturating_mul(2);
 /// After a denial nothing is asked for this long.
 const DENIED_REST: Duration = Duration::from_secs(2);
 
@@ -77,13 +85,12 @@ pub struct Settings {
 #[derive(Clone, Debug)]
 pub struct Controller {
     settings: Settings,
-    meter: PressureMeter,
-    over_goal: OverGoal,
-    trend: Trend,
-    peaks: Peaks,
+    gauges: Gauges,
     pace: Pace,
     cooldowns: Cooldowns,
     quiet: Quiet,
+    /// Tasks stall, and that counts as the last steal's doing already.
+    is_hurt: bool,
     reclaimer: Reclaimer,
     denied_until: Instant,
     /// When the grant that is being carried out was first seen.
@@ -97,36 +104,16 @@ pub struct Controller {
     next_ticket: u32,
 }
 
-/// What one step has worked out from the observation.
-struct Figures {
-    online: ByteSize,
-    ceiling: ByteSize,
-    headroom: Headroom,
-    pressure: Option<Pressure>,
-    growth: ByteSize,
-    /// What was in use lately, where that counts as in use still.
-    lately: Lately,
-    over_goal: Option<Stall>,
-}
-
-impl Figures {
-    fn around(&self, seen: &Observation) -> Around {
-        Around { mode: seen.mode, swap: seen.swap, over_goal: self.over_goal }
-    }
-}
-
 impl Controller {
     /// A controller that has seen nothing yet.
     pub fn new(settings: Settings) -> Self {
         Self {
             settings,
-            meter: PressureMeter::default(),
-            over_goal: OverGoal::default(),
-            trend: Trend::default(),
-            peaks: Peaks::default(),
+            gauges: Gauges::default(),
             pace: Pace::default(),
             cooldowns: Cooldowns::default(),
             quiet: Quiet::default(),
+            is_hurt: false,
             reclaimer: Reclaimer::default(),
             denied_until: Instant::default(),
             granted: None,
@@ -179,7 +166,7 @@ impl Controller {
                     self.quiet.returned(now);
                     self.is_helping_itself = false;
                     if let Some(granted) = self.granted.take() {
-                        self.trend.return_took(now.since(granted));
+                        self.gauges.return_took(now.since(granted));
                     }
                 }
                 Outcome::Denied => {
@@ -191,66 +178,26 @@ impl Controller {
     }
 
     fn figures(&mut self, now: Instant, seen: &Observation) -> Figures {
-        let limits = &self.settings.limits;
-        let block = self.settings.block;
-        let online = seen.bytes_where(block, |state| state.is_online());
-        let present = seen.bytes_where(block, |_| true);
-        let pressure = seen.psi.and_then(|totals| self.meter.observe(now, totals));
-        let some = pressure.unwrap_or_default().some;
-        let growth = self.trend.observe(now, &seen.memory);
-        self.peaks.observe(now, &seen.memory);
-        let figures = Figures {
-            online,
-            ceiling: limits.ceiling(present, seen.balloon),
-            headroom: Headroom::of(online, block, seen.working_set, growth.burst),
-            pressure,
-            growth: growth.ahead,
-            lately: self.lately(now, seen),
-            over_goal: self.over_goal.observe(now, some, limits.psi_goal()),
-        };
-        let goal = self.room(seen, &figures).goal();
-        self.pace.adapt(now, some, goal);
+        let figures = self.gauges.read(now, seen, &self.settings, self.quiet.learned(now));
+        let some = figures.pressure.unwrap_or_default().some;
+        let goal = figures.room(seen, &self.settings).goal();
+        self.pace.adapt(now, some, goal, figures.steps);
+        self.feel(now, seen, &figures);
         figures
     }
 
-    /// How much of what was in use before still counts.
-    fn lately(&self, now: Instant, seen: &Observation) -> Lately {
-        match seen.free_memory {
-            FreeMemory::KeptByGuest => Lately::Now,
-            FreeMemory::ReportedToHost if self.peaks.is_known_for(now, LONGEST) => {
-                Lately::Within { time: LONGEST, used: self.peaks.within(now, LONGEST) }
-            }
-            FreeMemory::ReportedToHost => Lately::Within { time: LONGEST, used: seen.memory.total },
+    /// Tasks that stall while a block is stolen, or right after, stall because of it.
+    fn feel(&mut self, now: Instant, seen: &Observation, figures: &Figures) {
+        let is_stealing = seen.steal == StealState::Running || self.quiet.stole_within(now, HURTS);
+        if figures.stalls() && is_stealing && !self.is_hurt {
+            self.quiet.hurt(now);
         }
-    }
-
-    fn need<'a>(&self, seen: &'a Observation, figures: &'a Figures) -> Need<'a> {
-        Need {
-            memory: &seen.memory,
-            headroom: &figures.headroom,
-            growth: figures.growth,
-            trigger_fired: seen.trigger_fired,
-            over_goal: figures.over_goal,
-            block: self.settings.block.size(),
-        }
-    }
-
-    fn room<'a>(&'a self, seen: &'a Observation, figures: &'a Figures) -> Room<'a> {
-        Room {
-            memory: &seen.memory,
-            headroom: &figures.headroom,
-            limits: &self.settings.limits,
-            lately: figures.lately,
-            online: figures.online,
-            ceiling: figures.ceiling,
-            block: self.settings.block.size(),
-            scale_by: self.settings.scale_by,
-        }
+        self.is_hurt = figures.stalls() && (is_stealing || self.is_hurt);
     }
 
     /// No return is pending: is one needed, or can something be stolen?
     fn tune(&mut self, now: Instant, seen: &Observation, figures: &Figures) -> Next {
-        if let Some(wanted) = self.need(seen, figures).wanted() {
+        if let Some(wanted) = figures.need(seen, &self.settings).wanted() {
             return self.ask(now, seen, figures, wanted);
         }
         let due = self.due_back(seen, figures);
@@ -277,10 +224,10 @@ impl Controller {
         if matches!(seen.device, DeviceState::Silent { .. }) {
             return Err(WaitReason::DeviceSilent);
         }
-        if seen.trigger_fired {
+        if figures.trigger_fired {
             return Err(WaitReason::Trigger);
         }
-        let room = self.room(seen, figures);
+        let room = figures.room(seen, &self.settings);
         if let Some(reason) = room.forbidding(pressure) {
             return Err(reason);
         }
@@ -294,16 +241,21 @@ impl Controller {
             return Err(reason);
         }
         if let Some(left) = self.quiet.left(now).filter(|_| !room.is_over_ceiling()) {
-            return Err(WaitReason::AfterReturn { left });
+            return Err(match left {
+                (left, Cause::Return) => WaitReason::AfterReturn { left },
+                (left, Cause::Stall) => WaitReason::AfterStall { left },
+            });
         }
         let allowed = room.allowed()?;
         let easy = room.easy(pressure);
         if easy == 0 && self.pace.is_proving(now) {
             return Err(WaitReason::Measuring);
         }
-        let found = candidates(now, &seen.blocks, &self.cooldowns, self.settings.kernel_zone);
-        let blocks = chosen(found, self.pace.allowance().max(easy), allowed.count);
-        self.is_rushing = blocks.len() > self.pace.allowance();
+        let (size, zone) = (self.settings.block.size(), self.settings.kernel_zone);
+        let found = candidates(now, &seen.blocks, size, &self.cooldowns, zone);
+        let allowance = self.pace.allowance().min(room.gentle());
+        let blocks = chosen(found, allowance.max(easy), allowed.count);
+        self.is_rushing = blocks.len() as u64 > allowance;
         if blocks.is_empty() {
             return Err(WaitReason::NoCandidate { cooling: self.cooldowns.count(now) });
         }
@@ -323,7 +275,7 @@ impl Controller {
         }
         let blocks = self.returnable(seen, figures, wanted);
         self.quiet.returning(now);
-        self.over_goal.restart(now);
+        self.gauges.asked(now);
         if blocks.is_empty() {
             return (Vec::new(), Decision::Rest(WaitReason::NothingToReturn { available }));
         }
@@ -343,9 +295,9 @@ impl Controller {
             ticket,
             count: blocks.len(),
             urgency,
-            available: seen.memory.available,
+            available: seen.memory.available - figures.hot_cache,
             low: figures.headroom.low,
-            pressure: figures.pressure.unwrap_or_default(),
+            pressure: figures.measured,
         };
         (Vec::from([Action::AskReturn { ticket, blocks, urgency }]), report)
     }
@@ -358,7 +310,7 @@ impl Controller {
             Urgency::Comfort | Urgency::Pressure => figures.ceiling,
         };
         let room = self.settings.block.count_in(most - figures.online);
-        nearest(seen.stolen(), wanted.count, room)
+        nearest(seen.stolen(), wanted.count.min(TICKET_BLOCKS_MOST), room)
     }
 
     /// Blocks that the host's target lets come back, where the guest follows the target alone.
@@ -367,19 +319,20 @@ impl Controller {
             ScaleBy::Use => Vec::new(),
             ScaleBy::Target => {
                 let room = self.settings.block.count_in(figures.ceiling - figures.online);
-                nearest(seen.stolen(), self.without_hurry(), room)
+                nearest(seen.stolen(), self.without_hurry(figures), room)
             }
         }
     }
 
     /// How many blocks a ticket names for which nobody waits.
-    fn without_hurry(&self) -> u64 {
-        self.settings.block.count_in(TICKET_MOST).max(1)
+    fn without_hurry(&self, figures: &Figures) -> u64 {
+        let part = ByteSize::from_bytes(figures.online.bytes() / UNHURRIED_PART);
+        self.settings.block.count_in(UNHURRIED.max(part)).max(1)
     }
 
     fn restore(&mut self, seen: &Observation, figures: &Figures) -> Next {
         let room = self.settings.block.count_in(self.settings.limits.max() - figures.online);
-        let blocks = nearest(seen.stolen(), self.without_hurry(), room);
+        let blocks = nearest(seen.stolen(), self.without_hurry(figures), room);
         if blocks.is_empty() {
             return (Vec::new(), Decision::Rest(WaitReason::Restoring));
         }
@@ -395,7 +348,7 @@ impl Controller {
         held: &Ticket,
     ) -> Next {
         let ticket = held.ticket;
-        let need = self.need(seen, figures);
+        let need = figures.need(seen, &self.settings);
         let wanted = need.wanted();
         let retry = match held.answer {
             Answer::Granted => {
@@ -451,11 +404,18 @@ impl Controller {
 
 type Next = (Vec<Action>, Decision);
 
-/// Watchful while something runs or a return may soon be needed, calm otherwise.
+/// Watchful while something runs, and calm while nothing could come back. Else the next look comes
+/// before a guest that begins to grow now, as fast as guests do, has used up what is there for that:
+/// neither PSI nor anything else tells before the memory is gone.
 fn wait(seen: &Observation, figures: &Figures) -> Duration {
-    let near = seen.memory.available - figures.growth
-        < figures.headroom.steal + ByteSize::from_bytes(figures.headroom.low.bytes() / 2);
-    let has_stolen = seen.stolen().next().is_some();
-    let is_busy = seen.steal == StealState::Running || seen.ticket.is_some();
-    if is_busy || (near && has_stolen) { WATCHFUL } else { CALM }
+    if seen.steal == StealState::Running || seen.ticket.is_some() {
+        return WATCHFUL;
+    }
+    if seen.stolen().next().is_none() {
+        return CALM;
+    }
+    let spare =
+        seen.memory.available - figures.hot_cache - figures.growth.ahead - figures.headroom.low;
+    let ms = spare.bytes() * 1_000 / FASTEST.bytes();
+    Duration::from_millis(ms).clamp(WATCHFUL, CALM)
 }

@@ -32,8 +32,10 @@
 mod controller;
 mod convert;
 mod cooldown;
+mod figures;
 mod headroom;
 mod heat;
+mod hot_cache;
 mod idle;
 mod limits;
 mod observation;
@@ -45,6 +47,7 @@ mod quiet;
 mod reclaim;
 mod returns;
 mod select;
+mod shortage;
 mod steals;
 mod trend;
 
@@ -61,7 +64,7 @@ pub use idle::IdleTimes;
 pub use limits::{Limits, LimitsError, LimitsWish, PSI_GOAL_DEFAULT, PSI_GOAL_MAX, PSI_GOAL_MIN};
 pub use observation::{
     Answer, BlockState, BlockView, Census, DeviceState, FixedReason, FreeMemory, Memory, Mode,
-    Observation, Outcome, PsiTotals, StealFailure, StealState, Swap, Ticket,
+    Observation, Outcome, PsiTotals, Squeeze, StealFailure, StealState, Swap, Ticket,
 };
 pub use plan::{Action, Decision, Plan, Urgency, WaitReason};
 pub use pressure::{Pressure, WINDOW};

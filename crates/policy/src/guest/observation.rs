@@ -15,6 +15,8 @@ pub struct Observation {
     pub memory: Memory,
     /// What becomes of memory that is free while its block is online.
     pub free_memory: FreeMemory,
+    /// What the kernel has had to do for want of memory, or `None` where it does not count that.
+    pub squeeze: Option<Squeeze>,
     /// PSI's counters, or `None` where the kernel has no PSI: then nothing is stolen.
     pub psi: Option<PsiTotals>,
     /// A PSI trigger has fired since the last step: some task is stalling right now.
@@ -48,6 +50,21 @@ pub struct Memory {
     pub free: ByteSize,
     /// `MemAvailable`.
     pub available: ByteSize,
+    /// Page cache that can be dropped: `Cached` and `Buffers` less `Shmem`. `MemAvailable` counts
+    /// nearly all of it, whether programs read it all the time or never again.
+    pub cache: ByteSize,
+}
+
+/// `/proc/vmstat`, as far as it tells why tasks stall. Counters since boot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Squeeze {
+    /// What is done only where the guest as a whole is short, in pages or times: `pgscan_kswapd`,
+    /// `pgscan_direct`, `compact_stall`, `pswpin`. Reclaim in a control group that is at its own limit
+    /// does not count there (mm/vmscan.c, `shrink_inactive_list`: not where `cgroup_reclaim`).
+    pub events: u64,
+    /// File pages that were read again so soon after they had been reclaimed that more memory would
+    /// have kept them: `workingset_activate_file` (mm/workingset.c, `workingset_refault`), as bytes.
+    pub reread: ByteSize,
 }
 
 impl Memory {
@@ -99,7 +116,7 @@ pub struct BlockView {
     pub state: BlockState,
     /// How much of it was touched lately, where somebody watches.
     pub heat: Option<Heat>,
-    /// What its pages are, where somebody counted.
+    /// What its pages are, where somebody counted or can tell by a sample.
     pub census: Option<Census>,
 }
 

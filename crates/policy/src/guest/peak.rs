@@ -56,7 +56,7 @@ mod tests {
 
     fn used(mib: u64) -> Memory {
         let (total, available) = (ByteSize::from_mib(1000), ByteSize::from_mib(1000 - mib));
-        Memory { total, free: ByteSize::ZERO, available }
+        Memory { total, available, ..Memory::default() }
     }
 
     #[test]

@@ -160,6 +160,25 @@ pub enum WaitReason {
         /// How much longer nothing is stolen.
         left: Duration,
     },
+    /// Tasks stalled a short while ago while blocks were stolen.
+    AfterStall {
+        /// How much longer nothing is stolen.
+        left: Duration,
+    },
+    /// So much was in use lately that one more block might be missed, as it was before.
+    UsedLately {
+        /// So much.
+        used: ByteSize,
+        /// Within so long.
+        within: Duration,
+    },
+    /// One more block would take page cache that is read again and again.
+    CacheInUse {
+        /// So much of it is.
+        cache: ByteSize,
+        /// So much more would have to be available.
+        missing: ByteSize,
+    },
     /// Stealing one more block would leave too little available.
     Steady {
         /// What is available.
@@ -216,6 +235,18 @@ impl fmt::Display for WaitReason {
                 let seconds = left.as_millis().div_ceil(1_000);
                 write!(f, "a return was needed lately: no steal for {seconds} s")
             }
+            Self::AfterStall { left } => {
+                let seconds = left.as_millis().div_ceil(1_000);
+                write!(f, "tasks stalled when blocks were stolen: no steal for {seconds} s")
+            }
+            Self::UsedLately { used, within } => {
+                let seconds = within.as_secs();
+                write!(f, "{used} were in use within the last {seconds} s, and are kept this time")
+            }
+            Self::CacheInUse { cache, missing } => write!(
+                f,
+                "{cache} of page cache are read again and again, one more block needs {missing} more"
+            ),
             Self::Steady { available, needed } => {
                 write!(f, "{available} available, one more block needs {needed}")
             }

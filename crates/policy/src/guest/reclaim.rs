@@ -160,12 +160,17 @@ impl Reclaimer {
             WaitReason::Steady { available, needed } => {
                 self.unless_stalled(now, Gain::Block { missing: needed - available })
             }
+            WaitReason::CacheInUse { missing, .. } => {
+                self.unless_stalled(now, Gain::Block { missing })
+            }
             WaitReason::NoFree { .. } => self.unless_stalled(now, Gain::Room),
             WaitReason::Patient { .. } => self.unless_stalled(now, Gain::Reported),
             WaitReason::Pressure { .. } | WaitReason::Trigger => {
                 self.stalled = Some(now);
                 Reclaim::Off(NoReclaim::Pressure)
             }
+            WaitReason::AfterStall { .. } => Reclaim::Off(NoReclaim::Pressure),
+            WaitReason::UsedLately { .. } => Reclaim::Off(NoReclaim::NotNeeded),
             WaitReason::AfterReturn { .. }
             | WaitReason::NothingToReturn { .. }
             | WaitReason::Denied => Reclaim::Off(NoReclaim::Returning),

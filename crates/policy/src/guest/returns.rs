@@ -7,8 +7,10 @@ use memtide_units::{BlockId, ByteSize, Instant, PpMillion};
 
 use super::headroom::Headroom;
 use super::observation::Memory;
+use super::pace::Steps;
 use super::plan::Urgency;
 use super::pressure::WINDOW;
+use super::trend::Growth;
 
 /// Pressure at the goal that lasts this long asks a block back whatever is available: `MemAvailable`
 /// counts page cache as available, and cannot see that it is thrashing. Five windows; pressure
@@ -16,19 +18,19 @@ use super::pressure::WINDOW;
 pub(super) const STUBBORN: Duration = Duration::from_secs(10);
 /// But so long at least: a single stall is seen for a whole window.
 const STUBBORN_LEAST: Duration = WINDOW.saturating_add(Duration::from_secs(1));
-/// As many blocks as this in one question because of pressure: what one window may steal at most.
-const STUBBORN_BLOCKS: u64 = 16;
 
 /// What decides about a return.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Need<'a> {
     pub(super) memory: &'a Memory,
+    /// Of the page cache, what counts as in use.
+    pub(super) hot_cache: ByteSize,
     pub(super) headroom: &'a Headroom,
-    /// What will be used in addition half a second from now.
-    pub(super) growth: ByteSize,
+    pub(super) growth: Growth,
     pub(super) trigger_fired: bool,
     /// How pressure has been over the goal, where it is.
     pub(super) over_goal: Option<Stall>,
+    pub(super) steps: Steps,
     pub(super) block: ByteSize,
 }
 
@@ -42,11 +44,11 @@ pub(super) struct Wanted {
 impl Need<'_> {
     /// The return that these numbers call for, if any.
     pub(super) fn wanted(&self) -> Option<Wanted> {
-        let ahead = self.memory.available - self.growth;
+        let ahead = self.available() - self.growth.ahead;
         let stalls = self.trigger_fired || self.over_goal.is_some();
         let little = ahead < self.headroom.low + self.block;
         if ahead < self.headroom.low {
-            return Some(Wanted { count: self.count(ahead), urgency: self.urgency(stalls) });
+            return Some(Wanted { count: self.count(), urgency: self.urgency(stalls) });
         }
         let count = if stalls && little { 1 } else { 0 }.max(self.stubborn());
         (count > 0).then_some(Wanted { count, urgency: Urgency::Pressure })
@@ -58,7 +60,7 @@ impl Need<'_> {
     fn stubborn(&self) -> u64 {
         let lasts = |stall: &Stall| stall.time >= stall.patience();
         match self.over_goal.filter(lasts) {
-            Some(stall) if self.memory.free < self.headroom.low => stall.blocks(),
+            Some(stall) if self.memory.free < self.headroom.low => stall.blocks(self.steps),
             _ => 0,
         }
     }
@@ -66,11 +68,17 @@ impl Need<'_> {
     /// Whether a return that was asked for is still worth waiting for: until as much is available
     /// as it would have brought.
     pub(super) fn is_satisfied(&self) -> bool {
-        self.over_goal.is_none() && self.memory.available - self.growth >= self.headroom.refill
+        self.over_goal.is_none() && self.available() - self.growth.ahead >= self.headroom.refill
+    }
+
+    /// What is available, without the cache that is in use.
+    fn available(&self) -> ByteSize {
+        self.memory.available - self.hot_cache
     }
 
     /// Blocks that bring back the headroom, at least one; in an emergency with room to spare.
-    fn count(&self, ahead: ByteSize) -> u64 {
+    fn count(&self) -> u64 {
+        let ahead = self.available() - self.growth.surge.max(self.growth.ahead);
         let goal = if self.memory.available < self.headroom.emergency {
             self.headroom.steal
         } else {
@@ -82,9 +90,13 @@ impl Need<'_> {
     fn urgency(&self, stalls: bool) -> Urgency {
         let available = self.memory.available;
         let half = ByteSize::from_bytes(self.headroom.low.bytes() / 2);
+        // A cache that is in use can be dropped before anybody is killed.
         if available < self.headroom.emergency {
             Urgency::Emergency
-        } else if stalls || available < half || available - self.growth < self.headroom.emergency {
+        } else if stalls
+            || self.available() < half
+            || available - self.growth.ahead < self.headroom.emergency
+        {
             Urgency::Pressure
         } else {
             Urgency::Comfort
@@ -111,10 +123,11 @@ impl Stall {
         (STUBBORN * self.goal.0 / self.some.0.max(1)).max(STUBBORN_LEAST)
     }
 
-    /// One block, and twice as many each time that it was not enough: the inverse of what a thief
+    /// A step, and twice as many blocks each time that it was not enough: the inverse of what a thief
     /// does (see [`Pace`](super::pace::Pace)).
-    fn blocks(&self) -> u64 {
-        1_u64.checked_shl(self.asked).unwrap_or(u64::MAX).min(STUBBORN_BLOCKS)
+    fn blocks(&self, steps: Steps) -> u64 {
+        let doubled = 1_u64.checked_shl(self.asked).unwrap_or(u64::MAX);
+        steps.least.saturating_mul(doubled).min(steps.most)
     }
 }
 
@@ -183,14 +196,29 @@ mod tests {
         growth: u64,
         over_goal: Option<Stall>,
     ) -> Option<(u64, Urgency)> {
-        let memory = Memory { total: mib(1000), free: mib(free), available: mib(available) };
+        caching(0, (free, available, growth), over_goal)
+    }
+
+    fn caching(
+        hot_cache: u64,
+        (free, available, growth): (u64, u64, u64),
+        over_goal: Option<Stall>,
+    ) -> Option<(u64, Urgency)> {
+        let memory = Memory {
+            total: mib(1000),
+            free: mib(free),
+            available: mib(available),
+            ..Memory::default()
+        };
         let headroom = Headroom::of(mib(1000), BlockSize::X86_SMALL, None, ByteSize::ZERO);
         let need = Need {
             memory: &memory,
+            hot_cache: mib(hot_cache),
             headroom: &headroom,
-            growth: mib(growth),
+            growth: Growth { ahead: mib(growth), surge: mib(growth), ..Growth::default() },
             trigger_fired: false,
             over_goal,
+            steps: Steps { least: 1, most: 16 },
             block: mib(128),
         };
         need.wanted().map(|wanted| (wanted.count, wanted.urgency))
@@ -226,6 +254,14 @@ mod tests {
         assert_eq!([wanted(stall(2, 300_000, 0)), wanted(stall(3, 300_000, 0))], [None, Some(1)]);
         let counts = [1, 2, 3, 4, 9, 99].map(|asked| wanted(stall(10, 2_000, asked)).unwrap());
         assert_eq!(counts, [2, 4, 8, 16, 16, 16]);
+    }
+
+    #[test]
+    fn a_cache_that_is_in_use_is_not_available_and_nobody_dies_of_it() {
+        let wanted = |hot_cache| caching(hot_cache, (60, 400, 0), None);
+        assert_eq!(wanted(300), None);
+        assert_eq!(wanted(301), Some((1, Urgency::Comfort)));
+        assert_eq!(wanted(400), Some((2, Urgency::Pressure)));
     }
 
     #[test]

@@ -11,11 +11,19 @@ use super::cooldown::Cooldowns;
 use super::heat::Heat;
 use super::observation::{BlockState, BlockView, Census, Memory};
 
-/// Blocks that may be stolen, best first: coldest first, and of equal heat the highest, since the
-/// top of memory is where ACMA wants the hole to be. A block that nobody watches counts as cold.
+/// What it costs to empty a block is told apart in eighths of it: of blocks that cost much the same the
+/// highest goes, so that what is stolen stays in one piece.
+const COSTS: u64 = 8;
+/// To move a page out of a warm block costs twice as much as out of a cold one: some are being used.
+const WARM_COSTS: u64 = 2;
+
+/// Blocks that may be stolen, best first: hot ones last, then those that are emptied with the least
+/// effort, and where that is much the same the highest, since the top of memory is where ACMA wants
+/// the hole to be. A block that nobody watches counts as cold, one that nobody counted as full.
 pub(super) fn candidates(
     now: Instant,
     blocks: &[BlockView],
+    block: ByteSize,
     cooldowns: &Cooldowns,
     kernel_zone: KernelZone,
 ) -> Vec<BlockId> {
@@ -34,8 +42,19 @@ pub(super) fn candidates(
         .filter(emptiable)
         .filter(|view| !cooldowns.rests(now, view.id))
         .collect();
-    found.sort_by_key(|view| (view.heat.unwrap_or(Heat::Cold), Reverse(view.id)));
+    found.sort_by_cached_key(|view| (price(view, block), Reverse(view.id)));
     found.into_iter().map(|view| view.id).collect()
+}
+
+/// Whether it is hot, and then the effort.
+fn price(view: &BlockView, block: ByteSize) -> (bool, u64) {
+    let to_migrate = view.census.map_or(block, |census| census.to_migrate);
+    let eighths = (to_migrate.bytes().saturating_mul(COSTS)).div_ceil(block.bytes().max(1));
+    match view.heat.unwrap_or(Heat::Cold) {
+        Heat::Cold => (false, eighths),
+        Heat::Warm => (false, eighths * WARM_COSTS),
+        Heat::Hot => (true, eighths),
+    }
 }
 
 /// Why a block is not taken after all.
@@ -115,11 +134,36 @@ mod tests {
             view(7, Foreign, None),
         ];
         let order = |zone| {
-            let found = candidates(Instant::default(), &blocks, &Cooldowns::default(), zone);
+            let (now, rests) = (Instant::default(), Cooldowns::default());
+            let size = BlockSize::X86_SMALL.size();
+            let found = candidates(now, &blocks, size, &rests, zone);
             found.into_iter().map(|id| id.0).collect::<Vec<_>>()
         };
         assert_eq!(order(KernelZone::Leave), [4, 2, 5, 3]);
         assert_eq!(order(KernelZone::Steal), [4, 2, 1, 5, 3]);
+    }
+
+    #[test]
+    fn what_is_emptied_with_little_effort_goes_first_but_never_what_is_hot() {
+        let counted = |id, heat, mib| BlockView {
+            census: Some(Census { to_migrate: ByteSize::from_mib(mib), unmovable_pages: 0 }),
+            ..view(id, BlockState::Movable, Some(heat))
+        };
+        let blocks = [
+            counted(1, Heat::Hot, 1),
+            counted(2, Heat::Cold, 0),
+            counted(3, Heat::Warm, 16),
+            counted(4, Heat::Cold, 100),
+            counted(5, Heat::Cold, 97),
+            counted(6, Heat::Warm, 100),
+            view(7, BlockState::Movable, None),
+            counted(8, Heat::Cold, 32),
+        ];
+        let (now, rests) = (Instant::default(), Cooldowns::default());
+        let size = BlockSize::X86_SMALL.size();
+        let found = candidates(now, &blocks, size, &rests, KernelZone::Leave);
+        let order: Vec<_> = found.into_iter().map(|id| id.0).collect();
+        assert_eq!(order, [2, 8, 3, 5, 4, 7, 6, 1]);
     }
 
     #[test]

@@ -20,24 +20,33 @@ const FREE_FLOOR: ByteSize = ByteSize::from_mib(8);
 /// stealing stops: 1 % with the default. The host is short, and the guest still survives it.
 const EAGER_GOALS: u32 = 10;
 
-/// Most blocks that the host's target takes at once from a guest with plenty of free memory: 8 GiB
-/// of 128 MiB blocks, two seconds of the host's dropping them. The next batch is planned on what is
-/// seen after it.
-const RUSH_MAX: u64 = 64;
+/// Most that the host's target takes at once from a guest with plenty of free memory, or one block:
+/// two seconds of the host's dropping it. The next batch is planned on what is seen after it.
+const RUSH_MOST: ByteSize = ByteSize::from_gib(8);
+
+/// Where more than what is free goes, this part of the page cache may in one window: the kernel drops
+/// what was not read for the longest time first, so that no more than this part of what is in use
+/// goes before somebody waits for it.
+const CACHE_PART: u64 = 4;
 
 /// What was in use lately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lately {
     /// Only what is in use now counts.
     Now,
-    /// So much was within this long, and counts as if it were still.
-    Within { time: Duration, used: ByteSize },
+    /// So much was within this long, and counts as if it were still: free memory reaches the host as
+    /// it is.
+    Reported { time: Duration, used: ByteSize },
+    /// The same, because what was given up sooner was needed again.
+    Learned { time: Duration, used: ByteSize },
 }
 
 /// What decides how many blocks may go.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Room<'a> {
     pub(super) memory: &'a Memory,
+    /// Of the page cache, what counts as in use.
+    pub(super) hot_cache: ByteSize,
     pub(super) headroom: &'a Headroom,
     pub(super) lately: Lately,
     pub(super) limits: &'a Limits,
@@ -92,12 +101,18 @@ impl Room<'_> {
     /// out how much a guest can spare; where the host says how much shall go, and so much is *free*
     /// with plenty left over, there is nothing to find out: nothing has to be pushed out to make
     /// room, and the guest does not stall.
-    pub(super) fn easy(&self, pressure: Pressure) -> usize {
+    pub(super) fn easy(&self, pressure: Pressure) -> u64 {
         if !self.is_over_ceiling() || self.unhurrying(pressure).is_some() {
             return 0;
         }
         let free = self.blocks_in(self.memory.free - self.headroom.steal);
-        usize::try_from(free.min(self.blocks_over()).min(RUSH_MAX)).unwrap_or(0)
+        free.min(self.blocks_over()).min(self.blocks_in(RUSH_MOST).max(1))
+    }
+
+    /// Blocks that may go at once without pushing out much of the cache: at least one.
+    pub(super) fn gentle(&self) -> u64 {
+        let part = ByteSize::from_bytes(self.memory.cache.bytes() / CACHE_PART);
+        self.blocks_in(self.memory.free.max(part)).max(1)
     }
 
     /// How many blocks may go now, at least one.
@@ -116,15 +131,29 @@ impl Room<'_> {
         let best = if eager.count > plenty.count { eager } else { plenty };
         if best.count == 0 {
             let keep = if self.is_over_ceiling() { eager.keep } else { plenty.keep };
-            let (available, needed) = (self.memory.available, keep + self.block);
-            return Err(match self.lately {
-                Lately::Within { time, .. } if available >= needed => {
-                    WaitReason::Patient { within: time }
-                }
-                Lately::Now | Lately::Within { .. } => WaitReason::Steady { available, needed },
-            });
+            return Err(self.missing(keep + self.block));
         }
         Ok(Allowed { count: best.count.min(by_minimum), ..best })
+    }
+
+    /// Why one more block cannot go, which needs so much.
+    fn missing(&self, needed: ByteSize) -> WaitReason {
+        let available = match self.is_over_ceiling() {
+            true => self.memory.available,
+            false => self.memory.available - self.hot_cache,
+        };
+        match self.lately {
+            Lately::Reported { time, .. } if available >= needed => {
+                WaitReason::Patient { within: time }
+            }
+            Lately::Learned { time, used } if available >= needed => {
+                WaitReason::UsedLately { used, within: time }
+            }
+            _ if self.memory.available >= needed => {
+                WaitReason::CacheInUse { cache: self.hot_cache, missing: needed - available }
+            }
+            _ => WaitReason::Steady { available, needed },
+        }
     }
 
     /// What the guest has to spare, where that is given up unasked.
@@ -137,12 +166,15 @@ impl Room<'_> {
         Allowed { count, keep, ceiling: None }
     }
 
-    /// What is available, and was all along.
+    /// What is available without the cache that is in use, and was all along.
     fn spare(&self) -> ByteSize {
-        match self.lately {
+        let available = match self.lately {
             Lately::Now => self.memory.available,
-            Lately::Within { used, .. } => self.memory.available.min(self.memory.total - used),
-        }
+            Lately::Reported { used, .. } | Lately::Learned { used, .. } => {
+                self.memory.available.min(self.memory.total - used)
+            }
+        };
+        available - self.hot_cache
     }
 
     /// What the host's target asks for: the margin against stealing and returning in turns is not
@@ -164,8 +196,8 @@ impl Room<'_> {
 }
 
 /// The first of `candidates`, no more than allowance and room permit.
-pub(super) fn chosen(candidates: Vec<BlockId>, allowance: usize, count: u64) -> Vec<BlockId> {
-    let count = usize::try_from(count).unwrap_or(usize::MAX).min(allowance);
+pub(super) fn chosen(candidates: Vec<BlockId>, allowance: u64, count: u64) -> Vec<BlockId> {
+    let count = usize::try_from(count.min(allowance)).unwrap_or(usize::MAX);
     candidates.into_iter().take(count).collect()
 }
 
@@ -181,11 +213,25 @@ mod tests {
 
     /// 2048 MiB present, minimum 512 MiB; `low` 100 MiB and `steal` 292 MiB at 1000 MiB online.
     fn allowed(online: u64, available: u64, ceiling: u64) -> Result<(u64, bool), WaitReason> {
+        caching(online, (available, 0), ceiling)
+    }
+
+    fn caching(
+        online: u64,
+        (available, hot_cache): (u64, u64),
+        ceiling: u64,
+    ) -> Result<(u64, bool), WaitReason> {
         let limits = Limits::new(mib(2048), LimitsWish::default()).unwrap();
-        let memory = Memory { total: mib(online), free: mib(50), available: mib(available) };
+        let memory = Memory {
+            total: mib(online),
+            free: mib(50),
+            available: mib(available),
+            ..Memory::default()
+        };
         let headroom = Headroom::of(mib(online), BlockSize::X86_SMALL, None, ByteSize::ZERO);
         let room = Room {
             memory: &memory,
+            hot_cache: mib(hot_cache),
             headroom: &headroom,
             lately: Lately::Now,
             limits: &limits,
@@ -203,6 +249,14 @@ mod tests {
         assert_eq!(allowed(1000, 548, 2048), Ok((2, false)));
         let steady = WaitReason::Steady { available: mib(419), needed: mib(420) };
         assert_eq!(allowed(1000, 419, 2048), Err(steady));
+    }
+
+    #[test]
+    fn a_cache_that_is_in_use_goes_for_the_host_alone() {
+        assert_eq!(caching(1000, (548, 128), 2048), Ok((1, false)));
+        let in_use = WaitReason::CacheInUse { cache: mib(129), missing: mib(1) };
+        assert_eq!(caching(1000, (548, 129), 2048), Err(in_use));
+        assert_eq!(caching(1000, (548, 129), 900), Ok((1, true)));
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub(super) struct Growth {
     /// How much more will be in use when a return that is asked for now has come, if the guest
     /// grows on as it does. Of the last two spans the slower counts: one step up is no climb.
     pub(super) ahead: ByteSize,
+    /// The same by the last span alone: what a guest that is short already may want.
+    pub(super) surge: ByteSize,
     /// The largest step up of the last minute or two, within one span: it may come again, and
     /// nothing foretells it.
     pub(super) burst: ByteSize,
@@ -66,6 +68,7 @@ impl Trend {
         }
         Growth {
             ahead: self.foretold[0].min(self.foretold[1]),
+            surge: self.foretold[1],
             burst: self.bursts[0].max(self.bursts[1]),
         }
     }
@@ -97,8 +100,8 @@ mod tests {
     fn memory(total: u64, available: u64) -> Memory {
         Memory {
             total: ByteSize::from_mib(total),
-            free: ByteSize::ZERO,
             available: ByteSize::from_mib(available),
+            ..Memory::default()
         }
     }
 

@@ -298,6 +298,7 @@ impl Agent {
         let seen = Observation {
             memory: kernel.memory(),
             free_memory: FreeMemory::KeptByGuest,
+            squeeze: Some(kernel.squeeze()),
             psi: (self.psi == Psi::Present).then(|| kernel.psi()),
             trigger_fired,
             balloon,
@@ -378,7 +379,8 @@ impl Agent {
                 Hold::Online if block.zone == Zone::Movable => BlockState::Movable,
                 Hold::Online => BlockState::Kernel,
             };
-            BlockView { id: block.id, state, heat: self.heat.heat(block.id), census: None }
+            let census = self.monitor.census(kernel, block);
+            BlockView { id: block.id, state, heat: self.heat.heat(block.id), census }
         };
         kernel.blocks().iter().map(view).collect()
     }

@@ -22,7 +22,7 @@ mod tests;
 
 use std::time::Duration;
 
-use memtide_policy::guest::{Memory, PsiTotals};
+use memtide_policy::guest::{Memory, PsiTotals, Squeeze};
 use memtide_units::{BlockId, BlockSize, ByteSize};
 
 use crate::chance::{Chance, Stream};
@@ -61,6 +61,7 @@ pub struct Kernel {
     own: u64,
     /// Pages of [`Kind::Cache`] that reclaim has taken: to read them again is a refault.
     evicted: u64,
+    squeeze: Squeeze,
     /// How long an allocation has got nowhere.
     starving: Duration,
     /// In so many of a thousand cases a block that could be emptied is busy all the same.
@@ -83,6 +84,7 @@ impl Kernel {
             reserved,
             own: 0,
             evicted: 0,
+            squeeze: Squeeze::default(),
             starving: Duration::ZERO,
             busy_permille: 20,
             offlining: None,
@@ -159,7 +161,17 @@ impl Kernel {
         let cache = self.held(Kind::Cache) + self.held(Kind::Stale);
         let kept = cache.div_ceil(2).min(marks.low);
         let available = (free + cache - kept).saturating_sub(marks.high + marks.reserve);
-        Memory { total: in_bytes(total), free: in_bytes(free), available: in_bytes(available) }
+        Memory {
+            total: in_bytes(total),
+            free: in_bytes(free),
+            available: in_bytes(available),
+            cache: in_bytes(cache),
+        }
+    }
+
+    /// `/proc/vmstat`.
+    pub fn squeeze(&self) -> Squeeze {
+        self.squeeze
     }
 
     /// `/proc/pressure/memory`.

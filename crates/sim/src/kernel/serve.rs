@@ -26,6 +26,9 @@ pub struct Demand {
     pub cache: u64,
     /// File pages that they read once, in a second.
     pub streamed: u64,
+    /// Share of the time, in thousandths, in which some task stalls in a control group that is at a
+    /// limit of its own, whatever the guest has.
+    pub boxed: u32,
 }
 
 /// Somebody was killed for memory.
@@ -53,9 +56,25 @@ impl Kernel {
         self.shrink_to(demand);
         self.run_kswapd(demand);
         let killed = self.grow_to(demand);
+        self.thrash_in_box(demand.boxed);
         self.read_again(demand.cache);
         self.read_once(demand.streamed);
         Ticked { killed, trigger: self.stalls.end_tick() }
+    }
+
+    /// Whether programs wait for memory that they want.
+    pub fn lacks(&self, demand: &Demand) -> bool {
+        let wanted = [(Kind::Hot, demand.hot), (Kind::Cold, demand.cold)];
+        wanted.iter().any(|(kind, wanted)| self.held(*kind) < *wanted)
+    }
+
+    /// A control group at its limit drops its own pages and reads them again. The guest is not short,
+    /// and its kernel reclaims nothing; the pages that are read again count for the guest all the same.
+    fn thrash_in_box(&mut self, permille: u32) {
+        let time = TICK * permille / 1000;
+        let most = per_tick(self.machine.read_per_second());
+        self.stalls.add(time);
+        self.squeeze.reread += super::in_bytes(most * u64::from(permille) / 1000);
     }
 
     /// What programs do not want any more is free at once.
@@ -113,6 +132,7 @@ impl Kernel {
         let stale = self.let_go(Kind::Stale, pages, zone);
         let cache = self.let_go(Kind::Cache, pages - stale, zone);
         self.evicted += cache;
+        self.squeeze.events += pages;
         stale + cache
     }
 
@@ -167,9 +187,11 @@ impl Kernel {
         let refaults = lost.div_ceil(ROUND_TICKS).min(most);
         let read = refaults + (missing - lost).min(most - refaults);
         self.evicted -= refaults;
+        self.squeeze.reread += super::in_bytes(refaults);
         self.stalls.add(share(TICK, refaults, most));
         let got = self.hand_out(Kind::Cache, read, Depth::Min);
         let made = self.let_go(Kind::Stale, read - got, None);
+        self.squeeze.events += read - got;
         let got = got + self.hand_out(Kind::Cache, made, Depth::Min);
         // One page of it pushes out another: what was not kept will be a refault again.
         self.evicted += read - got;

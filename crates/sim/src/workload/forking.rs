@@ -27,7 +27,7 @@ impl Life for Forking {
             cache: share.permille(60),
             // A small process has 20 KiB of stack and page tables to some 100 KiB of its own.
             kernel: share.permille(10 + self.children / 6),
-            streamed: 0,
+            ..Demand::default()
         }
     }
 

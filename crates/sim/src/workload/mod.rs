@@ -5,7 +5,10 @@
 //! the second half of a run all of them become small and calm ([`Phase::Calm`]): what was given back
 //! for their sake must go again.
 
+mod boxed;
+mod building;
 mod bursty;
+mod caching;
 mod diurnal;
 mod forking;
 mod leaking;
@@ -39,12 +42,27 @@ pub enum Name {
     Leaking,
     /// Many short processes, with page tables and stacks in kernel memory.
     ForkHeavy,
+    /// Reads two fifths of the guest from files again and again.
+    Caching,
+    /// Builds something, idles, and builds again.
+    Building,
+    /// A container that is at its limit stalls all the time, in a guest with plenty of memory.
+    Boxed,
 }
 
 impl Name {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Steady, Self::Diurnal, Self::Bursty, Self::Scanning, Self::Leaking, Self::ForkHeavy];
+    pub const ALL: [Self; 9] = [
+        Self::Steady,
+        Self::Diurnal,
+        Self::Bursty,
+        Self::Scanning,
+        Self::Leaking,
+        Self::ForkHeavy,
+        Self::Caching,
+        Self::Building,
+        Self::Boxed,
+    ];
 
     /// As it is written on a command line.
     pub const fn name(self) -> &'static str {
@@ -55,6 +73,9 @@ impl Name {
             Self::Scanning => "scanning",
             Self::Leaking => "leaking",
             Self::ForkHeavy => "fork-heavy",
+            Self::Caching => "caching",
+            Self::Building => "building",
+            Self::Boxed => "boxed",
         }
     }
 
@@ -67,6 +88,11 @@ impl Name {
             Self::Scanning => "reads files larger than memory, once each",
             Self::Leaking => "grows by what it forgets to free, until somebody restarts it",
             Self::ForkHeavy => "many short processes, with page tables and stacks in kernel memory",
+            Self::Caching => "reads two fifths of the guest from files again and again",
+            Self::Building => {
+                "builds for half a minute, idles for twenty seconds, and builds again"
+            }
+            Self::Boxed => "a container at its own limit stalls, in a guest with plenty of memory",
         }
     }
 }
@@ -126,6 +152,9 @@ impl Workload {
             Name::Scanning => Box::new(scanning::Scanning::default()),
             Name::Leaking => Box::new(leaking::Leaking::default()),
             Name::ForkHeavy => Box::new(forking::Forking::default()),
+            Name::Caching => Box::new(caching::Caching),
+            Name::Building => Box::new(building::Building),
+            Name::Boxed => Box::new(boxed::Boxed),
         };
         let chance = Chance::of(seed, Stream::Workload);
         Self { life, share: Share { present }, chance, dead_until: Instant::default() }
@@ -139,7 +168,7 @@ impl Workload {
         match phase {
             _ if is_dead => Demand { cache: wants.cache, ..Demand::default() },
             Phase::Busy => wants,
-            Phase::Calm => self.calm(),
+            Phase::Calm => Demand { boxed: wants.boxed, ..self.calm() },
         }
     }
 

@@ -29,6 +29,7 @@ impl Life for Scanning {
             cache: share.permille(80),
             streamed: if self.is_reading { in_pages(PER_SECOND) } else { 0 },
             kernel: share.permille(if self.is_reading { 8 } else { 4 }),
+            ..Demand::default()
         }
     }
 

@@ -36,7 +36,7 @@ fn a_denial_is_taken_for_an_answer_for_two_seconds() {
     assert_story(
         &story,
         "
-         12.0   512 MiB  ask 1 back (ticket 1, comfort): 52 MiB available of 102.3 MiB, pressure 0.00 %
+         12.0   512 MiB  ask 2 back (ticket 1, comfort): 52 MiB available of 102.3 MiB, pressure 0.00 %
          12.1   512 MiB  rest: the gate denied a return lately
          14.1   512 MiB  ask 1 back (ticket 2, comfort): 52 MiB available of 102.3 MiB, pressure 0.00 %
          14.2   512 MiB  rest: the gate denied a return lately

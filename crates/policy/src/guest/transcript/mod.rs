@@ -58,6 +58,7 @@ impl Story {
         let seen = Observation {
             memory: Memory::default(),
             free_memory: FreeMemory::KeptByGuest,
+            squeeze: None,
             psi: Some(PsiTotals::default()),
             trigger_fired: false,
             balloon: ByteSize::ZERO,
@@ -101,7 +102,8 @@ impl Story {
         let online = self.online();
         let available = ByteSize::from_mib(online.saturating_sub(self.used));
         let free = available - ByteSize::from_mib(self.cached);
-        self.seen.memory = Memory { total: ByteSize::from_mib(online), free, available };
+        let (total, cache) = (ByteSize::from_mib(online), ByteSize::from_mib(self.cached));
+        self.seen.memory = Memory { total, free, available, cache };
         if let Some(psi) = &mut self.seen.psi {
             psi.some_us += stall_us;
         }
@@ -231,14 +233,11 @@ fn a_growing_guest_gets_blocks_back_before_it_runs_short_and_is_left_alone_after
          14.0   640 MiB  ask 3 back (ticket 1, emergency): 40 MiB available of 128 MiB, pressure 0.00 %
          14.1   640 MiB  put ticket 1 online
          14.2  1024 MiB  rest: a return was needed lately: no steal for 20 s
-         17.0  1024 MiB  ask 1 back (ticket 2, comfort): 124 MiB available of 164 MiB, pressure 0.00 %
+         17.0  1024 MiB  ask 2 back (ticket 2, comfort): 124 MiB available of 164 MiB, pressure 0.00 %
          17.1  1024 MiB  put ticket 2 online
-         17.2  1152 MiB  rest: a return was needed lately: no steal for 20 s
-         18.0  1152 MiB  ask 1 back (ticket 3, comfort): 152 MiB available of 164 MiB, pressure 0.00 %
-         18.1  1152 MiB  put ticket 3 online
-         18.2  1280 MiB  rest: a return was needed lately: no steal for 20 s
-         20.0  1280 MiB  ask 2 back (ticket 4, pressure): 80 MiB available of 164 MiB, pressure 0.00 %
-         20.1  1280 MiB  put ticket 4 online
+         17.2  1280 MiB  rest: a return was needed lately: no steal for 20 s
+         20.0  1280 MiB  ask 2 back (ticket 3, pressure): 80 MiB available of 164 MiB, pressure 0.00 %
+         20.1  1280 MiB  put ticket 3 online
          20.2  1536 MiB  rest: a return was needed lately: no steal for 20 s
          40.2  1536 MiB  rest: 236 MiB available, one more block needs 484 MiB
         ",
@@ -249,7 +248,7 @@ fn a_growing_guest_gets_blocks_back_before_it_runs_short_and_is_left_alone_after
 fn pressure_stops_a_batch_in_the_middle() {
     let mut story = Story::of(16, 4);
     story.used = 200;
-    story.run(7, 0).run(4, 200).run(4, 0);
+    story.run(7, 0).run(4, 200).run(14, 0);
     assert_story(
         &story,
         "
@@ -264,12 +263,16 @@ fn pressure_stops_a_batch_in_the_middle() {
           6.6  1664 MiB  stealing goes on
           7.0  1152 MiB  rest: pressure is being measured
           8.0  1152 MiB  rest: pressure 0.11 % is over the goal 0.10 %
-         12.0  1152 MiB  steal memory8: 952 MiB available, 307.1 MiB are kept
-         12.1  1152 MiB  stealing goes on
-         12.2  1024 MiB  rest: pressure is being measured
-         14.2  1024 MiB  steal memory7, memory6: 824 MiB available, 294.3 MiB are kept
-         14.3  1024 MiB  stealing goes on
-         14.5   768 MiB  rest: pressure is being measured
+         12.0  1152 MiB  rest: tasks stalled when blocks were stolen: no steal for 6 s
+         18.0  1152 MiB  steal memory8: 952 MiB available, 307.1 MiB are kept
+         18.1  1152 MiB  stealing goes on
+         18.2  1024 MiB  rest: pressure is being measured
+         20.2  1024 MiB  steal memory7, memory6: 824 MiB available, 294.3 MiB are kept
+         20.3  1024 MiB  stealing goes on
+         20.5   768 MiB  rest: pressure is being measured
+         22.5   768 MiB  steal memory5, memory4: 568 MiB available, 268.7 MiB are kept
+         22.6   768 MiB  stealing goes on
+         22.8   512 MiB  rest: one block less would be below the minimum 512 MiB
         ",
     );
 }

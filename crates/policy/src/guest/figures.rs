@@ -1,0 +1,152 @@
+//! What is read off one observation, with what was seen before.
+
+use core::time::Duration;
+
+use memtide_units::{ByteSize, Instant};
+
+use super::controller::Settings;
+use super::headroom::Headroom;
+use super::hot_cache::HotCache;
+use super::observation::{FreeMemory, Observation};
+use super::pace::Steps;
+use super::peak::Peaks;
+use super::pressure::{Pressure, PressureMeter};
+use super::quiet::LONGEST;
+use super::reclaim::Around;
+use super::returns::{Need, OverGoal, Stall};
+use super::shortage::Shortage;
+use super::steals::{Lately, Room};
+use super::trend::{Growth, Trend};
+
+/// What one step works with.
+#[derive(Debug)]
+pub(super) struct Figures {
+    pub(super) online: ByteSize,
+    pub(super) ceiling: ByteSize,
+    pub(super) headroom: Headroom,
+    /// As PSI has it.
+    pub(super) measured: Pressure,
+    /// What of it is for want of the guest's memory; `None` while it is not known.
+    pub(super) pressure: Option<Pressure>,
+    /// Some task stalls right now for want of the guest's memory.
+    pub(super) trigger_fired: bool,
+    pub(super) growth: Growth,
+    /// Of the page cache, what counts as in use.
+    pub(super) hot_cache: ByteSize,
+    /// What was in use lately, where that counts as in use still.
+    pub(super) lately: Lately,
+    pub(super) over_goal: Option<Stall>,
+    pub(super) steps: Steps,
+}
+
+impl Figures {
+    /// Some task has stalled too much lately, or does right now.
+    pub(super) fn stalls(&self) -> bool {
+        self.trigger_fired || self.over_goal.is_some()
+    }
+
+    pub(super) fn around(&self, seen: &Observation) -> Around {
+        Around { mode: seen.mode, swap: seen.swap, over_goal: self.over_goal }
+    }
+
+    pub(super) fn need<'a>(&'a self, seen: &'a Observation, settings: &Settings) -> Need<'a> {
+        Need {
+            memory: &seen.memory,
+            hot_cache: self.hot_cache,
+            headroom: &self.headroom,
+            growth: self.growth,
+            trigger_fired: self.trigger_fired,
+            over_goal: self.over_goal,
+            steps: self.steps,
+            block: settings.block.size(),
+        }
+    }
+
+    pub(super) fn room<'a>(&'a self, seen: &'a Observation, settings: &'a Settings) -> Room<'a> {
+        Room {
+            memory: &seen.memory,
+            hot_cache: self.hot_cache,
+            headroom: &self.headroom,
+            lately: self.lately,
+            limits: &settings.limits,
+            online: self.online,
+            ceiling: self.ceiling,
+            block: settings.block.size(),
+            scale_by: settings.scale_by,
+        }
+    }
+}
+
+/// What is remembered from one look to the next.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Gauges {
+    meter: PressureMeter,
+    over_goal: OverGoal,
+    shortage: Shortage,
+    hot_cache: HotCache,
+    trend: Trend,
+    peaks: Peaks,
+}
+
+impl Gauges {
+    /// Looks. What was given up and needed again counts as in use for `learned`.
+    pub(super) fn read(
+        &mut self,
+        now: Instant,
+        seen: &Observation,
+        settings: &Settings,
+        learned: Option<Duration>,
+    ) -> Figures {
+        let (limits, block) = (&settings.limits, settings.block);
+        let online = seen.bytes_where(block, |state| state.is_online());
+        let present = seen.bytes_where(block, |_| true);
+        let measured = seen.psi.and_then(|totals| self.meter.observe(now, totals));
+        let is_short = self.shortage.observe(now, seen.squeeze);
+        let pressure = measured.map(|all| if is_short { all } else { Pressure::default() });
+        let trigger_fired = seen.trigger_fired && is_short;
+        let some = pressure.unwrap_or_default().some;
+        let over_goal = self.over_goal.observe(now, some, limits.psi_goal());
+        let stalls = trigger_fired || over_goal.is_some();
+        let growth = self.trend.observe(now, &seen.memory);
+        self.peaks.observe(now, &seen.memory);
+        Figures {
+            online,
+            ceiling: limits.ceiling(present, seen.balloon),
+            headroom: Headroom::of(online, block, seen.working_set, growth.burst),
+            measured: measured.unwrap_or_default(),
+            pressure,
+            trigger_fired,
+            growth,
+            hot_cache: self.hot_cache.observe(now, seen, stalls),
+            lately: self.lately(now, seen, learned),
+            over_goal,
+            steps: Steps::of(online, block),
+        }
+    }
+
+    /// How much of what was in use before still counts.
+    fn lately(&self, now: Instant, seen: &Observation, learned: Option<Duration>) -> Lately {
+        match (seen.free_memory, learned) {
+            (FreeMemory::ReportedToHost, _) => {
+                let is_known = self.peaks.is_known_for(now, LONGEST);
+                let peak = self.peaks.within(now, LONGEST);
+                let used = if is_known { peak } else { seen.memory.total };
+                Lately::Reported { time: LONGEST, used }
+            }
+            (FreeMemory::KeptByGuest, Some(time)) => {
+                Lately::Learned { time, used: self.peaks.within(now, time) }
+            }
+            (FreeMemory::KeptByGuest, None) => Lately::Now,
+        }
+    }
+
+    /// Blocks are asked back.
+    pub(super) fn asked(&mut self, now: Instant) {
+        self.over_goal.restart(now);
+    }
+
+    /// A return took so long from its grant to being online.
+    pub(super) fn return_took(&mut self, time: Duration) {
+        self.trend.return_took(time);
+    }
+}

@@ -1,0 +1,108 @@
+//! How large a guest is, what that costs it, and how soon it is as large as it wants to be.
+
+use memtide_sim::kernel::{Machine, Pace, Release};
+use memtide_sim::scenario::Psi;
+use memtide_sim::story::Sample;
+use memtide_sim::workload::Name;
+use memtide_sim::{Outcome, Scenario, run};
+use memtide_units::{BlockSize, ByteSize};
+
+const SERVER: Machine = Machine { pace: Pace::Hardware, release: Release::V6_12, cpus: 2 };
+const EMULATED: Machine = Machine { pace: Pace::Emulated, release: Release::V7_3, cpus: 2 };
+
+/// Twelve minutes of the workload's own way, twelve of calm.
+fn scenario(workload: Name, machine: Machine, block_mib: u64, blocks: u64) -> Scenario {
+    let unit = BlockSize::new(ByteSize::from_mib(block_mib)).expect("a power of two");
+    Scenario { machine, unit, blocks, ..Scenario::plain(workload, 24) }
+}
+
+/// A second each of the workload's own way, once the guest has had a minute to find its size.
+fn samples(outcome: &Outcome) -> Vec<Sample> {
+    assert_eq!(outcome.broken, [], "{}", outcome.story.text());
+    let half = outcome.scenario.length().as_millis() as u64 / 2;
+    let settled = |sample: &&Sample| (60_000..half).contains(&sample.at_ms);
+    outcome.story.samples.iter().filter(settled).copied().collect()
+}
+
+/// In so many of a thousand seconds pressure was over the goal.
+fn over_goal(seen: &[Sample]) -> usize {
+    1_000 * seen.iter().filter(|sample| sample.stalled_ppm > 1_000).count() / seen.len()
+}
+
+fn mean_mib(seen: &[Sample]) -> u64 {
+    seen.iter().map(|sample| sample.online_mib).sum::<u64>() / seen.len() as u64
+}
+
+/// Growth may take 1.3 times as long as in a guest of which nothing is stolen, for it has no PSI.
+fn assert_met_in_time(scenario: &Scenario, outcome: &Outcome) {
+    let unshrunk = run(&Scenario { psi: Psi::Absent, ..scenario.clone() });
+    assert!(outcome.growths.len() >= 5 && outcome.growths.len() == unshrunk.growths.len());
+    for (with, without) in outcome.growths.iter().zip(&unshrunk.growths) {
+        let machine = scenario.machine;
+        assert!(*with * 10 <= *without * 13, "{with:?} against {without:?} on {machine:?}");
+    }
+}
+
+/// 197 of a thousand seconds were over the goal while `MemAvailable` alone decided, and 35 blocks went
+/// there and back.
+#[test]
+fn a_cache_in_use_is_found_out_once_and_then_left_alone() {
+    for (machine, blocks) in [(SERVER, 32), (EMULATED, 32), (SERVER, 512)] {
+        let outcome = run(&scenario(Name::Caching, machine, 128, blocks));
+        let seen = samples(&outcome);
+        let (over, mean) = (over_goal(&seen), mean_mib(&seen));
+        assert!(over < 80, "{over} of a thousand seconds over the goal");
+        assert!(outcome.deeds.returned <= blocks, "{:?}", outcome.deeds);
+        assert!(
+            mean < 128 * blocks * 9 / 10,
+            "{mean} MiB on average: it is not left alone for ever"
+        );
+    }
+}
+
+/// All 4 GiB stayed with the guest, for ever.
+#[test]
+fn a_container_at_its_own_limit_does_not_keep_the_guest_large() {
+    for (block_mib, blocks) in [(128, 32), (2048, 32)] {
+        let outcome = run(&scenario(Name::Boxed, SERVER, block_mib, blocks));
+        let (mean, all) = (mean_mib(&samples(&outcome)), block_mib * blocks);
+        assert!(mean < all / 2, "{mean} MiB of {all}");
+        assert_eq!(outcome.deeds.returned, 0);
+    }
+}
+
+/// 187 of a thousand seconds were over the goal while each pause for breath was stolen, and growth took
+/// up to 1.6 times as long.
+#[test]
+fn who_needs_memory_in_turns_keeps_it_after_a_while() {
+    let scenario = scenario(Name::Building, SERVER, 128, 32);
+    let outcome = run(&scenario);
+    let over = over_goal(&samples(&outcome));
+    assert!(over < 50, "{over} of a thousand seconds over the goal");
+    assert_met_in_time(&scenario, &outcome);
+}
+
+/// A quarter of the guest at once while that much is stolen, on machines from slow to fast.
+#[test]
+fn a_surge_is_met_in_time() {
+    let large = Machine { cpus: 8, ..SERVER };
+    for (machine, mib, blocks) in
+        [(SERVER, 128, 32), (EMULATED, 128, 16), (SERVER, 128, 512), (large, 2048, 32)]
+    {
+        let scenario = scenario(Name::Bursty, machine, mib, blocks);
+        let outcome = run(&scenario);
+        assert_eq!((&outcome.broken[..], outcome.kills), (&[][..], 0));
+        assert_met_in_time(&scenario, &outcome);
+    }
+}
+
+/// Blocks are few and large, or the guest is small: nothing is promised but that it lives.
+#[test]
+fn guests_of_a_few_blocks_are_safe() {
+    for (block_mib, blocks) in [(128, 3), (128, 6), (1024, 4), (2048, 3)] {
+        for workload in [Name::Bursty, Name::Caching, Name::ForkHeavy] {
+            let outcome = run(&scenario(workload, SERVER, block_mib, blocks));
+            assert_eq!(outcome.broken, [], "{workload}, {blocks} blocks of {block_mib} MiB");
+        }
+    }
+}

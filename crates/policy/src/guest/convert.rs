@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use memtide_units::BlockId;
 
-use super::observation::{BlockState, BlockView};
+use super::observation::{BlockState, BlockView, FixedReason};
 
 /// Blocks in `ZONE_MOVABLE` for each block that the kernel may use for itself, at most: beyond 3:1
 /// or 4:1 a guest can run out of kernel memory with much memory free
@@ -25,13 +25,18 @@ pub struct Conversions {
 }
 
 /// The blocks to try, as many as the ratio allows. Blocks that are stolen count as movable, since
-/// they come back as that.
+/// they come back as that; so does what holds its own `struct page`s, which is memory that was
+/// plugged in later: whichever zone it is in, the kernel has not lived in it so far.
 pub fn conversions(blocks: &[BlockView]) -> Conversions {
     let count = |test: fn(BlockState) -> bool| blocks.iter().filter(|b| test(b.state)).count();
     let movable = count(|state| {
-        matches!(state, BlockState::Movable | BlockState::InTransit | BlockState::Stolen)
+        use BlockState::{Fixed, InTransit, Movable, Stolen};
+        matches!(state, Movable | InTransit | Stolen | Fixed(FixedReason::OwnStructs))
     });
-    let kernel = count(|state| matches!(state, BlockState::Kernel | BlockState::Fixed(_)));
+    let kernel = count(|state| {
+        use FixedReason::{AgentMemory, NeverOffline};
+        matches!(state, BlockState::Kernel | BlockState::Fixed(NeverOffline | AgentMemory))
+    });
     // Converting n blocks is right while movable + n <= 3 * (kernel - n).
     let room = (MOVABLE_PER_KERNEL_MAX * kernel).saturating_sub(movable);
     let in_kernel_zone = |view: &&BlockView| view.state == BlockState::Kernel;
@@ -43,7 +48,6 @@ pub fn conversions(blocks: &[BlockView]) -> Conversions {
 
 #[cfg(test)]
 mod tests {
-    use super::super::observation::FixedReason;
     use super::*;
     use proptest::prelude::*;
 
@@ -60,6 +64,14 @@ mod tests {
         let candidates: Vec<_> = plan.candidates.iter().map(|id| id.0).collect();
         assert_eq!(candidates, (1..15).rev().collect::<Vec<_>>());
         assert_eq!(plan.most, 12);
+    }
+
+    #[test]
+    fn plugged_memory_that_is_never_stolen_leaves_no_more_to_the_kernel() {
+        let own = BlockState::Fixed(FixedReason::OwnStructs);
+        let of = |n| block(n, if n < 8 { BlockState::Kernel } else { own });
+        let blocks = |count| (0..count).map(of).collect::<Vec<_>>();
+        assert_eq!([12, 16, 32].map(|count| conversions(&blocks(count)).most), [5, 4, 0]);
     }
 
     proptest! {

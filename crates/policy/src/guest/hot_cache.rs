@@ -8,12 +8,15 @@
 use memtide_units::{ByteSize, Instant};
 
 use super::observation::{Observation, Squeeze};
+use super::pressure::WINDOW;
 use super::quiet::LONGEST;
 
 /// What was found out.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct HotCache {
     reread: Option<ByteSize>,
+    /// What was read again lately before it was known whether somebody minds, and since when.
+    lately: (ByteSize, Instant),
     /// So much of the cache was too little until then.
     kept: Option<(ByteSize, Instant)>,
 }
@@ -29,10 +32,15 @@ impl HotCache {
         };
         self.reread = reread;
         self.kept = self.kept.filter(|(_, until)| now < *until);
-        if stalls && !more.is_zero() {
+        let (before, since) = self.lately;
+        let is_recent = now.since(since) < WINDOW;
+        let missing = if is_recent { before + more } else { more };
+        self.lately = (missing, if is_recent { since } else { now });
+        if stalls && !missing.is_zero() {
             let known = self.kept.map_or(ByteSize::ZERO, |(kept, _)| kept);
             // What is in the cache was not enough, and as much as was missing comes on top.
-            self.kept = Some((known.max(seen.memory.cache + more), now + LONGEST));
+            self.kept = Some((known.max(seen.memory.cache + missing), now + LONGEST));
+            self.lately = (ByteSize::ZERO, now);
         }
         let kept = self.kept.map_or(ByteSize::ZERO, |(kept, _)| kept);
         // What nobody touches is not in use, where somebody watches.
@@ -74,11 +82,12 @@ mod tests {
         assert_eq!(at(0, seen(900, Some(50), None), true), 0, "who knows when that was");
         assert_eq!(at(1, seen(400, Some(50), None), true), 0, "somebody stalls for something else");
         assert_eq!(at(2, seen(400, Some(70), None), false), 0, "nobody minds");
-        assert_eq!(at(3, seen(410, Some(90), None), true), 430);
-        assert_eq!(at(4, seen(450, Some(100), None), true), 460);
-        assert_eq!(at(5, seen(300, Some(101), None), true), 460, "less of it says nothing");
-        assert_eq!(at(604, seen(800, Some(101), None), false), 460);
-        assert_eq!(at(605, seen(800, Some(101), None), false), 0);
+        assert_eq!(at(5, seen(410, Some(80), None), false), 0);
+        assert_eq!(at(6, seen(410, Some(90), None), true), 430, "of the last window all counts");
+        assert_eq!(at(7, seen(450, Some(100), None), true), 460);
+        assert_eq!(at(8, seen(300, Some(101), None), true), 460, "less of it says nothing");
+        assert_eq!(at(607, seen(800, Some(101), None), false), 460);
+        assert_eq!(at(608, seen(800, Some(101), None), false), 0);
     }
 
     #[test]

@@ -34,3 +34,100 @@ fn where_free_memory_reaches_the_host_anyway_only_the_host_is_in_a_hurry() {
         ",
     );
 }
+
+/// What the kernel has had to do for want of memory so far.
+fn squeezed(events: u64, reread_mib: u64) -> Option<Squeeze> {
+    Some(Squeeze { events, reread: ByteSize::from_mib(reread_mib) })
+}
+
+#[test]
+fn a_container_at_its_limit_is_not_the_guest() {
+    let mut story = Story::of(16, 4);
+    story.used = 200;
+    story.seen.squeeze = squeezed(900, 0);
+    story.run(72, 8_000);
+    // Now the guest is short too.
+    story.seen.squeeze = squeezed(901, 0);
+    story.run(2, 8_000);
+    assert_story(
+        &story,
+        "
+          0.0  2048 MiB  rest: pressure is being measured
+          2.0  2048 MiB  rest: pressure 8.00 % is over the goal 0.10 %
+         60.0  2048 MiB  steal memory15: 1.8 GiB available, 396.7 MiB are kept
+         60.1  2048 MiB  stealing goes on
+         60.2  1920 MiB  rest: pressure is being measured
+         62.2  1920 MiB  steal memory14, memory13: 1.6 GiB available, 384 MiB are kept
+         62.3  1920 MiB  stealing goes on
+         62.5  1664 MiB  rest: pressure is being measured
+         64.5  1664 MiB  steal memory12, memory11, memory10, memory9: 1.4 GiB available, 358.3 MiB are kept
+         64.6  1664 MiB  stealing goes on
+         65.0  1152 MiB  rest: pressure is being measured
+         67.0  1152 MiB  steal memory8, memory7, memory6, memory5 and 1 more: 952 MiB available, 307.1 MiB are kept
+         67.1  1152 MiB  stealing goes on
+         67.6   512 MiB  rest: one block less would be below the minimum 512 MiB
+         72.0   512 MiB  rest: pressure 8.00 % is over the goal 0.10 %
+        ",
+    );
+}
+
+#[test]
+fn who_builds_again_and_again_keeps_the_memory_of_the_pauses() {
+    let mut story = Story::of(16, 4);
+    story.used = 200;
+    story.run(15, 0);
+    story.text.clear();
+    for _ in 0..3 {
+        story.used = 900;
+        story.run(30, 0);
+        story.used = 200;
+        story.run(20, 0);
+    }
+    assert_story(
+        &story,
+        "
+         15.0   512 MiB  ask 3 back (ticket 1, emergency): 0 B available of 102.3 MiB, pressure 0.00 %
+         15.1   512 MiB  put ticket 1 online
+         15.2   896 MiB  ask 3 back (ticket 2, emergency): 0 B available of 179.1 MiB, pressure 0.00 %
+         15.3   896 MiB  put ticket 2 online
+         15.4  1280 MiB  rest: a return was needed lately: no steal for 20 s
+         35.4  1280 MiB  rest: 380 MiB available, one more block needs 576 MiB
+         95.4  1280 MiB  steal memory9, memory8, memory7, memory6: 1 GiB available, 448 MiB are kept
+         95.5  1280 MiB  stealing goes on
+         95.9   768 MiB  rest: pressure is being measured
+         97.9   768 MiB  steal memory5: 568 MiB available, 345.5 MiB are kept
+         98.0   768 MiB  stealing goes on
+         98.1   640 MiB  rest: 440 MiB available, one more block needs 448 MiB
+        115.0   640 MiB  ask 3 back (ticket 3, emergency): 0 B available of 128 MiB, pressure 0.00 %
+        115.1   640 MiB  put ticket 3 online
+        115.2  1024 MiB  ask 3 back (ticket 4, comfort): 124 MiB available of 204.7 MiB, pressure 0.00 %
+        115.3  1024 MiB  put ticket 4 online
+        115.4  1408 MiB  rest: a return was needed lately: no steal for 40 s
+        155.4  1408 MiB  rest: 900 MiB were in use within the last 40 s, and are kept this time
+        ",
+    );
+}
+
+#[test]
+fn a_cache_that_was_missed_comes_back_and_stays() {
+    let mut story = Story::of(16, 4);
+    (story.used, story.cached) = (200, 300);
+    story.seen.squeeze = squeezed(1, 0);
+    story.run(12, 0);
+    story.text.clear();
+    story.seen.squeeze = squeezed(2, 40);
+    story.run(1, 2_000);
+    story.run(30, 0);
+    assert_story(
+        &story,
+        "
+         12.1   512 MiB  ask 1 back (ticket 1, pressure): 0 B available of 64 MiB, pressure 0.19 %
+         12.2   512 MiB  put ticket 1 online
+         12.3   640 MiB  ask 1 back (ticket 2, pressure): 100 MiB available of 64 MiB, pressure 0.38 %
+         12.4   640 MiB  put ticket 2 online
+         12.5   768 MiB  rest: pressure 0.57 % is over the goal 0.10 %
+         14.8   768 MiB  rest: a return was needed lately: no steal for 8 s
+         22.5   768 MiB  rest: 340 MiB of page cache are read again and again, one more block needs 168.7 MiB more
+        ",
+    );
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use memtide_policy::guest::{KernelZone, Limits, LimitsWish, ScaleBy, Settings};
+use memtide_policy::guest::{FreeMemory, KernelZone, Limits, LimitsWish, ScaleBy, Settings};
 use memtide_units::{BlockSize, ByteSize, Permille};
 
 use crate::chance::{Chance, Stream};
@@ -59,6 +59,8 @@ pub struct Scenario {
     pub foreign: Foreign,
     /// Whether stalls can be seen.
     pub psi: Psi,
+    /// What becomes of free memory that is not stolen.
+    pub free: FreeMemory,
 }
 
 /// Whether the kernel has PSI.
@@ -116,6 +118,10 @@ impl Scenario {
             weather: chance.one_of(&[Weather::Fair, Weather::Gusty, Weather::Stormy]),
             foreign: if chance.happens(100) { Foreign::One } else { Foreign::None },
             psi: if chance.happens(30) { Psi::Absent } else { Psi::Present },
+            free: match chance.happens(200) {
+                true => FreeMemory::ReportedToHost,
+                false => FreeMemory::KeptByGuest,
+            },
         }
     }
 
@@ -134,6 +140,7 @@ impl Scenario {
             weather: Weather::Fair,
             foreign: Foreign::None,
             psi: Psi::Present,
+            free: FreeMemory::KeptByGuest,
         }
     }
 

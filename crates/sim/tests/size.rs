@@ -1,5 +1,6 @@
 //! How large a guest is, what that costs it, and how soon it is as large as it wants to be.
 
+use memtide_policy::guest::FreeMemory;
 use memtide_sim::kernel::{Machine, Pace, Release};
 use memtide_sim::scenario::Psi;
 use memtide_sim::story::Sample;
@@ -94,6 +95,20 @@ fn a_surge_is_met_in_time() {
         assert_eq!((&outcome.broken[..], outcome.kills), (&[][..], 0));
         assert_met_in_time(&scenario, &outcome);
     }
+}
+
+/// Where the host has what is free as it is, only what is spare for ten minutes goes, and that goes.
+#[test]
+fn what_is_reported_is_stolen_late() {
+    let plain = scenario(Name::Steady, SERVER, 128, 32);
+    let outcome = run(&Scenario { free: FreeMemory::ReportedToHost, ..plain });
+    let mean = |from_s: u64, to_s: u64| {
+        let within = |sample: &&Sample| (from_s * 1_000..to_s * 1_000).contains(&sample.at_ms);
+        mean_mib(&outcome.story.samples.iter().filter(within).copied().collect::<Vec<_>>())
+    };
+    samples(&outcome);
+    assert_eq!(mean(0, 600), 4096);
+    assert!(mean(660, 720) < 3000 && mean(1_380, 1_440) < 2000, "{}", outcome.story.text());
 }
 
 /// Blocks are few and large, or the guest is small: nothing is promised but that it lives.

@@ -80,6 +80,7 @@ pub struct Agent {
     is_silent: bool,
     is_greeted: bool,
     psi: Psi,
+    free: FreeMemory,
     due: Instant,
     /// What it has done so far.
     pub deeds: Deeds,
@@ -114,6 +115,7 @@ impl Agent {
             is_silent: false,
             is_greeted: false,
             psi: Psi::Present,
+            free: FreeMemory::KeptByGuest,
             due: now,
             deeds: Deeds::default(),
         }
@@ -141,6 +143,11 @@ impl Agent {
     /// Whether it can see stalls.
     pub fn set_psi(&mut self, psi: Psi) {
         self.psi = psi;
+    }
+
+    /// What becomes of free memory.
+    pub fn set_free(&mut self, free: FreeMemory) {
+        self.free = free;
     }
 
     /// What an operator wants.
@@ -297,7 +304,7 @@ impl Agent {
         }
         let seen = Observation {
             memory: kernel.memory(),
-            free_memory: FreeMemory::KeptByGuest,
+            free_memory: self.free,
             squeeze: Some(kernel.squeeze()),
             psi: (self.psi == Psi::Present).then(|| kernel.psi()),
             trigger_fired,

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use memtide_policy::guest::FreeMemory;
 use memtide_units::PpMillion;
 
 use super::summary;
@@ -37,6 +38,10 @@ fn heading(scenario: &Scenario) -> String {
         Psi::Absent => ", without PSI",
         Psi::Present => "",
     };
+    let free = match scenario.free {
+        FreeMemory::KeptByGuest => "",
+        FreeMemory::ReportedToHost => ", reports free memory",
+    };
     let release = match scenario.machine.release {
         Release::V6_12 => "Linux 6.12",
         Release::V7_3 => "Linux 7.3",
@@ -52,7 +57,7 @@ fn heading(scenario: &Scenario) -> String {
     let limits = scenario.settings().limits;
     format!(
         "seed {seed} · {workload} · {minutes} minutes, the second half calm · {} weather\n\
-         {} in {blocks} blocks of {} · min {} · max {} · {machine}, {release} {watch}{psi} · {deadline}\n\n",
+         {} in {blocks} blocks of {} · min {} · max {} · {machine}, {release} {watch}{psi}{free} · {deadline}\n\n",
         weather.name(),
         scenario.present(),
         unit.size(),

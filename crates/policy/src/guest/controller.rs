@@ -186,13 +186,14 @@ impl Controller {
         figures
     }
 
-    /// Tasks that stall while a block is stolen, or right after, stall because of it.
+    /// Tasks that stall badly while a block is stolen, or right after, stall because of it.
     fn feel(&mut self, now: Instant, seen: &Observation, figures: &Figures) {
         let is_stealing = seen.steal == StealState::Running || self.quiet.stole_within(now, HURTS);
-        if figures.stalls() && is_stealing && !self.is_hurt {
+        if figures.hurts() && is_stealing && !self.is_hurt {
             self.quiet.hurt(now);
         }
-        self.is_hurt = figures.stalls() && (is_stealing || self.is_hurt);
+        let is_over = figures.trigger_fired || figures.over_goal.is_some();
+        self.is_hurt = is_over && (self.is_hurt || figures.hurts() && is_stealing);
     }
 
     /// No return is pending: is one needed, or can something be stolen?

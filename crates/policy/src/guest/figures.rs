@@ -40,9 +40,11 @@ pub(super) struct Figures {
 }
 
 impl Figures {
-    /// Some task has stalled too much lately, or does right now.
-    pub(super) fn stalls(&self) -> bool {
-        self.trigger_fired || self.over_goal.is_some()
+    /// Tasks have stalled so much lately, or do right now, that the pace starts over: twice the goal.
+    /// Less slows it down; paging out cold memory is tuned to come near the goal, and crosses it.
+    pub(super) fn hurts(&self) -> bool {
+        let is_double = |stall: &Stall| stall.some.0 >= stall.goal.0.saturating_mul(2);
+        self.trigger_fired || self.over_goal.as_ref().is_some_and(is_double)
     }
 
     pub(super) fn around(&self, seen: &Observation) -> Around {

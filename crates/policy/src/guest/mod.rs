@@ -10,7 +10,7 @@
 //! ```text
 //!   MemAvailable
 //!   ─────────────┬──────────────────────────────────────────────────────────
-//!    plenty      │ steal, coldest and highest block first, 1, 2, 4, 8 .. at a time
+//!    plenty      │ steal, cold, nearly empty and high blocks first, 1, 2, 4, 8 .. at a time
 //!   ─ steal ─────┤ low + 1.5 blocks must be left over after a steal
 //!    steady      │ nothing
 //!   ─ low ───────┤ 10 % of what is online, or half of the working set
@@ -19,9 +19,13 @@
 //!    dying       │ ask back at the highest urgency, even past the host's target
 //! ```
 //!
-//! Pressure (PSI, some) over the goal stops stealing at once, whatever is available. Pressure that
-//! lasts while little is free asks blocks back, the sooner the higher it is, and twice as many each
-//! time that it was not enough.
+//! Pressure (PSI, some) over the goal stops stealing at once, whatever is available, and bad pressure
+//! for a while, longer each time. Pressure that lasts while little is free asks blocks back, the
+//! sooner the higher it is, and twice as many each time that it was not enough. What a control group
+//! suffers at its own limit is not the guest's pressure.
+//!
+//! Page cache that was missed when it was gone is not available, and what was needed again soon
+//! after it was given up is kept for as long as that was learned to take.
 //!
 //! While nothing but room keeps the guest from shrinking, cold memory is paged out ([`Reclaim`]).
 //!

@@ -263,16 +263,16 @@ fn pressure_stops_a_batch_in_the_middle() {
           6.6  1664 MiB  stealing goes on
           7.0  1152 MiB  rest: pressure is being measured
           8.0  1152 MiB  rest: pressure 0.11 % is over the goal 0.10 %
-         12.0  1152 MiB  rest: tasks stalled when blocks were stolen: no steal for 6 s
-         18.0  1152 MiB  steal memory8: 952 MiB available, 307.1 MiB are kept
-         18.1  1152 MiB  stealing goes on
-         18.2  1024 MiB  rest: pressure is being measured
-         20.2  1024 MiB  steal memory7, memory6: 824 MiB available, 294.3 MiB are kept
-         20.3  1024 MiB  stealing goes on
-         20.5   768 MiB  rest: pressure is being measured
-         22.5   768 MiB  steal memory5, memory4: 568 MiB available, 268.7 MiB are kept
-         22.6   768 MiB  stealing goes on
-         22.8   512 MiB  rest: one block less would be below the minimum 512 MiB
+         12.0  1152 MiB  rest: tasks stalled when blocks were stolen: no steal for 7 s
+         19.0  1152 MiB  steal memory8: 952 MiB available, 307.1 MiB are kept
+         19.1  1152 MiB  stealing goes on
+         19.2  1024 MiB  rest: pressure is being measured
+         21.2  1024 MiB  steal memory7, memory6: 824 MiB available, 294.3 MiB are kept
+         21.3  1024 MiB  stealing goes on
+         21.5   768 MiB  rest: pressure is being measured
+         23.5   768 MiB  steal memory5, memory4: 568 MiB available, 268.7 MiB are kept
+         23.6   768 MiB  stealing goes on
+         23.8   512 MiB  rest: one block less would be below the minimum 512 MiB
         ",
     );
 }

@@ -126,8 +126,8 @@ fn a_cache_that_was_missed_comes_back_and_stays() {
          12.3   640 MiB  ask 1 back (ticket 2, pressure): 100 MiB available of 64 MiB, pressure 0.38 %
          12.4   640 MiB  put ticket 2 online
          12.5   768 MiB  rest: pressure 0.57 % is over the goal 0.10 %
-         14.8   768 MiB  rest: a return was needed lately: no steal for 8 s
-         22.5   768 MiB  rest: 340 MiB of page cache are read again and again, one more block needs 168.7 MiB more
+         14.8   768 MiB  rest: a return was needed lately: no steal for 18 s
+         32.5   768 MiB  rest: 340 MiB of page cache are read again and again, one more block needs 168.7 MiB more
         ",
     );
 }

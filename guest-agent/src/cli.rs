@@ -10,7 +10,9 @@ use memtide_policy::guest::Mode;
 use memtide_sysfs::Root;
 
 use crate::check::{Probes, check};
-use crate::config::{Config, ConfigError, DamonUse, InterruptUse, PlainUse, ScaleWish, Wishes};
+use crate::config::{
+    Config, ConfigError, DamonUse, ForTests, InterruptUse, PlainUse, ScaleWish, Wishes,
+};
 use crate::dma::Pin;
 use crate::handback::{Stolen, hand_back};
 use crate::hardware;
@@ -205,6 +207,7 @@ impl RunArgs {
             plain_balloon: self.plain_balloon,
             interrupt: self.interrupt,
             runtime_dir: self.runtime_dir,
+            for_tests: ForTests::default(),
         };
         line.or(file).check()
     }

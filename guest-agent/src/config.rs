@@ -13,6 +13,7 @@ use memtide_units::{ByteSize, PpMillion};
 use serde::{Deserialize, Deserializer, de};
 
 use crate::overcommit::OvercommitUse;
+use crate::reclaiming::MIN_AGE;
 use crate::swap_space::SwapUse;
 
 /// The file that is read where none is named; it need not exist.
@@ -123,6 +124,26 @@ pub struct Wishes {
     pub interrupt: Option<InterruptUse>,
     /// Where the agent keeps its state; on a tmpfs.
     pub runtime_dir: Option<PathBuf>,
+    /// Nothing for users.
+    #[serde(rename = "for-tests")]
+    pub for_tests: ForTests,
+}
+
+/// What the project's end-to-end tests change, which cannot wait for as long as a guest in use may. No
+/// guest needs it: neither the shipped file nor the help names it, and it may change or go with any
+/// version (docs/testing.md).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ForTests {
+    /// What nobody has touched for so long is cold, at least a second.
+    #[serde(deserialize_with = "age")]
+    pub cold_after: Duration,
+}
+
+impl Default for ForTests {
+    fn default() -> Self {
+        Self { cold_after: MIN_AGE }
+    }
 }
 
 /// Settings that make sense.
@@ -150,6 +171,8 @@ pub struct Config {
     pub interrupt: InterruptUse,
     /// Where the agent keeps its state.
     pub runtime_dir: PathBuf,
+    /// Nothing for users.
+    pub for_tests: ForTests,
 }
 
 /// Why the settings cannot be used.
@@ -227,6 +250,8 @@ impl Wishes {
             plain_balloon: self.plain_balloon.or(others.plain_balloon),
             interrupt: self.interrupt.or(others.interrupt),
             runtime_dir: self.runtime_dir.or(others.runtime_dir),
+            // The command line has none.
+            for_tests: others.for_tests,
         }
     }
 
@@ -258,6 +283,7 @@ impl Wishes {
             plain_balloon: self.plain_balloon.unwrap_or_default(),
             interrupt: self.interrupt.unwrap_or_default(),
             runtime_dir: self.runtime_dir.unwrap_or_else(|| RUNTIME_DIR.into()),
+            for_tests: self.for_tests,
         })
     }
 }
@@ -287,6 +313,15 @@ fn quoted<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, 
         }
     }
     deserializer.deserialize_str(Quoted).map(Some)
+}
+
+/// A time of a second or more.
+fn age<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let age = time(&String::deserialize(deserializer)?).map_err(de::Error::custom)?;
+    if age < Duration::from_secs(1) {
+        return Err(de::Error::custom("it is shorter than 1s"));
+    }
+    Ok(age)
 }
 
 fn value(key: &'static str, problem: impl ToString) -> ConfigError {
@@ -352,127 +387,4 @@ pub fn time(text: &str) -> Result<Duration, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use memtide_policy::guest::PSI_GOAL_DEFAULT;
-    use proptest::prelude::*;
-
-    fn checked(toml: &str) -> Result<Config, String> {
-        let wishes = Wishes::parse(Path::new("agent.toml"), toml);
-        wishes.and_then(Wishes::check).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn an_empty_file_is_the_default() {
-        let config = checked("").unwrap();
-        assert_eq!(config.gate_deadline, Some(Duration::from_secs(10)));
-        assert_eq!((config.damon, config.conversion), (DamonUse::TakeOver, Conversion::Convert));
-        assert_eq!(config.wish, LimitsWish::default());
-    }
-
-    /// What stands in the file behind a single `#` can be had by removing it.
-    #[test]
-    fn the_shipped_file_names_every_setting_and_its_default() {
-        let shipped = include_str!("../agent.toml");
-        assert_eq!(checked(shipped), checked(""));
-        let is_setting = |line: &&str| line.starts_with('#') && !line.starts_with("# ");
-        let lines = shipped.lines().filter(is_setting).map(|line| &line[1..]);
-        let settings = lines.collect::<Vec<_>>().join("\n");
-        let config = checked(&settings).unwrap();
-        assert_eq!(config.wish.min, Some(ByteSize::from_mib(512)));
-        assert_eq!(config.wish.psi_goal, Some(PSI_GOAL_DEFAULT));
-        let named = Config { wish: LimitsWish::default(), pci: None, ..config };
-        assert_eq!(Ok(named), checked(""));
-        let wishes = format!("{:?}", Wishes::parse(Path::new("agent.toml"), &settings).unwrap());
-        assert!(!wishes.contains("None"), "the shipped file does not name all: {wishes}");
-    }
-
-    #[test]
-    fn every_setting_is_read() {
-        let config = checked(
-            r#"
-            min = "512MiB"
-            max = "3 GiB"
-            psi_goal = "0.25%"
-            scale_by = "target"
-            pci = "0000:00:03.0"
-            gate_deadline = "never"
-            damon = "polite"
-            convert = false
-            overcommit = "leave"
-            swap = "existing"
-            plain_balloon = "leave"
-            interrupt = "poll"
-            runtime_dir = "/run/other"
-            "#,
-        )
-        .unwrap();
-        assert_eq!(config.wish.min, Some(ByteSize::from_mib(512)));
-        assert_eq!(config.wish.max, Some(ByteSize::from_gib(3)));
-        assert_eq!(config.wish.psi_goal, Some(PpMillion(2_500)));
-        assert_eq!(config.scale_by, ScaleBy::Target);
-        assert_eq!(config.pci.unwrap().to_string(), "0000:00:03.0");
-        assert_eq!((config.gate_deadline, config.damon), (None, DamonUse::Polite));
-        assert_eq!(config.conversion, Conversion::Leave);
-        assert_eq!(config.overcommit, OvercommitUse::Leave);
-        assert_eq!(config.swap, SwapUse::Existing);
-        assert_eq!(config.plain_balloon, PlainUse::Leave);
-        assert_eq!(config.interrupt, InterruptUse::Poll);
-        assert_eq!(config.runtime_dir, Path::new("/run/other"));
-    }
-
-    #[test]
-    fn what_is_wrong_is_named_with_its_remedy() {
-        let cases = [
-            ("\nminimum = \"1GiB\"", "agent.toml, line 2, `minimum = \"1GiB\"`: unknown field"),
-            (
-                "min = 512",
-                "line 1, `min = 512`: invalid type: integer `512`, expected a value in quotes",
-            ),
-            ("min = \"1GB\"", "min: the size \"1GB\" has an unknown unit"),
-            ("min = \"1024\"", "has no unit: write for example 1024MiB"),
-            ("min = \"2GiB\"\nmax = \"1GiB\"", "lower min or raise max"),
-            ("psi_goal = \"0.1\"", "psi_goal: \"0.1\" is no share from 0.01% to 10%"),
-            ("psi_goal = \"0.005%\"", "\"0.005%\" is no share from 0.01% to 10%"),
-            ("psi_goal = \"11%\"", "\"11%\" is no share from 0.01% to 10%"),
-            ("scale_by = \"load\"", "unknown variant `load`, expected `use` or `target`"),
-            ("pci = \"3.0\"", "pci: \"3.0\" is no PCI address"),
-            ("gate_deadline = \"10\"", "is no time: write for example 1500ms, 10s"),
-            ("gate_deadline = \"200ms\"", "use 1s or more"),
-            ("damon = \"maybe\"", "take-over"),
-            ("convert = 1", "line 1, `convert = 1`: invalid type"),
-        ];
-        for (toml, expected) in cases {
-            let error = checked(toml).unwrap_err();
-            assert!(error.contains(expected), "{toml:?} gave {error:?}");
-        }
-    }
-
-    #[test]
-    fn the_command_line_goes_over_the_file() {
-        let file =
-            Wishes { min: Some("1GiB".into()), max: Some("4GiB".into()), ..Wishes::default() };
-        let line = Wishes { min: Some("2GiB".into()), ..Wishes::default() };
-        let config = line.or(file).check().unwrap();
-        assert_eq!(config.wish.min, Some(ByteSize::from_gib(2)));
-        assert_eq!(config.wish.max, Some(ByteSize::from_gib(4)));
-    }
-
-    #[test]
-    fn a_named_file_must_exist() {
-        assert!(Wishes::read(Some(Path::new("/nowhere/agent.toml"))).is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn reading_never_panics(text in ".{0,20}") {
-            let _ = (percent(&text), deadline(&text));
-        }
-
-        #[test]
-        fn hundredths_of_a_percent_are_exact(n in 1_u32..=1_000) {
-            let text = format!("{}.{:02}%", n / 100, n % 100);
-            prop_assert_eq!(percent(&text).unwrap(), PpMillion(n * 100));
-        }
-    }
-}
+mod tests;

@@ -25,12 +25,12 @@ const BYTES_SHARE: u64 = 64;
 const BYTES_LEAST: ByteSize = ByteSize::from_mib(32);
 const BYTES_MOST: ByteSize = ByteSize::from_mib(256);
 
-/// What the scheme is told on a guest with so much memory. A goal in millionths is as many
-/// microseconds of a second.
-pub fn pageout_config(limits: &Limits, present: ByteSize) -> PageoutConfig {
+/// What the scheme is told on a guest with so much memory, where what was not touched for `min_age` is
+/// cold. A goal in millionths is as many microseconds of a second.
+pub fn pageout_config(limits: &Limits, present: ByteSize, min_age: Duration) -> PageoutConfig {
     let share = ByteSize::from_bytes(present.bytes() / BYTES_SHARE);
     PageoutConfig {
-        min_age: MIN_AGE,
+        min_age,
         ms: MS,
         bytes: share.clamp(BYTES_LEAST, BYTES_MOST),
         stall_us: u64::from(limits.psi_goal().0).max(1),
@@ -116,7 +116,7 @@ mod tests {
         let of = |gib| {
             let present = ByteSize::from_gib(gib);
             let limits = Limits::new(present, LimitsWish::default()).unwrap();
-            let config = pageout_config(&limits, present);
+            let config = pageout_config(&limits, present, MIN_AGE);
             (config.bytes.mib(), config.stall_us)
         };
         assert_eq!([of(1), of(8), of(64)], [(32, 1_000), (128, 1_000), (256, 1_000)]);

@@ -252,7 +252,7 @@ fn assemble(
     lacks.extend(matches!(hardware.kind(), Kind::Plain(_)).then(Lack::gate));
     // Without PSI the kernel's loop would take every stall for none.
     let pageout = (config.swap != SwapUse::Off && senses.trigger().is_some())
-        .then(|| pageout_config(&limits, blocks.present()));
+        .then(|| pageout_config(&limits, blocks.present(), config.for_tests.cold_after));
     let ranges = blocks.ranges(&blocks.with(Hold::Online));
     let wanted = Wanted { ranges, blocks: blocks.count(), pageout };
     let damon = watch(config, root, wanted, &mut lacks, &runtime.damon_stat());

@@ -85,7 +85,13 @@ fn stealing(checks: &mut Checks, guest: &mut Guest) {
 fn making_swap(checks: &mut Checks, guest: &Guest, kernel: Kernel) {
     let swaps = guest.shell("tail -n +2 /proc/swaps; memtide-agent status").unwrap_or_default();
     let (is_there, what) = match kernel {
-        Kernel::V6_1 => (!swaps.contains("zram"), "without DAMON no swap is made"),
+        // Without DAMON: bookworm's kernel was built without it.
+        Kernel::V6_1 => (
+            !swaps.contains("zram")
+                && swaps.contains("in use     nobody watches")
+                && swaps.contains("access monitoring (DAMON): this kernel has no DAMON"),
+            "a kernel without DAMON gets no swap, and the agent says why",
+        ),
         Kernel::V6_12 | Kernel::V7_3 => (
             swaps.contains("/zram0 ") && swaps.contains("the agent's own"),
             "a guest without swap gets zram for what is cold",

@@ -13,8 +13,8 @@ use memtide_lab::{Kernel, Lab};
 use memtide_scenarios::checks::Checks;
 use memtide_scenarios::torture::Torture;
 use memtide_scenarios::{
-    device_death, end_to_end, huge_pages, lockdown, plain_balloon, removal, screen, stock_driver,
-    two_balloons,
+    device_death, end_to_end, huge_pages, lockdown, plain_balloon, reclaim, removal, screen,
+    stock_driver, two_balloons,
 };
 
 use super::Tally;
@@ -69,6 +69,8 @@ fn scenarios() -> Vec<Scenario> {
         add("agent", kernel, Story::Plain(end_to_end::agent));
         add("plain-balloon", kernel, Story::Plain(plain_balloon::play));
     }
+    add("reclaim", NEWEST, Story::Plain(reclaim::play));
+    add("reclaim", Kernel::V6_12, Story::Plain(reclaim::play));
     add("device-death", NEWEST, Story::Plain(device_death::play));
     add("huge-pages", NEWEST, Story::Plain(huge_pages::play));
     add("lockdown", NEWEST, Story::Plain(lockdown::play));

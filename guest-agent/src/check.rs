@@ -215,10 +215,16 @@ fn access(config: &Config, root: &Root) -> Found {
         return Found::Lacks(Lack::damon("switched off by the configuration (damon = \"off\")"));
     }
     match damon::probe(root) {
-        Ok(_) => Found::Well("DAMON is free".into()),
-        Err(Absence::UsedBy(Module::Stat)) if config.damon == DamonUse::TakeOver => {
-            Found::Well("DAMON is damon_stat's, which is switched off for the agent".into())
+        Ok(found) => {
+            let tuner = if found.intervals_goal { "kernel" } else { "agent" };
+            Found::Well(format!("DAMON is free; the {tuner} tunes how often it looks"))
         }
+        Err(Absence::Running(_)) if damon::is_ours(root).unwrap_or(false) => {
+            Found::Well("DAMON works for the agent already, or for one that was killed".into())
+        }
+        Err(Absence::UsedBy(Module::Stat)) if config.damon == DamonUse::TakeOver => Found::Well(
+            "DAMON is damon_stat's, which is switched off for as long as the agent runs".into(),
+        ),
         Err(absence) => Found::Lacks(Lack::damon(&absence.to_string())),
     }
 }
@@ -365,6 +371,34 @@ mod tests {
         assert!(text.contains("ok     balloon    0000:00:03.0"), "{text}");
         assert!(text.contains("ok     free pages reported to the host by virtio2"), "{text}");
         assert_eq!(status, None);
+    }
+
+    #[test]
+    fn who_has_damon_is_told() {
+        use memtide_sysfs::damon::{Monitor, pause_damon_stat};
+        use memtide_sysfs::fake::FakeDamon;
+        let said = |fake: &FakeRoot| {
+            let (text, _) = look(fake, &fine());
+            text.lines().find(|line| line.contains(" access ")).unwrap_or_default().to_owned()
+        };
+        let fake = guest();
+        fake.add_damon(FakeDamon::V6_12);
+        assert_eq!(
+            said(&fake),
+            "ok     access     DAMON is free; the agent tunes how often it looks"
+        );
+        let monitor = Monitor::start(&fake.root(), &crate::damon_watch::tests::config()).unwrap();
+        assert!(said(&fake).starts_with("ok     access     DAMON works for the agent already"));
+        drop(monitor);
+        fake.put("sys/module/damon_reclaim/parameters/enabled", "Y\n");
+        let text = said(&fake);
+        assert!(text.starts_with("lacks") && text.contains("damon_reclaim uses DAMON"), "{text}");
+        let fake = guest();
+        fake.add_damon(FakeDamon::V7_3);
+        assert!(said(&fake).contains("damon_stat's, which is switched off for as long"));
+        let pause = pause_damon_stat(&fake.root()).unwrap();
+        assert!(said(&fake).contains("the kernel tunes how often it looks"));
+        drop(pause);
     }
 
     #[test]

@@ -10,13 +10,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use memtide_policy::guest::{AccessRegion, IdleTimes};
+use memtide_policy::guest::{AccessRegion, IdleTimes, IntervalTuner, IntervalsAim};
 use memtide_sysfs::damon::{
     self, Absence, Capabilities, DamonError, Feedback, Intervals, IntervalsGoal, Module, Monitor,
     MonitorConfig, PageoutConfig, PageoutStats, Paging, Region, StatPause,
 };
 use memtide_sysfs::{Root, cgroup};
-use memtide_units::{GpaRange, Permille};
+use memtide_units::{GpaRange, Instant as Time, Permille};
 
 use crate::alarm::SIGNAL;
 use crate::config::DamonUse;
@@ -34,6 +34,13 @@ const GOAL: IntervalsGoal = IntervalsGoal {
     // Two seconds of aggregation: a thief that looks less often is a blind one.
     max_sample_us: 100_000,
 };
+/// The same, for a kernel that does not tune them.
+const AIM: IntervalsAim = IntervalsAim {
+    access_bp: GOAL.access_bp,
+    aggrs: GOAL.aggrs,
+    least: Duration::from_micros(GOAL.min_sample_us),
+    most: Duration::from_micros(GOAL.max_sample_us),
+};
 /// Regions of a block at least: with DAMON's default of ten in all, a region spans several blocks.
 const REGIONS_PER_BLOCK: u64 = 6;
 /// Bounds of all regions: what a snapshot costs grows with them.
@@ -48,11 +55,22 @@ const STACK: usize = 256 << 10;
 /// Snapshots that fail in a row before the thread gives up.
 const FAILURES_MAX: u32 = 5;
 
+/// How memory is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Closeness {
+    /// Time between two looks at a page.
+    pub sample: Duration,
+    /// Over how long looks are summed up.
+    pub aggregation: Duration,
+    /// Into how many regions memory is divided.
+    pub regions: usize,
+}
+
 /// What the thread has found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
-    /// A snapshot.
-    Snapshot(Vec<AccessRegion>),
+    /// A snapshot, and how it was made.
+    Snapshot(Vec<AccessRegion>, Closeness),
     /// What was paged out since the start.
     PagedOut(PageoutStats),
     /// It has ended, and why: what was known is getting stale.
@@ -71,7 +89,8 @@ pub struct Wanted {
 }
 
 enum Order {
-    Watch(Vec<GpaRange>),
+    /// With so many regions at least.
+    Watch(Vec<GpaRange>, u64),
     PageOut(Paging),
     Stall(u64),
     Stop,
@@ -88,8 +107,19 @@ pub struct DamonWatch {
     /// There while `damon_stat` is off for the agent's sake: it outlives an agent that is killed.
     mark: PathBuf,
     feedback: Option<Feedback>,
+    tuner: Tuner,
     /// What was ordered last.
     paging: Paging,
+    watched: Vec<GpaRange>,
+}
+
+/// Who sees to how often DAMON looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tuner {
+    /// The kernel (6.15 and later).
+    Kernel,
+    /// The agent, by the same rule.
+    Agent,
 }
 
 impl DamonWatch {
@@ -102,9 +132,11 @@ impl DamonWatch {
             return Err("switched off by the configuration (damon = \"off\")".into());
         }
         let min_age = wanted.pageout.map(|pageout| pageout.min_age);
+        let watched = wanted.ranges.clone();
         let (monitor, stat) = begin(root, how, mark, |found| monitor_config(wanted, found))
             .map_err(|error| error.to_string())?;
         let feedback = monitor.feedback();
+        let tuner = if monitor.is_tuned() { Tuner::Kernel } else { Tuner::Agent };
         let watcher = Watcher::new(root, monitor, min_age);
         let (orders, todo) = channel();
         let (report, findings) = channel();
@@ -113,8 +145,17 @@ impl DamonWatch {
             .stack_size(STACK)
             .spawn(move || watcher.run(&todo, &report))
             .map_err(|error| format!("its thread could not be started: {error}"))?;
-        let (thread, paging) = (Some(thread), Paging::Off);
-        Ok(Self { orders, findings, thread, stat, mark: mark.into(), feedback, paging })
+        Ok(Self {
+            orders,
+            findings,
+            thread: Some(thread),
+            stat,
+            mark: mark.into(),
+            feedback,
+            tuner,
+            paging: Paging::Off,
+            watched,
+        })
     }
 
     /// What has been found since the last call.
@@ -122,10 +163,19 @@ impl DamonWatch {
         self.findings.try_iter().collect()
     }
 
-    /// Memory has come or gone: watch these from now on.
-    pub fn watch(&self, ranges: Vec<GpaRange>) {
-        // An ended thread has said so.
-        let _ = self.orders.send(Order::Watch(ranges));
+    /// Watches these ranges of memory from now on, of a guest with so many blocks. Costs nothing where
+    /// they are watched already.
+    pub fn watch(&mut self, ranges: Vec<GpaRange>, blocks: usize) {
+        if self.watched != ranges {
+            self.watched.clone_from(&ranges);
+            // An ended thread has said so.
+            let _ = self.orders.send(Order::Watch(ranges, least_regions(blocks)));
+        }
+    }
+
+    /// Who sees to how often DAMON looks.
+    pub fn tuner(&self) -> Tuner {
+        self.tuner
     }
 
     /// How the scheme that pages out learns of the stall; `None` where there is none.
@@ -199,22 +249,28 @@ fn begin(
 }
 
 fn monitor_config(wanted: Wanted, found: Capabilities) -> MonitorConfig {
-    let blocks = wanted.blocks as u64;
     MonitorConfig {
         regions: wanted.ranges,
         sample_us: SAMPLE_US,
         aggr_us: AGGREGATION_US,
-        min_regions: (REGIONS_PER_BLOCK * blocks).clamp(REGIONS_LEAST, REGIONS_MIN_MOST),
+        min_regions: least_regions(wanted.blocks),
         max_regions: REGIONS_MAX,
         intervals_goal: found.intervals_goal.then_some(GOAL),
         pageout: wanted.pageout,
     }
 }
 
+fn least_regions(blocks: usize) -> u64 {
+    (REGIONS_PER_BLOCK * blocks as u64).clamp(REGIONS_LEAST, REGIONS_MIN_MOST)
+}
+
 /// What the thread has.
 struct Watcher {
     root: Root,
     monitor: Monitor,
+    /// Where the kernel does not tune the intervals.
+    tuner: Option<IntervalTuner>,
+    started: Instant,
     /// What was ordered; the monitor may not have managed yet.
     wanted: Paging,
     /// From which age on memory is paged out.
@@ -229,7 +285,18 @@ impl Watcher {
     fn new(root: &Root, monitor: Monitor, min_age: Option<Duration>) -> Self {
         let root = root.clone();
         let (idle, looked) = (IdleTimes::default(), Instant::now());
-        Self { root, monitor, wanted: Paging::Off, min_age, paged: None, idle, looked }
+        let tuner = (!monitor.is_tuned()).then(|| IntervalTuner::new(AIM, Time::default()));
+        Self {
+            root,
+            monitor,
+            tuner,
+            started: looked,
+            wanted: Paging::Off,
+            min_age,
+            paged: None,
+            idle,
+            looked,
+        }
     }
 
     fn run(mut self, todo: &Receiver<Order>, report: &Sender<Finding>) {
@@ -237,9 +304,9 @@ impl Watcher {
         let mut due = Instant::now() + PAUSE;
         loop {
             match todo.recv_timeout(due.saturating_duration_since(Instant::now())) {
-                Ok(Order::Watch(ranges)) => {
+                Ok(Order::Watch(ranges, least)) => {
                     self.spare();
-                    if let Err(error) = self.monitor.set_regions(&ranges) {
+                    if let Err(error) = self.monitor.set_regions(&ranges, least) {
                         tracing::warn!("DAMON keeps watching the old memory: {error}");
                     }
                     continue;
@@ -259,9 +326,9 @@ impl Watcher {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             match self.look() {
-                Ok(regions) => {
+                Ok((regions, closeness)) => {
                     failures = 0;
-                    let _ = report.send(Finding::Snapshot(regions));
+                    let _ = report.send(Finding::Snapshot(regions, closeness));
                     self.account(report);
                 }
                 Err(error) => {
@@ -279,7 +346,7 @@ impl Watcher {
         }
     }
 
-    fn look(&mut self) -> damon::Result<Vec<AccessRegion>> {
+    fn look(&mut self) -> damon::Result<(Vec<AccessRegion>, Closeness)> {
         let regions = self.monitor.snapshot()?;
         let intervals = self.monitor.intervals()?;
         let mut regions: Vec<_> = regions.iter().map(|region| access(region, intervals)).collect();
@@ -292,7 +359,23 @@ impl Watcher {
             self.paged.is_some_and(|at| now.saturating_duration_since(at) <= *min_age)
         };
         self.idle.correct(elapsed, self.min_age.filter(is_recent), &mut regions);
-        Ok(regions)
+        let (sample, aggregation) = times(intervals);
+        self.tune((sample, aggregation), &regions);
+        let closeness = Closeness { sample, aggregation, regions: regions.len() };
+        Ok((regions, closeness))
+    }
+
+    /// Sees to how often DAMON looks, where the kernel does not.
+    fn tune(&mut self, now: (Duration, Duration), regions: &[AccessRegion]) {
+        let at = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let Some(tuner) = &mut self.tuner else { return };
+        let Some(sample) = tuner.step(Time::from_millis(at), now, regions) else { return };
+        let sample_us = u64::try_from(sample.as_micros()).unwrap_or(u64::MAX);
+        let aggr_us = sample_us.saturating_mul(AGGREGATION_US / SAMPLE_US);
+        self.spare();
+        if let Err(error) = self.monitor.set_intervals(Intervals { sample_us, aggr_us }) {
+            tracing::warn!("DAMON looks as often as before: {error}");
+        }
     }
 
     /// Sees to what was ordered, and to intervals that the kernel has tuned since.
@@ -330,6 +413,10 @@ impl Watcher {
     }
 }
 
+fn times(intervals: Intervals) -> (Duration, Duration) {
+    (Duration::from_micros(intervals.sample_us), Duration::from_micros(intervals.aggr_us))
+}
+
 fn access(region: &Region, intervals: Intervals) -> AccessRegion {
     let most = u64::from(intervals.max_nr_accesses());
     let accessed = (u64::from(region.nr_accesses) * 1000 / most).min(1000);
@@ -341,121 +428,4 @@ fn access(region: &Region, intervals: Intervals) -> AccessRegion {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use memtide_sysfs::fake::{FakeDamon, FakeRoot};
-    use memtide_units::{ByteSize, Gpa};
-
-    fn range(mib: u64, len: u64) -> GpaRange {
-        GpaRange::new(Gpa(mib << 20), ByteSize::from_mib(len)).unwrap()
-    }
-
-    fn stat(fake: &FakeRoot) -> String {
-        fake.get("sys/module/damon_stat/parameters/enabled")
-    }
-
-    fn start(
-        fake: &FakeRoot,
-        how: DamonUse,
-        dir: &tempfile::TempDir,
-    ) -> Result<DamonWatch, String> {
-        let pageout = PageoutConfig {
-            min_age: Duration::from_secs(60),
-            ms: 15,
-            bytes: ByteSize::from_mib(32),
-            stall_us: 1_000,
-        };
-        let wanted = Wanted { ranges: vec![range(0, 512)], blocks: 4, pageout: Some(pageout) };
-        DamonWatch::start(&fake.root(), how, wanted, &dir.path().join("damon_stat"))
-    }
-
-    #[test]
-    fn damon_stat_comes_back_by_the_hand_of_a_later_agent() {
-        crate::alarm::install_handler().unwrap();
-        let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
-        fake.add_damon(FakeDamon::V7_3);
-        let killed = start(&fake, DamonUse::TakeOver, &dir).unwrap();
-        // As after kill -9: nothing was put back, and the kdamond runs.
-        std::mem::forget(killed);
-        assert_eq!(stat(&fake), "N\n");
-        let later = start(&fake, DamonUse::TakeOver, &dir).unwrap();
-        assert!(later.has_paused_stat());
-        drop(later);
-        assert_eq!(stat(&fake), "Y\n");
-        // Somebody has switched it on again meanwhile.
-        std::fs::write(dir.path().join("damon_stat"), "Y").unwrap();
-        drop(start(&fake, DamonUse::TakeOver, &dir).unwrap());
-        assert_eq!(stat(&fake), "Y\n");
-        assert!(!dir.path().join("damon_stat").exists());
-    }
-
-    #[test]
-    fn damon_stat_makes_room_and_comes_back() {
-        crate::alarm::install_handler().unwrap();
-        let fake = FakeRoot::new();
-        fake.add_damon(FakeDamon::V7_3);
-        let dir = tempfile::tempdir().unwrap();
-        let watch = start(&fake, DamonUse::TakeOver, &dir).unwrap();
-        assert!(watch.has_paused_stat());
-        assert_eq!(stat(&fake), "N\n");
-        drop(watch);
-        assert_eq!(stat(&fake), "Y\n");
-    }
-
-    #[test]
-    fn whoever_is_polite_or_has_no_damon_is_told_why_there_is_nothing_to_see() {
-        let fake = FakeRoot::new();
-        let dir = tempfile::tempdir().unwrap();
-        let start = |how| start(&fake, how, &dir).unwrap_err();
-        assert!(start(DamonUse::TakeOver).contains("no DAMON"));
-        fake.add_damon(FakeDamon::V7_3);
-        assert!(start(DamonUse::Polite).contains("damon_stat uses DAMON"));
-        assert_eq!(stat(&fake), "Y\n");
-        assert!(start(DamonUse::Off).contains("switched off"));
-    }
-
-    #[test]
-    fn orders_are_carried_out_once_each() {
-        crate::alarm::install_handler().unwrap();
-        let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
-        fake.add_damon(FakeDamon::V6_8);
-        let mut watch = start(&fake, DamonUse::Polite, &dir).unwrap();
-        assert_eq!(watch.feedback(), Some(Feedback::User));
-        watch.tell_stall(3);
-        watch.page_out(Paging::On);
-        watch.page_out(Paging::On);
-        watch.tell_stall(7);
-        watch.page_out(Paging::Off);
-        // It works off what was ordered before it ends.
-        drop(watch);
-        let scheme = "sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/schemes/1";
-        let written = |file: &str| {
-            let path = format!("{scheme}/{file}");
-            let writes = fake.writes().into_iter().filter(|(written, _)| *written == path);
-            writes.map(|(_, text)| text).collect::<Vec<_>>()
-        };
-        let never = u32::MAX.to_string();
-        assert_eq!(written("access_pattern/age/min"), [never.as_str(), "60", &never]);
-        let stalls = written("quotas/goals/0/current_value");
-        assert_eq!(stalls, ["1000", "1000", "7", "1000"]);
-    }
-
-    #[test]
-    fn access_is_a_share_and_age_a_time() {
-        let intervals = Intervals { sample_us: 100_000, aggr_us: 2_000_000 };
-        let region = Region { range: range(0, 1), nr_accesses: 5, age: 3 };
-        let seen = access(&region, intervals);
-        assert_eq!((seen.accessed, seen.age), (Permille(250), Duration::from_secs(6)));
-        let odd = Region { nr_accesses: 99, ..region };
-        assert_eq!(access(&odd, intervals).accessed, Permille(1000));
-    }
-
-    #[test]
-    fn there_are_enough_regions_for_decisions_on_blocks() {
-        let of = |blocks| {
-            let wanted = Wanted { ranges: vec![range(0, 128)], blocks, pageout: None };
-            monitor_config(wanted, Capabilities::default()).min_regions
-        };
-        assert_eq!([of(8), of(16), of(100), of(4_000)], [64, 96, 600, 1_500]);
-    }
-}
+pub(crate) mod tests;

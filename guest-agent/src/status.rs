@@ -220,6 +220,21 @@ pub struct BlockCounts {
     pub foreign: Vec<BlockId>,
 }
 
+/// How DAMON watches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchStatus {
+    /// Into how many regions it divides the memory.
+    pub regions: usize,
+    /// Milliseconds between two looks at a page of each.
+    pub sample_ms: u64,
+    /// Milliseconds over which looks are summed up.
+    pub aggregation_ms: u64,
+    /// Who tunes these times: `kernel` or `agent`.
+    pub tuned_by: String,
+    /// Whether `damon_stat` is switched off for it, until the agent ends.
+    pub damon_stat_is_off: bool,
+}
+
 /// How cold memory is paged out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReclaimStatus {
@@ -278,6 +293,9 @@ pub struct Status {
     /// memory is the host's again only when it is stolen.
     #[serde(default)]
     pub free_page_reporters: Vec<String>,
+    /// How DAMON watches, once it has seen something.
+    #[serde(default)]
+    pub watching: Option<WatchStatus>,
     /// How cold memory is paged out, where it can be.
     pub reclaim: Option<ReclaimStatus>,
     /// The return that is pending, if any.
@@ -308,6 +326,18 @@ impl Status {
     /// What the kernel says; InvalidData for a file of another version.
     pub fn read(path: &Path) -> io::Result<Self> {
         Ok(serde_json::from_str(&std::fs::read_to_string(path)?)?)
+    }
+}
+
+impl fmt::Display for WatchStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { regions, sample_ms, aggregation_ms, tuned_by, damon_stat_is_off } = self;
+        write!(f, "{regions} regions, a look at each every {sample_ms} ms, summed up over ")?;
+        write!(f, "{aggregation_ms} ms (tuned by the {tuned_by})")?;
+        if *damon_stat_is_off {
+            write!(f, "; damon_stat is off meanwhile")?;
+        }
+        Ok(())
     }
 }
 
@@ -343,6 +373,9 @@ impl fmt::Display for Status {
         match self.free_page_reporters.as_slice() {
             [] => writeln!(f, "  free       stays with the guest until it is stolen")?,
             names => writeln!(f, "  free       is reported to the host by {}", names.join(", "))?,
+        }
+        if let Some(watching) = &self.watching {
+            writeln!(f, "  watching   {watching}")?;
         }
         if let Some(reclaim) = &self.reclaim {
             write!(f, "  reclaim    {}; {} paged out so far", reclaim.doing, reclaim.paged_out)?;
@@ -408,6 +441,13 @@ pub(crate) mod tests {
             },
             struct_pages: StructPages { freed: mib(2), remain: mib(2), all: None },
             free_page_reporters: vec!["virtio2".into()],
+            watching: Some(WatchStatus {
+                regions: 96,
+                sample_ms: 50,
+                aggregation_ms: 1000,
+                tuned_by: "kernel".into(),
+                damon_stat_is_off: true,
+            }),
             reclaim: Some(ReclaimStatus {
                 doing: "cold memory stays: enough is available without it".into(),
                 paged_out: mib(7),
@@ -433,6 +473,8 @@ pub(crate) mod tests {
             "16 of 128 MiB: 12 movable, 2 stolen, 0 foreign",
             "structs    2 MiB of struct pages freed, 2 MiB remain",
             "free       is reported to the host by virtio2",
+            "watching   96 regions, a look at each every 50 ms, summed up over 1000 ms (tuned by the \
+             kernel); damon_stat is off meanwhile",
             "reclaim    cold memory stays: enough is available without it; 7 MiB paged out so far, \
              1000 MiB of 1 GiB of swap free (/dev/zram0, the agent's own)",
             "lacks      an interrupt of the balloon device: the device is looked at",

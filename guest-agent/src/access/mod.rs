@@ -1,7 +1,8 @@
 //! What was touched, kept for people: DAMON's snapshots become a history, and that a file in the runtime
 //! directory which `memtide-agent wss` and `heat` read.
 //!
-//! Of the decisions one alone depends on it: which of two cold blocks is emptied with less effort. A file
+//! Decisions take two things from it: which of two cold blocks is emptied with less effort, and how much
+//! of what was touched last is used by somebody. A file
 //! that cannot be written or read costs the pictures.
 
 mod census;
@@ -69,9 +70,15 @@ impl AccessHistory {
         self.offset_ms.saturating_add(now.as_millis())
     }
 
-    /// Takes a snapshot of DAMON's.
-    pub fn observe(&mut self, now: Instant, regions: &[AccessRegion], present: &Present) {
-        let Ok(layout) = self.history.layout(&present.memory) else { return };
+    /// Takes a snapshot of DAMON's; answers with what it comes to, or `None` for memory that no layout
+    /// fits.
+    pub fn observe(
+        &mut self,
+        now: Instant,
+        regions: &[AccessRegion],
+        present: &Present,
+    ) -> Option<&Digest> {
+        let layout = self.history.layout(&present.memory).ok()?;
         let since = *self.since.get_or_insert(now);
         let region = |seen: &AccessRegion| Region {
             range: seen.range,
@@ -90,6 +97,7 @@ impl AccessHistory {
         };
         self.history.observe(Digest::of(layout, &snapshot));
         self.is_new = true;
+        self.history.last()
     }
 
     /// Looks a little further where the free memory lies: a millisecond of work.

@@ -228,10 +228,10 @@ impl Agent {
     }
 
     /// Has DAMON watch what is online now.
-    fn rewatch(&self) {
-        if let Some(damon) = &self.parts.damon {
+    pub(super) fn rewatch(&mut self) {
+        if let Some(damon) = &mut self.parts.damon {
             let blocks = &self.parts.blocks;
-            damon.watch(blocks.ranges(&blocks.with(Hold::Online)));
+            damon.watch(blocks.ranges(&blocks.with(Hold::Online)), blocks.count());
         }
     }
 }

@@ -20,6 +20,7 @@ mod tests;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use memtide_access::Amounts;
 use memtide_policy::guest::{
     BlockView, Census, Controller, FreeMemory, HeatMap, Limits, Mode, Observation, Outcome, Plan,
     StealState,
@@ -31,7 +32,7 @@ use memtide_wire::block::{Hello, RANGES_MAX, Request};
 
 use crate::access::{AccessHistory, Present};
 use crate::blocks::{Blocks, Hold, Surprise};
-use crate::damon_watch::{DamonWatch, Finding};
+use crate::damon_watch::{Closeness, DamonWatch, Finding};
 use crate::decisions::Decisions;
 use crate::hands::Hands;
 use crate::link::{Guest, Link};
@@ -115,6 +116,8 @@ pub struct Agent {
     /// Blocks that are being taken back without a grant.
     unasked: BTreeSet<BlockId>,
     counters: Counters,
+    /// How DAMON made its last snapshot.
+    watching: Option<Closeness>,
     reading: Reading,
     /// What was decided last.
     note: String,
@@ -140,6 +143,7 @@ impl Agent {
             outcomes: Vec::new(),
             unasked: BTreeSet::new(),
             counters: Counters::default(),
+            watching: None,
             reading: Reading::default(),
             note: "starting".into(),
             reporters: Vec::new(),
@@ -252,10 +256,14 @@ impl Agent {
         let findings = self.parts.damon.as_ref().map(DamonWatch::findings).unwrap_or_default();
         for finding in findings {
             match finding {
-                Finding::Snapshot(regions) => {
-                    self.heat.observe(&regions);
+                Finding::Snapshot(regions, closeness) => {
+                    self.watching = Some(closeness);
                     let present = self.present();
-                    self.parts.access.observe(now, &regions, &present);
+                    self.heat.observe(&regions);
+                    if let Some(digest) = self.parts.access.observe(now, &regions, &present) {
+                        let Amounts { used, touched, .. } = digest.amounts;
+                        self.heat.set_used(used, touched);
+                    }
                 }
                 Finding::PagedOut(stats) => {
                     if let Some(reclaiming) = &mut self.parts.reclaiming {
@@ -265,6 +273,7 @@ impl Agent {
                 Finding::Ended(why) => {
                     tracing::warn!("DAMON has ended ({why}): blocks are chosen from the top now");
                     self.heat.forget();
+                    self.watching = None;
                     self.parts.access.ended();
                     self.parts.reclaiming = None;
                     self.parts.lacks.push(Lack::damon(&why));
@@ -295,6 +304,8 @@ impl Agent {
             }
         }
         self.reporters = self.parts.senses.free_page_reporters();
+        // Also what has been plugged in, or was put online or offline by somebody else.
+        self.rewatch();
         let seen = self.parts.blocks.seen();
         if seen != self.parts.seen {
             self.parts.runtime.set_seen(&seen)?;

@@ -1,5 +1,7 @@
 //! Telemetry for the host, the status for people, and the log.
 
+use std::time::Duration;
+
 use memtide_access::Digest;
 use memtide_policy::guest::{Decision, DeviceState, Plan};
 use memtide_sysfs::vmstat::Vmstat;
@@ -8,8 +10,11 @@ use memtide_wire::block::{Heat, Request, Telemetry};
 
 use super::Agent;
 use crate::blocks::Hold;
+use crate::damon_watch::{Closeness, Tuner};
 use crate::remove::STRUCT_PAGE;
-use crate::status::{BlockCounts, GateStatus, LimitsStatus, MemoryStatus, Status, StructPages};
+use crate::status::{
+    BlockCounts, GateStatus, LimitsStatus, MemoryStatus, Status, StructPages, WatchStatus,
+};
 
 impl Agent {
     /// Remembers what was decided; the log gets what is news.
@@ -65,6 +70,8 @@ impl Agent {
         let info = &self.reading.meminfo;
         let psi = self.reading.psi.unwrap_or_default();
         let set = self.heat.working_set();
+        let seen = self.parts.access.last().map(|last| last.amounts);
+        let used = seen.map_or(info.total - info.free, |seen| seen.used);
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Telemetry {
             total: info.total,
@@ -72,7 +79,7 @@ impl Agent {
             available: info.available,
             cached: info.cached,
             working_set: set.unwrap_or_default(),
-            cold: set.map_or(ByteSize::ZERO, |set| (info.total - info.free) - set),
+            cold: set.map_or(ByteSize::ZERO, |set| used - set),
             psi_some_us: psi.some.total_us,
             psi_full_us: psi.full.total_us,
             psi_some_avg10: psi.some.avg10,
@@ -126,6 +133,7 @@ impl Agent {
             },
             struct_pages: self.struct_pages(),
             free_page_reporters: self.reporters.clone(),
+            watching: self.watching(),
             reclaim: self
                 .parts
                 .reclaiming
@@ -144,6 +152,22 @@ impl Agent {
 }
 
 impl Agent {
+    fn watching(&self) -> Option<WatchStatus> {
+        let damon = self.parts.damon.as_ref()?;
+        let Closeness { sample, aggregation, regions } = self.watching?;
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Some(WatchStatus {
+            regions,
+            sample_ms: millis(sample),
+            aggregation_ms: millis(aggregation),
+            tuned_by: match damon.tuner() {
+                Tuner::Kernel => "kernel".into(),
+                Tuner::Agent => "agent".into(),
+            },
+            damon_stat_is_off: damon.has_paused_stat(),
+        })
+    }
+
     fn struct_pages(&self) -> StructPages {
         let blocks = &self.parts.blocks;
         let page = ByteSize::from_bytes(rustix::param::page_size() as u64);

@@ -96,8 +96,17 @@ impl HeatMap {
         })
     }
 
+    /// Says what of the memory of the last snapshot is used by somebody, and how much of that was touched
+    /// in the last half minute, as soon as that is known. DAMON alone cannot tell: it calls free memory,
+    /// and what the kernel has for itself, touched a moment ago as soon as it begins to watch, or divides
+    /// its regions otherwise; and what has just been freed is no working set any more.
+    pub fn set_used(&mut self, used: ByteSize, touched: Option<ByteSize>) {
+        self.working_set = self.working_set.map(|seen| seen.min(touched.unwrap_or(used)));
+    }
+
     /// Bytes that were touched in the last half minute, by the last snapshot. For the first half
-    /// minute of watching that is everything: nobody knows better, and the headroom caps it.
+    /// minute of watching that is all that is used, or all that there is where nobody has said
+    /// ([`HeatMap::set_used`]): nobody knows better, and the headroom caps it.
     pub const fn working_set(&self) -> Option<ByteSize> {
         self.working_set
     }
@@ -150,6 +159,25 @@ mod tests {
         assert_eq!(map.working_set(), Some(ByteSize::from_mib(110)));
         map.forget();
         assert_eq!((map.working_set(), map.heat(BlockId(0))), (None, None));
+    }
+
+    /// 400 MiB have just begun to be watched: 100 of them are free, and of what is used 50 turn out
+    /// to be touched.
+    #[test]
+    fn young_free_memory_is_no_working_set() {
+        let mut map = HeatMap::new(BlockSize::X86_SMALL);
+        let mib = ByteSize::from_mib;
+        map.set_used(mib(300), None);
+        assert_eq!(map.working_set(), None, "nothing was seen");
+        map.observe(&[region(0, 400, 0, 5)]);
+        map.set_used(mib(300), None);
+        assert_eq!(map.working_set(), Some(mib(300)));
+        map.observe(&[region(0, 40, 900, 5), region(40, 360, 0, 20)]);
+        map.set_used(mib(300), Some(mib(50)));
+        assert_eq!(map.working_set(), Some(mib(50)));
+        map.observe(&[region(0, 40, 900, 5), region(40, 360, 0, 90)]);
+        map.set_used(mib(300), Some(mib(50)));
+        assert_eq!(map.working_set(), Some(mib(40)), "never more than was seen");
     }
 
     proptest! {

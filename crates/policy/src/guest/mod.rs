@@ -41,6 +41,7 @@ mod headroom;
 mod heat;
 mod hot_cache;
 mod idle;
+mod intervals;
 mod limits;
 mod observation;
 mod pace;
@@ -65,6 +66,7 @@ pub use convert::{Conversions, MOVABLE_PER_KERNEL_MAX, conversions};
 pub use headroom::Headroom;
 pub use heat::{AccessRegion, Heat, HeatMap};
 pub use idle::IdleTimes;
+pub use intervals::{IntervalTuner, IntervalsAim};
 pub use limits::{Limits, LimitsError, LimitsWish, PSI_GOAL_DEFAULT, PSI_GOAL_MAX, PSI_GOAL_MIN};
 pub use observation::{
     Answer, BlockState, BlockView, Census, DeviceState, FixedReason, FreeMemory, Memory, Mode,

@@ -12,7 +12,7 @@ mod regions;
 mod setup;
 mod stat;
 
-pub use monitor::{Intervals, Monitor, stop_leftover};
+pub use monitor::{Intervals, Monitor, is_ours, stop_leftover};
 pub use pageout::{Feedback, PageoutConfig, PageoutStats, Paging};
 pub use probe::{Absence, Capabilities, Module, probe};
 pub use regions::Region;

@@ -34,6 +34,7 @@ pub struct Monitor {
     root: Root,
     intervals: Intervals,
     is_tuned: bool,
+    max_regions: u64,
     pageout: Option<Pageout>,
     /// Groups whose memory is never paged out.
     spared: Vec<String>,
@@ -54,10 +55,17 @@ impl Monitor {
             // Best effort: the first error is the one that says what is wrong.
             let _ = take_down(root);
         })?;
-        let intervals = Intervals { sample_us: config.sample_us, aggr_us: config.aggr_us };
+        let intervals = config.intervals();
         let is_tuned = config.intervals_goal.is_some();
-        let spared = Vec::new();
-        Ok(Self { root: root.clone(), intervals, is_tuned, pageout, spared, is_stopped: false })
+        Ok(Self {
+            root: root.clone(),
+            intervals,
+            is_tuned,
+            max_regions: config.max_regions,
+            pageout,
+            spared: Vec::new(),
+            is_stopped: false,
+        })
     }
 
     /// What was seen, by ascending address. Blocks until the next aggregation ends (0.7 to 1.8 s
@@ -71,19 +79,22 @@ impl Monitor {
         Ok(regions::read(&self.root)?)
     }
 
-    /// Watches `regions` from now on; what is known of memory in both the old and the new ones is
-    /// kept. The kernel does not follow memory that comes and goes: call it after every change.
+    /// Watches `regions` from now on, in `min_regions` pieces at least; what is known of memory in
+    /// both the old and the new ones is kept. The kernel does not follow memory that comes and goes:
+    /// call it after every change.
     ///
     /// # Errors
     /// [`super::DamonError::Config`]: nothing was written, and the kernel watches the old ones still.
     /// [`super::DamonError::File`]. Several kernels (6.16 for one) drop the answer to a commit, so
     /// one that failed for lack of memory can go unnoticed: compare the next snapshot.
-    pub fn set_regions(&mut self, regions: &[GpaRange]) -> Result<()> {
+    pub fn set_regions(&mut self, regions: &[GpaRange], min_regions: u64) -> Result<()> {
         setup::check_regions(regions)?;
+        setup::check_region_count(min_regions, self.max_regions)?;
         // A commit takes over *all* files. Without this, tuned intervals would fall back to those
         // that tuning started from.
         self.intervals()?;
         setup::write_regions(&self.root, regions)?;
+        setup::write_region_count(&self.root, min_regions, self.max_regions)?;
         if let Some(pageout) = &mut self.pageout {
             pageout.write_filters(&self.root, &self.spared)?;
         }
@@ -104,6 +115,30 @@ impl Monitor {
             self.intervals = Intervals { sample_us, aggr_us };
         }
         Ok(self.intervals)
+    }
+
+    /// Whether the kernel tunes the intervals.
+    pub fn is_tuned(&self) -> bool {
+        self.is_tuned
+    }
+
+    /// Looks and sums up so often from now on. What was counted, and for how long it has been so, is
+    /// kept: the kernel converts it (mm/damon/core.c, `damon_update_monitoring_results`). Not for a
+    /// monitor whose intervals the kernel tunes: they go on from there, and are not to be had back.
+    ///
+    /// # Errors
+    /// [`super::DamonError::Config`]: nothing was written. [`super::DamonError::File`]; as for
+    /// [`Monitor::set_regions`] a commit may fail unnoticed.
+    pub fn set_intervals(&mut self, intervals: Intervals) -> Result<()> {
+        setup::check_intervals(intervals)?;
+        setup::write_intervals(&self.root, intervals)?;
+        if let Some(pageout) = &mut self.pageout {
+            pageout.rescale(&self.root, intervals)?;
+            pageout.write_filters(&self.root, &self.spared)?;
+        }
+        self.root.write(STATE, "commit")?;
+        self.intervals = intervals;
+        Ok(())
     }
 
     /// How the scheme that pages out learns of the stall that it causes; `None` where there is no
@@ -215,13 +250,20 @@ impl Drop for Monitor {
 /// # Errors
 /// [`super::DamonError::File`].
 pub fn stop_leftover(root: &Root) -> Result<bool> {
-    let file = format!("{SCHEME}/watermarks/interval_us");
-    let mark = optional(root.value::<u64>(file, "microseconds"))?;
-    if mark != Some(MARK) {
+    if !is_ours(root)? {
         return Ok(false);
     }
     take_down(root)?;
     Ok(true)
+}
+
+/// Whether the kdamond that is set up is one of ours, of a process that lives or one that was killed.
+///
+/// # Errors
+/// [`super::DamonError::File`].
+pub fn is_ours(root: &Root) -> Result<bool> {
+    let file = format!("{SCHEME}/watermarks/interval_us");
+    Ok(optional(root.value::<u64>(file, "microseconds"))? == Some(MARK))
 }
 
 fn is_on(root: &Root) -> crate::Result<bool> {
@@ -238,10 +280,14 @@ fn take_down(root: &Root) -> crate::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::damon::{Absence, ConfigError, DamonError, IntervalsGoal, Module, pause_damon_stat};
+    use crate::damon::pageout::PAGEOUT;
+    use crate::damon::{
+        Absence, ConfigError, DamonError, IntervalsGoal, Module, PageoutConfig, pause_damon_stat,
+    };
     use crate::fake::{FakeDamon, FakeRoot};
     use memtide_units::{ByteSize, Gpa};
     use rustix::io::Errno;
+    use std::time::Duration;
 
     const GOAL: IntervalsGoal =
         IntervalsGoal { access_bp: 400, aggrs: 3, min_sample_us: 5_000, max_sample_us: 10_000_000 };
@@ -290,12 +336,16 @@ mod tests {
         let fake = guest(FakeDamon::V6_12);
         fake.set_damon_regions(&[region(1, 383, 2)]);
         let mut monitor = Monitor::start(&fake.root(), &config()).unwrap();
-        monitor.set_regions(&[range(1, 127), range(256, 128)]).unwrap();
+        monitor.set_regions(&[range(1, 127), range(256, 128)], 48).unwrap();
+        assert_eq!(fake.get(&format!("{CONTEXT}/monitoring_attrs/nr_regions/min")), "48\n");
         let seen: Vec<GpaRange> =
             monitor.snapshot().unwrap().iter().map(|region| region.range).collect();
         assert_eq!(seen, [range(1, 127), range(256, 128)]);
-        let error = monitor.set_regions(&[]).unwrap_err();
+        let error = monitor.set_regions(&[], 48).unwrap_err();
         assert!(matches!(error, DamonError::Config(ConfigError::NoRegions)));
+        let error = monitor.set_regions(&[range(1, 127)], 1001).unwrap_err();
+        let expected = ConfigError::RegionCount { min: 1001, max: 1000 };
+        assert!(matches!(error, DamonError::Config(error) if error == expected));
         assert_eq!(monitor.snapshot().unwrap().len(), 2);
     }
 
@@ -318,11 +368,40 @@ mod tests {
         fake.set_tuned_intervals(tuned);
         let config = MonitorConfig { intervals_goal: Some(GOAL), ..config() };
         let mut monitor = Monitor::start(&fake.root(), &config).unwrap();
-        monitor.set_regions(&[range(1, 127)]).unwrap();
+        monitor.set_regions(&[range(1, 127)], 32).unwrap();
         let file = format!("{CONTEXT}/monitoring_attrs/intervals/sample_us");
         assert_eq!(fake.get(&file), "370000\n");
         assert_eq!(monitor.intervals().unwrap(), tuned);
         monitor.stop().unwrap();
+    }
+
+    #[test]
+    fn intervals_are_changed_while_it_runs_and_cold_stays_as_old() {
+        let fake = guest(FakeDamon::V6_12);
+        let pageout = PageoutConfig {
+            min_age: Duration::from_secs(60),
+            ms: 15,
+            bytes: ByteSize::from_mib(64),
+            stall_us: 1_000,
+        };
+        let config = MonitorConfig { pageout: Some(pageout), ..config() };
+        let mut monitor = Monitor::start(&fake.root(), &config).unwrap();
+        assert!(!monitor.is_tuned());
+        let faster = Intervals { sample_us: 90_000, aggr_us: 1_800_000 };
+        let age = format!("{PAGEOUT}/access_pattern/age/min");
+        monitor.set_intervals(faster).unwrap();
+        assert_eq!(fake.get(&age), format!("{}\n", u32::MAX), "it is off");
+        monitor.page_out(Paging::On).unwrap();
+        assert_eq!(fake.get(&age), "34\n");
+        let slower = Intervals { sample_us: 100_000, aggr_us: 2_000_000 };
+        monitor.set_intervals(slower).unwrap();
+        assert_eq!(fake.get(&age), "30\n");
+        assert_eq!(monitor.intervals().unwrap(), slower);
+        let written = fake.get(&format!("{CONTEXT}/monitoring_attrs/intervals/aggr_us"));
+        assert_eq!(written, "2000000\n");
+        assert_eq!(fake.writes().last(), Some(&(STATE.to_string(), "commit".to_string())));
+        let odd = Intervals { sample_us: 0, aggr_us: 1 };
+        assert!(matches!(monitor.set_intervals(odd), Err(DamonError::Config(_))));
     }
 
     #[test]
@@ -360,9 +439,11 @@ mod tests {
         std::mem::forget(Monitor::start(&fake.root(), &config()).unwrap());
         let error = Monitor::start(&fake.root(), &config()).unwrap_err();
         assert!(matches!(error, DamonError::Absent(Absence::Running(0))));
+        assert!(is_ours(&fake.root()).unwrap());
         assert!(stop_leftover(&fake.root()).unwrap());
         let other = Monitor::start(&fake.root(), &config()).unwrap();
         fake.put(&format!("{SCHEME}/watermarks/interval_us"), "5000000\n");
+        assert!(!is_ours(&fake.root()).unwrap());
         assert!(!stop_leftover(&fake.root()).unwrap());
         assert!(other.is_running().unwrap());
     }

@@ -147,6 +147,15 @@ impl Pageout {
         Ok(true)
     }
 
+    /// Other intervals are about to be committed.
+    pub(super) fn rescale(&mut self, root: &Root, intervals: Intervals) -> Result<()> {
+        if self.paging == Paging::On {
+            self.min_age = self.aggregations(intervals);
+            self.write_switch(root)?;
+        }
+        Ok(())
+    }
+
     /// Has it leave groups alone. The kernel refuses a commit, whatever it is for, that names a group
     /// which is gone, so this comes before each.
     pub(super) fn write_filters(&mut self, root: &Root, spared: &[String]) -> Result<()> {
@@ -326,7 +335,7 @@ mod tests {
             assert_eq!(file(&fake, &format!("{dir}/0/type")), "memcg");
             assert_eq!(file(&fake, &format!("{dir}/0/matching")), "Y");
             monitor.spare(vec!["/vip.slice".into()]);
-            monitor.set_regions(&[range(0, 64)]).unwrap();
+            monitor.set_regions(&[range(0, 64)], 10).unwrap();
             assert_eq!((count(&fake).as_str(), commits(&fake)), ("1", 2));
             monitor.page_out(Paging::On).unwrap();
             assert_eq!(commits(&fake), 2, "that was committed with the regions");

@@ -3,7 +3,7 @@
 use memtide_units::GpaRange;
 
 use super::pageout::{self, Pageout, PageoutConfig};
-use super::{CONTEXT, KDAMOND, KDAMONDS, SCHEME, STATE, TARGET};
+use super::{CONTEXT, Intervals, KDAMOND, KDAMONDS, SCHEME, STATE, TARGET};
 use crate::{Result, Root};
 
 pub(super) const GOAL: &str =
@@ -91,19 +91,18 @@ pub enum ConfigError {
 }
 
 impl MonitorConfig {
+    pub(super) fn intervals(&self) -> Intervals {
+        Intervals { sample_us: self.sample_us, aggr_us: self.aggr_us }
+    }
+
     /// Says what is wrong with it, before the kernel answers with a mere EINVAL.
     ///
     /// # Errors
     /// [`ConfigError`].
     pub fn check(&self) -> std::result::Result<(), ConfigError> {
         check_regions(&self.regions)?;
-        let (sample_us, aggr_us) = (self.sample_us, self.aggr_us);
-        if sample_us == 0 || aggr_us < sample_us {
-            return Err(ConfigError::Intervals { sample_us, aggr_us });
-        }
-        if self.min_regions < MIN_REGIONS || self.max_regions < self.min_regions {
-            return Err(ConfigError::RegionCount { min: self.min_regions, max: self.max_regions });
-        }
+        check_intervals(self.intervals())?;
+        check_region_count(self.min_regions, self.max_regions)?;
         let is_unbounded = |pageout: PageoutConfig| {
             pageout.ms == 0 || pageout.bytes.is_zero() || pageout.stall_us == 0
         };
@@ -117,6 +116,23 @@ impl MonitorConfig {
             _ => Ok(()),
         }
     }
+}
+
+/// At least a microsecond, and summed up over at least one look.
+pub(super) fn check_intervals(intervals: Intervals) -> std::result::Result<(), ConfigError> {
+    let Intervals { sample_us, aggr_us } = intervals;
+    if sample_us == 0 || aggr_us < sample_us {
+        return Err(ConfigError::Intervals { sample_us, aggr_us });
+    }
+    Ok(())
+}
+
+/// At least three, and a maximum that is no less.
+pub(super) fn check_region_count(min: u64, max: u64) -> std::result::Result<(), ConfigError> {
+    if min < MIN_REGIONS || max < min {
+        return Err(ConfigError::RegionCount { min, max });
+    }
+    Ok(())
 }
 
 /// At least one range, ascending, without overlap.
@@ -145,18 +161,27 @@ pub(super) fn start(root: &Root, config: &MonitorConfig) -> Result<Option<Pageou
 }
 
 fn write_attributes(root: &Root, config: &MonitorConfig) -> Result<()> {
-    let attributes = format!("{CONTEXT}/monitoring_attrs");
-    let number =
-        |file: &str, value: u64| root.write(format!("{attributes}/{file}"), &value.to_string());
-    number("intervals/sample_us", config.sample_us)?;
-    number("intervals/aggr_us", config.aggr_us)?;
-    number("nr_regions/min", config.min_regions)?;
-    number("nr_regions/max", config.max_regions)?;
+    write_intervals(root, config.intervals())?;
+    write_region_count(root, config.min_regions, config.max_regions)?;
     let Some(goal) = config.intervals_goal else { return Ok(()) };
-    number("intervals/intervals_goal/access_bp", goal.access_bp.into())?;
-    number("intervals/intervals_goal/min_sample_us", goal.min_sample_us)?;
-    number("intervals/intervals_goal/max_sample_us", goal.max_sample_us)?;
-    number("intervals/intervals_goal/aggrs", goal.aggrs.into())
+    attribute(root, "intervals/intervals_goal/access_bp", goal.access_bp.into())?;
+    attribute(root, "intervals/intervals_goal/min_sample_us", goal.min_sample_us)?;
+    attribute(root, "intervals/intervals_goal/max_sample_us", goal.max_sample_us)?;
+    attribute(root, "intervals/intervals_goal/aggrs", goal.aggrs.into())
+}
+
+pub(super) fn write_intervals(root: &Root, intervals: Intervals) -> Result<()> {
+    attribute(root, "intervals/sample_us", intervals.sample_us)?;
+    attribute(root, "intervals/aggr_us", intervals.aggr_us)
+}
+
+pub(super) fn write_region_count(root: &Root, min: u64, max: u64) -> Result<()> {
+    attribute(root, "nr_regions/min", min)?;
+    attribute(root, "nr_regions/max", max)
+}
+
+fn attribute(root: &Root, file: &str, value: u64) -> Result<()> {
+    root.write(format!("{CONTEXT}/monitoring_attrs/{file}"), &value.to_string())
 }
 
 pub(super) fn write_regions(root: &Root, regions: &[GpaRange]) -> Result<()> {

@@ -1,0 +1,163 @@
+use super::*;
+use memtide_sysfs::fake::{FakeDamon, FakeRoot};
+use memtide_units::{ByteSize, Gpa};
+
+fn range(mib: u64, len: u64) -> GpaRange {
+    GpaRange::new(Gpa(mib << 20), ByteSize::from_mib(len)).unwrap()
+}
+
+fn stat(fake: &FakeRoot) -> String {
+    fake.get("sys/module/damon_stat/parameters/enabled")
+}
+
+fn start(fake: &FakeRoot, how: DamonUse, dir: &tempfile::TempDir) -> Result<DamonWatch, String> {
+    DamonWatch::start(&fake.root(), how, wanted(), &dir.path().join("damon_stat"))
+}
+
+pub(crate) fn config() -> MonitorConfig {
+    let wanted = Wanted { pageout: None, ..wanted() };
+    monitor_config(wanted, Capabilities::default())
+}
+
+fn wanted() -> Wanted {
+    let pageout = PageoutConfig {
+        min_age: Duration::from_secs(60),
+        ms: 15,
+        bytes: ByteSize::from_mib(32),
+        stall_us: 1_000,
+    };
+    Wanted { ranges: vec![range(0, 512)], blocks: 4, pageout: Some(pageout) }
+}
+
+#[test]
+fn damon_stat_comes_back_by_the_hand_of_a_later_agent() {
+    crate::alarm::install_handler().unwrap();
+    let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
+    fake.add_damon(FakeDamon::V7_3);
+    let killed = start(&fake, DamonUse::TakeOver, &dir).unwrap();
+    // As after kill -9: nothing was put back, and the kdamond runs.
+    std::mem::forget(killed);
+    assert_eq!(stat(&fake), "N\n");
+    let later = start(&fake, DamonUse::TakeOver, &dir).unwrap();
+    assert!(later.has_paused_stat());
+    drop(later);
+    assert_eq!(stat(&fake), "Y\n");
+    // Somebody has switched it on again meanwhile.
+    std::fs::write(dir.path().join("damon_stat"), "Y").unwrap();
+    drop(start(&fake, DamonUse::TakeOver, &dir).unwrap());
+    assert_eq!(stat(&fake), "Y\n");
+    assert!(!dir.path().join("damon_stat").exists());
+}
+
+#[test]
+fn damon_stat_makes_room_and_comes_back() {
+    crate::alarm::install_handler().unwrap();
+    let fake = FakeRoot::new();
+    fake.add_damon(FakeDamon::V7_3);
+    let dir = tempfile::tempdir().unwrap();
+    let watch = start(&fake, DamonUse::TakeOver, &dir).unwrap();
+    assert!(watch.has_paused_stat());
+    assert_eq!(stat(&fake), "N\n");
+    drop(watch);
+    assert_eq!(stat(&fake), "Y\n");
+}
+
+#[test]
+fn whoever_is_polite_or_has_no_damon_is_told_why_there_is_nothing_to_see() {
+    let fake = FakeRoot::new();
+    let dir = tempfile::tempdir().unwrap();
+    let start = |how| start(&fake, how, &dir).unwrap_err();
+    assert!(start(DamonUse::TakeOver).contains("no DAMON"));
+    fake.add_damon(FakeDamon::V7_3);
+    assert!(start(DamonUse::Polite).contains("damon_stat uses DAMON"));
+    assert_eq!(stat(&fake), "Y\n");
+    assert!(start(DamonUse::Off).contains("switched off"));
+}
+
+#[test]
+fn orders_are_carried_out_once_each() {
+    crate::alarm::install_handler().unwrap();
+    let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
+    fake.add_damon(FakeDamon::V6_8);
+    let mut watch = start(&fake, DamonUse::Polite, &dir).unwrap();
+    assert_eq!(watch.feedback(), Some(Feedback::User));
+    watch.tell_stall(3);
+    watch.page_out(Paging::On);
+    watch.page_out(Paging::On);
+    watch.tell_stall(7);
+    watch.page_out(Paging::Off);
+    // It works off what was ordered before it ends.
+    drop(watch);
+    let scheme = "sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/schemes/1";
+    let written = |file: &str| {
+        let path = format!("{scheme}/{file}");
+        let writes = fake.writes().into_iter().filter(|(written, _)| *written == path);
+        writes.map(|(_, text)| text).collect::<Vec<_>>()
+    };
+    let never = u32::MAX.to_string();
+    assert_eq!(written("access_pattern/age/min"), [never.as_str(), "60", &never]);
+    let stalls = written("quotas/goals/0/current_value");
+    assert_eq!(stalls, ["1000", "1000", "7", "1000"]);
+}
+
+#[test]
+fn the_same_memory_is_ordered_once() {
+    crate::alarm::install_handler().unwrap();
+    let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
+    fake.add_damon(FakeDamon::V6_12);
+    let mut watch = start(&fake, DamonUse::Polite, &dir).unwrap();
+    assert_eq!(watch.tuner(), Tuner::Agent);
+    watch.watch(vec![range(0, 512)], 4);
+    watch.watch(vec![range(0, 384)], 4);
+    watch.watch(vec![range(0, 384)], 4);
+    watch.watch(vec![range(0, 4096), range(8192, 8192)], 96);
+    drop(watch);
+    let written = |file: &str| {
+        let writes = fake.writes().into_iter().filter(|(path, _)| path.ends_with(file));
+        writes.map(|(_, text)| text).collect::<Vec<_>>()
+    };
+    assert_eq!(written("regions/nr_regions"), ["1", "1", "2"]);
+    assert_eq!(written("nr_regions/min"), ["64", "64", "576"], "finer where there is more");
+}
+
+#[test]
+fn who_tunes_is_found_by_what_the_kernel_has() {
+    crate::alarm::install_handler().unwrap();
+    let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
+    fake.add_damon(FakeDamon::V7_3);
+    let watch = start(&fake, DamonUse::TakeOver, &dir).unwrap();
+    assert_eq!(watch.tuner(), Tuner::Kernel);
+    let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
+    fake.add_damon(FakeDamon::V6_12);
+    fake.set_damon_regions(&[Region { range: range(0, 512), nr_accesses: 0, age: 9 }]);
+    let monitor = Monitor::start(&fake.root(), &config()).unwrap();
+    let mut watcher = Watcher::new(&fake.root(), monitor, None);
+    let seen = watcher.look().unwrap().1;
+    assert_eq!((seen.sample.as_millis(), seen.regions), (50, 1));
+    // As long ago as three aggregations.
+    watcher.started -= Duration::from_secs(4);
+    watcher.look().unwrap();
+    let seen = watcher.look().unwrap().1;
+    assert_eq!(seen.sample.as_millis(), 100, "nothing is touched: look less often");
+    assert_eq!(seen.aggregation.as_secs(), 2);
+    drop((watch, dir));
+}
+
+#[test]
+fn access_is_a_share_and_age_a_time() {
+    let intervals = Intervals { sample_us: 100_000, aggr_us: 2_000_000 };
+    let region = Region { range: range(0, 1), nr_accesses: 5, age: 3 };
+    let seen = access(&region, intervals);
+    assert_eq!((seen.accessed, seen.age), (Permille(250), Duration::from_secs(6)));
+    let odd = Region { nr_accesses: 99, ..region };
+    assert_eq!(access(&odd, intervals).accessed, Permille(1000));
+}
+
+#[test]
+fn there_are_enough_regions_for_decisions_on_blocks() {
+    let of = |blocks| {
+        let wanted = Wanted { ranges: vec![range(0, 128)], blocks, pageout: None };
+        monitor_config(wanted, Capabilities::default()).min_regions
+    };
+    assert_eq!([of(8), of(16), of(100), of(4_000)], [64, 96, 600, 1_500]);
+}

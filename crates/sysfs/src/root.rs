@@ -128,6 +128,19 @@ impl Root {
         names.map_err(|error| Error::reading(&path, error))
     }
 
+    /// A directory with many small files in it.
+    ///
+    /// # Errors
+    /// [`Error::Missing`], [`Error::Io`].
+    pub(crate) fn dir(&self, relative: impl AsRef<Path>) -> Result<Dir> {
+        let path = self.path(relative);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(&path, flags, Mode::empty()) {
+            Ok(fd) => Ok(Dir { fd, path }),
+            Err(error) => Err(Error::reading(&path, error.into())),
+        }
+    }
+
     /// The numbers `N` of the directory's entries `prefixN`, ascending.
     pub(crate) fn numbers(&self, relative: impl AsRef<Path>, prefix: &str) -> Result<Vec<u64>> {
         let number = |name: String| name.strip_prefix(prefix)?.parse().ok();
@@ -148,6 +161,37 @@ impl Root {
     /// True where writes go to a test's writer.
     pub(crate) fn is_fake(&self) -> bool {
         self.writer.is_some()
+    }
+}
+
+/// Most bytes of a small file: a number, and a little more.
+const SMALL: usize = 64;
+
+/// A directory from which many small files are read: the kernel finds each from here, not by way of
+/// fifteen directories.
+#[derive(Debug)]
+pub(crate) struct Dir {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl Dir {
+    /// Where `relative` lies.
+    pub(crate) fn path(&self, relative: &str) -> PathBuf {
+        self.path.join(relative)
+    }
+
+    /// The only value of a file of at most 64 bytes, of the kind that `expected` describes. The kernel
+    /// hands such a file out in one piece.
+    pub(crate) fn value<T: FromStr>(&self, relative: &str, expected: &'static str) -> Result<T> {
+        let mut bytes = [0; SMALL];
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let read = rustix::fs::openat(&self.fd, relative, flags, Mode::empty())
+            .and_then(|file| rustix::io::read(&file, &mut bytes))
+            .map_err(|error| Error::reading(&self.path(relative), error.into()))?;
+        let text = String::from_utf8_lossy(&bytes[..read]);
+        let garbage = |_| Error::garbage(self.path(relative), expected, &text);
+        text.trim().parse().map_err(garbage)
     }
 }
 

@@ -23,9 +23,11 @@ const GOAL: &str = "sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/schemes/1/qu
 
 /// Goals are stalls per this long, and so are the bounds on time and bytes.
 const WINDOW_MS: u64 = 1_000;
-/// What cannot be paged out (free pages, the kernel's) is charged to the bounds at a 4096th of its
-/// size, as the series that made it a setting recommends, where it is one (7.2).
-const FAIL_CHARGE: (u64, u64) = (1, 4096);
+/// What cannot be paged out (free pages, the kernel's) is charged to the bounds at a 64th of its size,
+/// where that is a setting (7.2). The series that made it one recommends a 4096th, but the kernel divides
+/// a region wherever the bound is reached, and tries on: while the loop allows 400 KiB, a walk over 2 GiB
+/// of free memory left 5,000 regions, more than a snapshot may have. This way it is a few hundred at most.
+const FAIL_CHARGE: (u64, u64) = (1, 64);
 /// The age that no region has.
 const NEVER: u64 = u32::MAX as u64;
 
@@ -321,7 +323,7 @@ mod tests {
     fn what_cannot_go_is_hardly_charged_where_the_kernel_lets_it() {
         let (fake, _monitor) = monitor(FakeDamon::V7_3);
         assert_eq!(file(&fake, "quotas/fail_charge_num"), "1");
-        assert_eq!(file(&fake, "quotas/fail_charge_denom"), "4096");
+        assert_eq!(file(&fake, "quotas/fail_charge_denom"), "64");
     }
 
     #[test]

@@ -193,7 +193,7 @@ impl DamonWatch {
 
     /// Tells the scheme what some task stalled in the last second, where the kernel does not.
     pub fn tell_stall(&self, stall_us: u64) {
-        if (self.feedback, self.paging) == (Some(Feedback::User), Paging::On) {
+        if self.feedback == Some(Feedback::User) && self.paging.is_on() {
             let _ = self.orders.send(Order::Stall(stall_us));
         }
     }
@@ -352,7 +352,7 @@ impl Watcher {
         let mut regions: Vec<_> = regions.iter().map(|region| access(region, intervals)).collect();
         let now = Instant::now();
         let elapsed = now.saturating_duration_since(std::mem::replace(&mut self.looked, now));
-        if self.monitor.paging() == Paging::On {
+        if self.monitor.paging().is_on() {
             self.paged = Some(now);
         }
         let is_recent = |min_age: &Duration| {
@@ -380,7 +380,7 @@ impl Watcher {
 
     /// Sees to what was ordered, and to intervals that the kernel has tuned since.
     fn page_out(&mut self) {
-        let was_on = self.monitor.paging() == Paging::On;
+        let was_on = self.monitor.paging().is_on();
         self.spare();
         match self.monitor.page_out(self.wanted) {
             Ok(()) if was_on => self.paged = Some(Instant::now()),
@@ -394,7 +394,7 @@ impl Watcher {
     fn spare(&mut self) {
         if (self.wanted, self.monitor.paging()) != (Paging::Off, Paging::Off) {
             let groups = match self.wanted {
-                Paging::On => cgroup::protected(&self.root),
+                Paging::On(_) => cgroup::protected(&self.root),
                 Paging::Off => Vec::new(),
             };
             self.monitor.spare(groups);

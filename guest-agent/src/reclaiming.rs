@@ -5,19 +5,18 @@
 
 use std::time::Duration;
 
-use memtide_policy::guest::{Limits, Reclaim, Swap};
+use memtide_policy::guest::{Limits, Reclaim, Swap, reclaim_effort};
 use memtide_sysfs::Root;
+use memtide_sysfs::cpu::CpuTimes;
 use memtide_sysfs::damon::{PageoutConfig, PageoutStats, Paging};
 use memtide_sysfs::meminfo::Meminfo;
-use memtide_units::{ByteSize, Instant};
+use memtide_units::{ByteSize, Instant, Permille};
 
 use crate::status::ReclaimStatus;
 use crate::swap_space::SwapSpace;
 
 /// ACMA's: what nobody has touched for a minute is cold.
 pub const MIN_AGE: Duration = Duration::from_secs(60);
-/// ACMA's bound on the kernel's time for it: 15 ms of each second.
-const MS: u64 = 15;
 /// Bytes that may be tried in each second: a 64th of all memory, so that a minute suffices for all of
 /// it, within these bounds. The bound on time goes by an average of what was tried, and most of that
 /// is free memory, which is tried in no time: without this one a cold gigabyte would go at once.
@@ -31,7 +30,6 @@ pub fn pageout_config(limits: &Limits, present: ByteSize, min_age: Duration) -> 
     let share = ByteSize::from_bytes(present.bytes() / BYTES_SHARE);
     PageoutConfig {
         min_age,
-        ms: MS,
         bytes: share.clamp(BYTES_LEAST, BYTES_MOST),
         stall_us: u64::from(limits.psi_goal().0).max(1),
     }
@@ -45,12 +43,22 @@ pub struct Reclaiming {
     stats: PageoutStats,
     /// PSI's counter of some task's stall, and when it was read.
     stalled: Option<(Instant, u64)>,
+    /// The processors' time when it was looked at last, and what that left of each second for paging out.
+    cpu: CpuTimes,
+    effort: Duration,
 }
 
 impl Reclaiming {
     /// With somewhere to go.
     pub fn new(space: SwapSpace) -> Self {
-        Self { space, last: None, stats: PageoutStats::default(), stalled: None }
+        Self {
+            space,
+            last: None,
+            stats: PageoutStats::default(),
+            stalled: None,
+            cpu: CpuTimes::default(),
+            effort: reclaim_effort(Permille(0)),
+        }
     }
 
     /// What there is of swap.
@@ -81,6 +89,25 @@ impl Reclaiming {
         Some(total_us.saturating_sub(before).saturating_mul(1_000) / elapsed_ms)
     }
 
+    /// Takes the processors' time in, once a second or so.
+    pub fn take_cpu(&mut self, cpu: CpuTimes) {
+        let total = cpu.total.saturating_sub(self.cpu.total);
+        let idle = cpu.idle.saturating_sub(self.cpu.idle).min(total);
+        self.cpu = cpu;
+        // Nothing is known of no time at all.
+        if let Some(share) = idle.saturating_mul(1_000).checked_div(total) {
+            self.effort = reclaim_effort(Permille(u32::try_from(share).unwrap_or(0)));
+        }
+    }
+
+    /// The scheme's switch for a decision.
+    pub fn paging(&self, reclaim: Reclaim) -> Paging {
+        match reclaim {
+            Reclaim::On(_) => Paging::On(self.effort),
+            Reclaim::Off(_) => Paging::Off,
+        }
+    }
+
     /// For people.
     pub fn status(&self, swap: Swap) -> ReclaimStatus {
         ReclaimStatus {
@@ -95,14 +122,6 @@ impl Reclaiming {
                 SwapSpace::Ours(zram) => Some(zram.device()),
             },
         }
-    }
-}
-
-/// The scheme's switch for a decision.
-pub fn paging(reclaim: Reclaim) -> Paging {
-    match reclaim {
-        Reclaim::On(_) => Paging::On,
-        Reclaim::Off(_) => Paging::Off,
     }
 }
 
@@ -138,5 +157,24 @@ mod tests {
         let mut at = |ms, total| reclaiming.stall_us(Instant::from_millis(ms), total);
         assert_eq!([at(0, 900), at(2_000, 1_900), at(2_000, 1_900)], [None, Some(500), None]);
         assert_eq!(at(3_000, 5), Some(0), "a counter that went back");
+    }
+
+    #[test]
+    fn a_guest_at_rest_pages_out_faster_than_one_at_work() {
+        let mut reclaiming = Reclaiming::new(SwapSpace::Existing);
+        let on = Reclaim::On(Gain::Room);
+        let mut after = |idle, total| {
+            reclaiming.take_cpu(CpuTimes { idle, total });
+            match reclaiming.paging(on) {
+                Paging::On(time) => time.as_millis(),
+                Paging::Off => 0,
+            }
+        };
+        assert_eq!(after(10, 100), 15);
+        assert_eq!(after(190, 300), 250, "nine tenths of the time since");
+        assert_eq!(after(190, 300), 250, "no time has passed");
+        assert_eq!(after(200, 500), 15);
+        assert_eq!(after(0, 600), 15, "a counter that went back");
+        assert_eq!(reclaiming.paging(Reclaim::Off(NoReclaim::NotNeeded)), Paging::Off);
     }
 }

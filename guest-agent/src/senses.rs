@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use memtide_policy::guest::{Memory, PsiTotals, Squeeze};
+use memtide_sysfs::cpu::CpuTimes;
 use memtide_sysfs::meminfo::Meminfo;
 use memtide_sysfs::psi::{Psi, PsiTrigger, Stall};
 use memtide_sysfs::vmstat::Vmstat;
@@ -83,6 +84,11 @@ impl Senses {
             reading.counted = squeeze(&self.root).map(|squeeze| (now, squeeze));
         }
         Ok(reading)
+    }
+
+    /// What the processors have done since boot, where that can be read.
+    pub fn cpu(&self) -> Option<CpuTimes> {
+        CpuTimes::read(&self.root).ok()
     }
 
     /// Devices through which the kernel tells the host which pages are free. Where nobody knows, none.

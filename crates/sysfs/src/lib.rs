@@ -11,6 +11,7 @@
 //! tests of this crate and of those who use it.
 
 pub mod cgroup;
+pub mod cpu;
 pub mod damon;
 pub mod dax;
 mod error;

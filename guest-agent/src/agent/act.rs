@@ -6,7 +6,6 @@ use memtide_wire::block::{self, Request, ReturnRequest};
 
 use super::Agent;
 use crate::blocks::Hold;
-use crate::reclaiming::paging;
 use crate::worker::{Job, KERNEL_DEADLINE, Look, Task, movable_deadline};
 
 impl Agent {
@@ -37,7 +36,7 @@ impl Agent {
             self.parts.decisions.remark(at_ms, news.to_string());
         }
         if let Some(damon) = &mut self.parts.damon {
-            damon.page_out(paging(reclaim));
+            damon.page_out(reclaiming.paging(reclaim));
         }
     }
 

@@ -42,6 +42,10 @@ impl Agent {
             self.parts.link.post(Request::Telemetry(telemetry));
         }
         self.tell_stall(now);
+        if let (Some(reclaiming), Some(cpu)) = (&mut self.parts.reclaiming, self.parts.senses.cpu())
+        {
+            reclaiming.take_cpu(cpu);
+        }
         let path = self.parts.runtime.status();
         if let Err(error) = self.status(now).write(&path) {
             tracing::warn!("{} cannot be written: {error}", path.display());

@@ -22,7 +22,6 @@ pub(crate) fn config() -> MonitorConfig {
 fn wanted() -> Wanted {
     let pageout = PageoutConfig {
         min_age: Duration::from_secs(60),
-        ms: 15,
         bytes: ByteSize::from_mib(32),
         stall_us: 1_000,
     };
@@ -82,8 +81,8 @@ fn orders_are_carried_out_once_each() {
     let mut watch = start(&fake, DamonUse::Polite, &dir).unwrap();
     assert_eq!(watch.feedback(), Some(Feedback::User));
     watch.tell_stall(3);
-    watch.page_out(Paging::On);
-    watch.page_out(Paging::On);
+    watch.page_out(Paging::On(Duration::from_millis(15)));
+    watch.page_out(Paging::On(Duration::from_millis(15)));
     watch.tell_stall(7);
     watch.page_out(Paging::Off);
     // It works off what was ordered before it ends.

@@ -192,7 +192,7 @@ impl Monitor {
         let fed = self
             .pageout
             .as_ref()
-            .filter(|pageout| (pageout.feedback, pageout.paging) == (Feedback::User, Paging::On));
+            .filter(|pageout| pageout.feedback == Feedback::User && pageout.paging.is_on());
         if let Some(pageout) = fed {
             pageout.write_stall(&self.root, stall_us)?;
             self.root.write(STATE, "commit_schemes_quota_goals")?;
@@ -380,7 +380,6 @@ mod tests {
         let fake = guest(FakeDamon::V6_12);
         let pageout = PageoutConfig {
             min_age: Duration::from_secs(60),
-            ms: 15,
             bytes: ByteSize::from_mib(64),
             stall_us: 1_000,
         };
@@ -391,7 +390,7 @@ mod tests {
         let age = format!("{PAGEOUT}/access_pattern/age/min");
         monitor.set_intervals(faster).unwrap();
         assert_eq!(fake.get(&age), format!("{}\n", u32::MAX), "it is off");
-        monitor.page_out(Paging::On).unwrap();
+        monitor.page_out(Paging::On(Duration::from_millis(15))).unwrap();
         assert_eq!(fake.get(&age), "34\n");
         let slower = Intervals { sample_us: 100_000, aggr_us: 2_000_000 };
         monitor.set_intervals(slower).unwrap();

@@ -36,8 +36,6 @@ const NEVER: u64 = u32::MAX as u64;
 pub struct PageoutConfig {
     /// Memory that has not been touched for so long is cold.
     pub min_age: Duration,
-    /// Milliseconds of the kdamond's time for it in each second, at least 1.
-    pub ms: u64,
     /// Bytes that it may try in each second.
     pub bytes: ByteSize,
     /// Microseconds of each second in which some task may stall for memory, at least 1.
@@ -56,11 +54,18 @@ pub enum Feedback {
 /// Whether cold memory is to be paged out now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Paging {
-    /// Yes.
-    On,
+    /// Yes, with so much of the kdamond's time in each second: whole milliseconds, at least one.
+    On(Duration),
     /// No: what is cold stays.
     #[default]
     Off,
+}
+
+impl Paging {
+    /// Whether it is to be paged out, however quickly.
+    pub fn is_on(self) -> bool {
+        matches!(self, Self::On(_))
+    }
 }
 
 /// What the scheme has done since the monitor started.
@@ -111,7 +116,7 @@ impl Pageout {
         number("access_pattern/nr_accesses/min", 0)?;
         number("access_pattern/nr_accesses/max", 0)?;
         number("access_pattern/age/max", u32::MAX.into())?;
-        number("quotas/ms", config.ms)?;
+        number("quotas/ms", 1)?;
         number("quotas/bytes", config.bytes.bytes())?;
         number("quotas/reset_interval_ms", WINDOW_MS)?;
         // The longest untouched first. Size says nothing of heat, and the accesses of all that match
@@ -136,7 +141,7 @@ impl Pageout {
         spared: &[String],
     ) -> Result<bool> {
         let wanted = match paging {
-            Paging::On => self.aggregations(intervals),
+            Paging::On(_) => self.aggregations(intervals),
             Paging::Off => NEVER,
         };
         let is_as_before = paging == self.paging && spared == self.spared;
@@ -151,7 +156,7 @@ impl Pageout {
 
     /// Other intervals are about to be committed.
     pub(super) fn rescale(&mut self, root: &Root, intervals: Intervals) -> Result<()> {
-        if self.paging == Paging::On {
+        if self.paging.is_on() {
             self.min_age = self.aggregations(intervals);
             self.write_switch(root)?;
         }
@@ -181,7 +186,11 @@ impl Pageout {
 
     fn write_switch(&self, root: &Root) -> Result<()> {
         put(root, &format!("{PAGEOUT}/access_pattern/age/min"), self.min_age)?;
-        let is_self_fed = self.paging == Paging::On && self.feedback == Feedback::Kernel;
+        if let Paging::On(time) = self.paging {
+            let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            put(root, &format!("{QUOTAS}/ms"), ms.clamp(1, WINDOW_MS))?;
+        }
+        let is_self_fed = self.paging.is_on() && self.feedback == Feedback::Kernel;
         if self.feedback == Feedback::Kernel {
             let metric = if is_self_fed { "some_mem_psi_us" } else { "user_input" };
             root.write(format!("{GOAL}/target_metric"), metric)?;
@@ -261,10 +270,11 @@ mod tests {
     const STATE: &str = super::super::STATE;
     const CONFIG: PageoutConfig = PageoutConfig {
         min_age: Duration::from_secs(60),
-        ms: 15,
         bytes: ByteSize::from_mib(64),
         stall_us: 1_000,
     };
+
+    const ON: Paging = Paging::On(Duration::from_millis(15));
 
     fn range(mib: u64, len: u64) -> GpaRange {
         GpaRange::new(Gpa(mib << 20), ByteSize::from_mib(len)).unwrap()
@@ -308,15 +318,26 @@ mod tests {
         assert_eq!(file(&fake, "apply_interval_us"), "1000000");
         assert_eq!(file(&fake, "access_pattern/age/min"), u32::MAX.to_string());
         assert_eq!(goal(&fake), ["user_input", "1000"], "met exactly: the loop stands still");
-        monitor.page_out(Paging::On).unwrap();
+        monitor.page_out(ON).unwrap();
         assert_eq!(file(&fake, "access_pattern/age/min"), "60");
         assert_eq!(goal(&fake)[0], "some_mem_psi_us");
-        monitor.page_out(Paging::On).unwrap();
+        monitor.page_out(ON).unwrap();
         assert_eq!(commits(&fake), 1, "nothing has changed");
         monitor.page_out(Paging::Off).unwrap();
         assert_eq!(file(&fake, "access_pattern/age/min"), u32::MAX.to_string());
         assert_eq!((goal(&fake)[0].as_str(), commits(&fake)), ("user_input", 2));
         assert_eq!(file(&fake, "quotas/ms"), "15");
+    }
+
+    #[test]
+    fn how_much_time_it_takes_may_change() {
+        let (fake, mut monitor) = monitor(FakeDamon::V6_12);
+        for (ms, written, commit) in
+            [(250, "250", 1), (250, "250", 1), (0, "1", 2), (9_000, "1000", 3)]
+        {
+            monitor.page_out(Paging::On(Duration::from_millis(ms))).unwrap();
+            assert_eq!((file(&fake, "quotas/ms").as_str(), commits(&fake)), (written, commit));
+        }
     }
 
     #[test]
@@ -332,17 +353,17 @@ mod tests {
             let (fake, mut monitor) = monitor(damon);
             let count = |fake: &FakeRoot| file(fake, &format!("{dir}/nr_filters"));
             monitor.spare(vec!["/vip.slice".into(), "/db".into()]);
-            monitor.page_out(Paging::On).unwrap();
+            monitor.page_out(ON).unwrap();
             assert_eq!(file(&fake, &format!("{dir}/1/memcg_path")), "/db");
             assert_eq!(file(&fake, &format!("{dir}/0/type")), "memcg");
             assert_eq!(file(&fake, &format!("{dir}/0/matching")), "Y");
             monitor.spare(vec!["/vip.slice".into()]);
             monitor.set_regions(&[range(0, 64)], 10).unwrap();
             assert_eq!((count(&fake).as_str(), commits(&fake)), ("1", 2));
-            monitor.page_out(Paging::On).unwrap();
+            monitor.page_out(ON).unwrap();
             assert_eq!(commits(&fake), 2, "that was committed with the regions");
             monitor.spare(vec![]);
-            monitor.page_out(Paging::On).unwrap();
+            monitor.page_out(ON).unwrap();
             assert_eq!((count(&fake).as_str(), commits(&fake)), ("0", 3));
         }
     }
@@ -353,7 +374,7 @@ mod tests {
         assert_eq!(monitor.feedback(), Some(Feedback::User));
         monitor.feed(7).unwrap();
         assert_eq!(file(&fake, "quotas/goals/0/current_value"), "1000", "it is off");
-        monitor.page_out(Paging::On).unwrap();
+        monitor.page_out(ON).unwrap();
         monitor.feed(7).unwrap();
         assert_eq!(file(&fake, "quotas/goals/0/current_value"), "7");
         let told = (STATE.to_string(), "commit_schemes_quota_goals".to_string());
@@ -364,7 +385,7 @@ mod tests {
     fn without_goals_there_is_no_such_scheme_and_watching_goes_on() {
         let (fake, mut monitor) = monitor(FakeDamon::V6_6);
         assert_eq!(monitor.feedback(), None);
-        monitor.page_out(Paging::On).unwrap();
+        monitor.page_out(ON).unwrap();
         assert_eq!((monitor.paging(), commits(&fake)), (Paging::Off, 0));
         assert!(!fake.root().exists(PAGEOUT));
         assert_eq!(monitor.pageout_stats().unwrap(), PageoutStats::default());
@@ -374,22 +395,19 @@ mod tests {
     #[test]
     fn the_least_age_follows_tuned_intervals() {
         let (fake, mut monitor) = monitor(FakeDamon::V6_12);
-        monitor.page_out(Paging::On).unwrap();
+        monitor.page_out(ON).unwrap();
         assert_eq!(file(&fake, "access_pattern/age/min"), "60");
         let aged = |aggr_us| Intervals { sample_us: 10_000, aggr_us };
         let root = fake.root();
         let mut pageout = Pageout {
             config: CONFIG,
             feedback: Feedback::Kernel,
-            paging: Paging::On,
+            paging: ON,
             min_age: 60,
             spared: vec![],
         };
-        assert!(
-            !pageout.switch(&root, Paging::On, aged(1_100_000), &[]).unwrap(),
-            "hardly changed"
-        );
-        assert!(pageout.switch(&root, Paging::On, aged(200_000), &[]).unwrap());
+        assert!(!pageout.switch(&root, ON, aged(1_100_000), &[]).unwrap(), "hardly changed");
+        assert!(pageout.switch(&root, ON, aged(200_000), &[]).unwrap());
         assert_eq!(file(&fake, "access_pattern/age/min"), "300");
     }
 
@@ -397,11 +415,11 @@ mod tests {
     fn a_commit_that_failed_is_tried_again() {
         let (fake, mut monitor) = monitor(FakeDamon::V6_12);
         fake.refuse(STATE, rustix::io::Errno::BUSY);
-        monitor.page_out(Paging::On).unwrap_err();
+        monitor.page_out(ON).unwrap_err();
         assert_eq!(monitor.paging(), Paging::Off);
         fake.allow(STATE);
-        monitor.page_out(Paging::On).unwrap();
-        assert_eq!((monitor.paging(), commits(&fake)), (Paging::On, 2));
+        monitor.page_out(ON).unwrap();
+        assert_eq!((monitor.paging(), commits(&fake)), (ON, 2));
     }
 
     #[test]

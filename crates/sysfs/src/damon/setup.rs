@@ -103,9 +103,8 @@ impl MonitorConfig {
         check_regions(&self.regions)?;
         check_intervals(self.intervals())?;
         check_region_count(self.min_regions, self.max_regions)?;
-        let is_unbounded = |pageout: PageoutConfig| {
-            pageout.ms == 0 || pageout.bytes.is_zero() || pageout.stall_us == 0
-        };
+        let is_unbounded =
+            |pageout: PageoutConfig| pageout.bytes.is_zero() || pageout.stall_us == 0;
         if self.pageout.is_some_and(is_unbounded) {
             return Err(ConfigError::Pageout);
         }

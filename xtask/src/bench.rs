@@ -18,7 +18,7 @@ pub(crate) enum Task {
     /// virtio-mem, and the raw limits, in one go. Takes about five minutes.
     Reclaim(Reclaim),
     /// How much of the host's memory a guest holds over time, with nothing to give memory back, with
-    /// free page reporting, with `DAMON_RECLAIM` besides, and with Memtide. Takes about ten minutes.
+    /// free page reporting, with `DAMON_RECLAIM` besides, and with Memtide. Takes about twenty minutes.
     Footprint(Footprint),
 }
 
@@ -32,7 +32,7 @@ pub(crate) struct Footprint {
     #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = guest_memory)]
     memory: ByteSize,
     /// How often growth, page cache and rest follow each other.
-    #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=100))]
     cycles: u32,
     /// Measure these only: none, free_page_reporting, damon_reclaim, memtide [default: all].
     #[arg(long, value_name = "NAME", value_delimiter = ',')]

@@ -30,9 +30,9 @@ pub(super) struct Guest {
 }
 
 /// `DAMON_RECLAIM` with its defaults (Documentation/admin-guide/mm/damon/reclaim.rst) but for two: a
-/// region is cold after ten seconds instead of two minutes, since the whole run takes no longer than
-/// that, and the quota follows the pressure that Memtide has for its goal, 0.1 %. `damon_stat`
-/// leaves it the monitor. The swap is what Linux distributions set up with zram-generator: half of memory, at most 4 GiB.
+/// region is cold after one minute instead of two, as for Memtide, and the quota follows the pressure
+/// that Memtide has for its goal, 0.1 %. `damon_stat` leaves it the monitor. The swap is what Linux
+/// distributions set up with zram-generator: half of memory, at most 4 GiB.
 const DAMON_RECLAIM: &str = r#"
 set -e
 stat=/sys/module/damon_stat/parameters/enabled
@@ -43,7 +43,7 @@ echo $(( $1 / 2 ))M > $zram/disksize
 mkswap /dev/zram0 > /dev/null
 swapon /dev/zram0
 cd /sys/module/damon_reclaim/parameters
-echo 10000000 > min_age
+echo 60000000 > min_age
 echo 1000 > quota_reset_interval_ms
 [ ! -e quota_mem_pressure_us ] || echo 1000 > quota_mem_pressure_us
 echo Y > enabled

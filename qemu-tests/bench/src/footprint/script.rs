@@ -10,8 +10,8 @@ pub(super) fn of(memory: ByteSize, cycles: u32) -> String {
     let share = |sixteenths: u64| memory.mib() * sixteenths / 16;
     let (first, more, files) = (share(2), share(3), share(2));
     format!(
-        "idle 60s; repeat {cycles} {{ read src {files}MiB; alloc cc {first}MiB; verify cc; \
-         grow cc {more}MiB; verify cc; hot cc {first}MiB 5s; free cc; idle 30s }} idle 60s"
+        "idle 20s; repeat {cycles} {{ read src {files}MiB; alloc cc {first}MiB; verify cc; \
+         grow cc {more}MiB; verify cc; hot cc {first}MiB 5s; free cc; idle 30s }} idle 180s"
     )
 }
 
@@ -27,6 +27,6 @@ mod tests {
                 "repeat 2 { read src 256MiB; alloc cc 256MiB; verify cc; grow cc 384MiB;"
             )
         );
-        assert!(script.ends_with("free cc; idle 30s } idle 60s"));
+        assert!(script.ends_with("free cc; idle 30s } idle 180s"));
     }
 }

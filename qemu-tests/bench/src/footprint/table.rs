@@ -27,17 +27,23 @@ pub fn table(report: &Report) -> String {
     let rows = report.rows();
     let none = report.runs.get("none");
     for (title, run) in rows {
-        let change =
-            |value: f64, base: f64| if base > 0.0 { (value / base - 1.0) * 100.0 } else { 0.0 };
-        let saved = none.map_or(0.0, |none| change(run.gib_minutes, none.gib_minutes));
-        let slower = none.map_or(0.0, |none| change(run.work_seconds, none.work_seconds));
+        let saved = change(run.gib_minutes, none.map(|none| none.gib_minutes));
+        let slower = change(run.work_seconds, none.map(|none| none.work_seconds));
         let _ = writeln!(
             text,
-            "{title:<28}{:>10.2}{:>8.1} %{:>8.2} GiB{:>10.1} s{:>10.1} %",
-            run.gib_minutes, saved, run.gib_after_idle, run.work_seconds, slower
+            "{title:<28}{:>10.2}{saved:>10}{:>8.2} GiB{:>10.1} s{slower:>12}",
+            run.gib_minutes, run.gib_after_idle, run.work_seconds
         );
     }
     text
+}
+
+/// By how much a figure differs from that of the guest with nothing, where that was measured.
+fn change(value: f64, base: Option<f64>) -> String {
+    match base {
+        Some(base) if base > 0.0 => format!("{:.1} %", (value / base - 1.0) * 100.0),
+        _ => "?".into(),
+    }
 }
 
 #[cfg(test)]
@@ -52,6 +58,11 @@ mod tests {
         assert!(line("nothing").contains("0.0 %"));
         assert!(line("Memtide").contains("-62.5 %") && line("Memtide").ends_with("1.0 %"));
         assert!(line("DAMON_RECLAIM").ends_with("10.0 %"), "{text}");
+        let mut alone = report();
+        alone.runs.remove("none");
+        assert!(
+            table(&alone).lines().any(|line| line.starts_with("Memtide") && line.ends_with("?"))
+        );
         assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
     }
 }

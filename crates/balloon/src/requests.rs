@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use memtide_units::{BlockSize, ByteSize, GpaRange, Instant};
 use memtide_wire::block::{
-    Hello, HoldReason, RANGES_MAX, RefuseReason, Request, ReturnRequest, Telemetry, Verdict,
+    Hello, HoldReason, PIECE, RANGES_MAX, RefuseReason, Request, ReturnRequest, Telemetry, Verdict,
 };
 
 use crate::chain::Chain;
@@ -303,13 +303,14 @@ impl Balloon {
         Answer::plain(Verdict::Ok)
     }
 
-    /// Whole blocks, each named once. They come back as a set, which has no more ranges than a
-    /// hello can carry.
+    /// Whole blocks, or pieces of them, each named once. They come back as a set, which has no more
+    /// ranges than a hello can carry.
     fn checked_blocks(&self, ranges: &[GpaRange], block: BlockSize) -> Result<RangeSet, Refusal> {
+        let unit = block.size().min(PIECE);
         let mut set = RangeSet::default();
         for range in ranges {
-            if !range.is_aligned_to(block.size()) {
-                let detail = format!("{range} is not made of blocks of {}", block.size());
+            if !range.is_aligned_to(unit) {
+                let detail = format!("{range} is not made of pieces of {unit}");
                 return refused(RefuseReason::Misaligned, detail);
             }
             if set.overlaps(*range) {

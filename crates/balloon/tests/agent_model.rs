@@ -88,10 +88,14 @@ impl World {
     }
 
     fn hello(&mut self) -> Response {
+        self.hello_of_blocks(BLOCK)
+    }
+
+    fn hello_of_blocks(&mut self, size: ByteSize) -> Response {
         let stolen = self.offline.iter().map(|number| block(*number)).collect();
         self.ask(&Request::Hello(Hello {
             epoch: self.balloon.hello_epoch(),
-            block_size: BlockSize::new(BLOCK).unwrap(),
+            block_size: BlockSize::new(size).unwrap(),
             present: BLOCK.times(BLOCKS),
             online: BLOCK,
             min: ByteSize::ZERO,
@@ -177,6 +181,22 @@ fn a_failed_drop_leaves_the_map_as_it_was() {
     assert!(world.balloon.stolen().is_empty());
     world.host.fails_from = None;
     assert_eq!(world.ask(&steal).verdict, Verdict::Ok, "it may be asked again");
+}
+
+/// Huge pages of the guest's that stand for a block which cannot be emptied.
+#[test]
+fn large_blocks_may_go_in_pieces_of_two_mib() {
+    let mut world = World::new(LocalRule::Grant);
+    world.hello_of_blocks(BLOCK.times(4));
+    let pieces = vec![block(5), block(8), block(9)];
+    assert_eq!(world.ask(&Request::Steal(pieces.clone())).verdict, Verdict::Ok);
+    assert_eq!(world.balloon.stolen().total(), BLOCK.times(3));
+    let half = GpaRange::new(block(12).start(), ByteSize::from_mib(1)).unwrap();
+    let crooked = world.ask(&Request::Steal(vec![half])).verdict;
+    assert_eq!(crooked, Verdict::Refused(RefuseReason::Misaligned));
+    let wanted = ReturnRequest { ticket: 1, urgency: Urgency::Comfort, ranges: pieces };
+    assert_eq!(world.ask(&Request::Return(wanted)).verdict, Verdict::Ok);
+    assert!(world.balloon.stolen().is_empty());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The block queue: request and response pairs about whole memory blocks.
+//! The block queue: request and response pairs about memory blocks, whole or in pieces.
 //!
 //! A descriptor chain carries one request in its readable part and takes one [`Response`] in its
 //! writable part. Every request is answered before the next is looked at, and no chain is ever
@@ -16,6 +16,8 @@ mod request;
 mod response;
 mod telemetry;
 
+use memtide_units::ByteSize;
+
 pub use heat::{HEAT_CELLS_MAX, HEAT_SPANS_MAX, Heat};
 pub use request::{DecodeError, Hello, Request, ReturnRequest, Urgency};
 pub use response::{HoldReason, RefuseReason, Response, Verdict};
@@ -25,6 +27,10 @@ pub use telemetry::{NOTE_MAX, Telemetry};
 /// range per two blocks: 2048 of them cover 512 GiB of 128 MiB blocks, and larger guests have
 /// larger blocks.
 pub const RANGES_MAX: usize = 2048;
+
+/// What ranges are made of at least: a huge page of the guest's (2 MiB). Where a block cannot be
+/// emptied the agent holds as much memory in such pieces from elsewhere.
+pub const PIECE: ByteSize = ByteSize::from_mib(2);
 
 /// Bytes of the request's header.
 pub const HEADER_LEN: usize = 16;

@@ -32,7 +32,7 @@ pub enum RefuseReason {
     TooManyRanges,
     /// A range lies, or reaches, outside the guest's memory.
     OutsideMemory,
-    /// A range is not made of whole memory blocks.
+    /// A range is not made of whole memory blocks, nor of pieces of them ([`PIECE`](super::PIECE)).
     Misaligned,
     /// A range is named twice or overlaps another.
     Overlap,
@@ -87,7 +87,7 @@ codes!(RefuseReason {
     Malformed = 2, "malformed", "the request's bytes make no sense";
     TooManyRanges = 3, "too-many-ranges", "the request names too many ranges";
     OutsideMemory = 4, "outside-memory", "a range lies outside the guest's memory";
-    Misaligned = 5, "misaligned", "a range is not made of whole memory blocks";
+    Misaligned = 5, "misaligned", "a range is not made of whole memory blocks, nor of pieces of 2 MiB";
     Overlap = 6, "overlap", "a range overlaps another";
     NotStolen = 7, "not-stolen", "a range was never stolen";
     NoHello = 8, "no-hello", "the agent has not said hello for this epoch";

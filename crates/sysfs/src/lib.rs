@@ -17,6 +17,7 @@ pub mod dax;
 mod error;
 #[cfg(feature = "fake")]
 pub mod fake;
+pub mod hugetlb;
 pub mod iomem;
 pub mod kpageflags;
 pub mod meminfo;

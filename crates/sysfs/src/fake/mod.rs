@@ -7,6 +7,7 @@
 
 mod damon;
 mod dax;
+mod hugetlb;
 mod memory;
 mod pci;
 mod zram;

@@ -127,6 +127,9 @@ pub enum BlockState {
     Movable,
     /// Online in a kernel zone: can be emptied while no kernel page lies in it.
     Kernel,
+    /// Online, and cannot be emptied; but as much memory as it is can be had in huge pages from
+    /// wherever they are free, and stands for it then.
+    ByPieces,
     /// Online and to be left alone.
     Fixed(FixedReason),
     /// Between online and stolen, in either direction: the host does not know yet that it is
@@ -141,7 +144,7 @@ pub enum BlockState {
 impl BlockState {
     /// True where the guest's kernel uses it.
     pub const fn is_online(self) -> bool {
-        matches!(self, Self::Movable | Self::Kernel | Self::Fixed(_))
+        matches!(self, Self::Movable | Self::Kernel | Self::ByPieces | Self::Fixed(_))
     }
 }
 

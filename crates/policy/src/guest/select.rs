@@ -19,7 +19,8 @@ const WARM_COSTS: u64 = 2;
 
 /// Blocks that may be stolen, best first: hot ones last, then those that are emptied with the least
 /// effort, and where that is much the same the highest, since the top of memory is where ACMA wants
-/// the hole to be. A block that nobody watches counts as cold, one that nobody counted as full.
+/// the hole to be. A block that nobody watches counts as cold, one that nobody counted as full. Pieces
+/// come last: what goes whole leaves the guest the fewest holes.
 pub(super) fn candidates(
     now: Instant,
     blocks: &[BlockView],
@@ -28,21 +29,25 @@ pub(super) fn candidates(
     kernel_zone: KernelZone,
 ) -> Vec<BlockId> {
     let stealable = |view: &&BlockView| match view.state {
-        BlockState::Movable => true,
+        BlockState::Movable | BlockState::ByPieces => true,
         BlockState::Kernel => kernel_zone == KernelZone::Steal,
         BlockState::Fixed(_) | BlockState::InTransit | BlockState::Stolen | BlockState::Foreign => {
             false
         }
     };
-    let emptiable =
-        |view: &&BlockView| view.census.is_none_or(|census| census.unmovable_pages == 0);
+    let emptiable = |view: &&BlockView| {
+        view.state == BlockState::ByPieces
+            || view.census.is_none_or(|census| census.unmovable_pages == 0)
+    };
     let mut found: Vec<&BlockView> = blocks
         .iter()
         .filter(stealable)
         .filter(emptiable)
         .filter(|view| !cooldowns.rests(now, view.id))
         .collect();
-    found.sort_by_cached_key(|view| (price(view, block), Reverse(view.id)));
+    found.sort_by_cached_key(|view| {
+        (view.state == BlockState::ByPieces, price(view, block), Reverse(view.id))
+    });
     found.into_iter().map(|view| view.id).collect()
 }
 
@@ -164,6 +169,20 @@ mod tests {
         let found = candidates(now, &blocks, size, &rests, KernelZone::Leave);
         let order: Vec<_> = found.into_iter().map(|id| id.0).collect();
         assert_eq!(order, [2, 8, 3, 5, 4, 7, 6, 1]);
+    }
+
+    #[test]
+    fn pieces_come_after_all_that_goes_whole_and_from_blocks_that_cannot_be_emptied() {
+        let unmovable = Census { to_migrate: ByteSize::ZERO, unmovable_pages: 9 };
+        let blocks = [
+            BlockView { census: Some(unmovable), ..view(1, BlockState::ByPieces, None) },
+            view(2, BlockState::Movable, Some(Heat::Hot)),
+            view(3, BlockState::ByPieces, Some(Heat::Hot)),
+        ];
+        let (now, rests) = (Instant::default(), Cooldowns::default());
+        let size = BlockSize::X86_SMALL.size();
+        let found = candidates(now, &blocks, size, &rests, KernelZone::Leave);
+        assert_eq!(found, [2, 1, 3].map(BlockId));
     }
 
     #[test]

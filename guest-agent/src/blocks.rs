@@ -41,17 +41,46 @@ struct Entry {
     owns_structs: bool,
     /// `Out` where it was removed.
     plug: Plug,
+    /// Where what stands for it lies, if it was taken in pieces.
+    pieces: Option<Taken>,
+}
+
+/// Memory that was taken in the name of a block which cannot be emptied ([`crate::pieces`]).
+#[derive(Clone, Debug)]
+struct Taken {
+    runs: Vec<GpaRange>,
+    /// What of it the host has not heard of.
+    untold: Vec<GpaRange>,
+}
+
+impl Taken {
+    fn holds(&self, range: GpaRange) -> bool {
+        self.runs.iter().any(|run| run.contains(range))
+    }
+}
+
+/// Which blocks may be taken in pieces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ByPieces {
+    /// None.
+    #[default]
+    None,
+    /// Those that never go offline.
+    NeverOffline,
+    /// And those in kernel zones: whatever could be made movable has been.
+    KernelZones,
 }
 
 impl Entry {
     fn new(block: &Block, hold: Hold, owns_structs: bool) -> Self {
         let (zone, never_offline) = (block.current_zone(), block.never_offline());
-        Self { hold, zone, never_offline, owns_structs, plug: Plug::In }
+        Self { hold, zone, never_offline, owns_structs, plug: Plug::In, pieces: None }
     }
 
     /// A block that the kernel has not.
     fn removed(hold: Hold) -> Self {
-        Self { hold, zone: None, never_offline: false, owns_structs: false, plug: Plug::Out }
+        let (zone, pieces) = (None, None);
+        Self { hold, zone, never_offline: false, owns_structs: false, plug: Plug::Out, pieces }
     }
 }
 
@@ -71,6 +100,7 @@ pub struct Blocks {
     entries: BTreeMap<BlockId, Entry>,
     /// Hold the agent's DMA memory.
     kept: BTreeSet<BlockId>,
+    by_pieces: ByPieces,
 }
 
 impl Blocks {
@@ -81,7 +111,8 @@ impl Blocks {
     /// What [`memory::list`] says: a kernel without memory hotplug has none.
     pub fn read(root: &Root, seen: &Seen) -> Result<Self, memtide_sysfs::Error> {
         let size = memory::block_size(root)?;
-        let mut table = Self { size, entries: BTreeMap::new(), kept: BTreeSet::new() };
+        let (entries, kept) = (BTreeMap::new(), BTreeSet::new());
+        let mut table = Self { size, entries, kept, by_pieces: ByPieces::None };
         let own = OwnStructs::look(root);
         for block in memory::list(root)? {
             let owns = own.may_be_in(block.id);
@@ -112,6 +143,11 @@ impl Blocks {
         self.kept.extend(blocks);
     }
 
+    /// Says which may be taken in pieces.
+    pub fn allow_pieces(&mut self, which: ByPieces) {
+        self.by_pieces = which;
+    }
+
     /// What is known of one block.
     pub fn hold(&self, block: BlockId) -> Option<Hold> {
         self.entries.get(&block).map(|entry| entry.hold)
@@ -128,12 +164,37 @@ impl Blocks {
         self.entries.insert(block, Entry { plug, ..Entry::removed(Hold::Leaving) });
     }
 
+    /// The agent has taken memory that lies in `runs` in the name of a block.
+    pub fn went_in_pieces(&mut self, block: BlockId, runs: Vec<GpaRange>) {
+        if let Some(entry) = self.entries.get_mut(&block) {
+            entry.hold = Hold::Leaving;
+            entry.pieces = Some(Taken { untold: runs.clone(), runs });
+        }
+    }
+
+    /// Whether pieces stand for the block, or would.
+    pub fn goes_by_pieces(&self, block: BlockId) -> bool {
+        let is_so = |entry: &Entry| {
+            entry.pieces.is_some() || self.state(block, entry) == BlockState::ByPieces
+        };
+        self.entries.get(&block).is_some_and(is_so)
+    }
+
+    /// Blocks that pieces stand for.
+    pub fn in_pieces(&self) -> Vec<BlockId> {
+        let taken = self.entries.iter().filter(|(_, entry)| entry.pieces.is_some());
+        taken.map(|(id, _)| *id).collect()
+    }
+
     /// Something was done to a block. The kernel says what zone it is in now.
     pub fn set(&mut self, root: &Root, block: BlockId, hold: Hold) {
         match memory::read(root, block) {
             Ok(now) => {
-                let owns = self.entries.get(&block).is_some_and(|entry| entry.owns_structs);
-                self.entries.insert(block, Entry::new(&now, hold, owns));
+                let before = self.entries.get(&block);
+                let owns = before.is_some_and(|entry| entry.owns_structs);
+                let pieces = before.and_then(|entry| entry.pieces.clone());
+                let pieces = pieces.filter(|_| hold != Hold::Online);
+                self.entries.insert(block, Entry { pieces, ..Entry::new(&now, hold, owns) });
             }
             // Unplugged in this moment: the next refresh finds out. Whose doing it is counts all
             // the same: a hello must not name a block that is on its way back.
@@ -143,6 +204,7 @@ impl Blocks {
                 }
                 if let Some(entry) = self.entries.get_mut(&block) {
                     entry.hold = hold;
+                    entry.pieces = entry.pieces.take().filter(|_| hold != Hold::Online);
                 }
             }
         }
@@ -150,9 +212,15 @@ impl Blocks {
 
     /// The host has heard of these.
     pub fn told(&mut self, stolen: &[GpaRange]) {
+        let is_told = |range: GpaRange| stolen.iter().any(|told| told.contains(range));
         for (id, entry) in &mut self.entries {
-            let range = self.size.range(*id);
-            let named = stolen.iter().any(|s| range.is_some_and(|range| s.contains(range)));
+            let named = match &mut entry.pieces {
+                Some(pieces) => {
+                    pieces.untold.retain(|run| !is_told(*run));
+                    pieces.untold.is_empty()
+                }
+                None => self.size.range(*id).is_some_and(is_told),
+            };
             if named && entry.hold == Hold::Leaving {
                 entry.hold = Hold::Stolen;
             }
@@ -173,12 +241,16 @@ impl Blocks {
             BTreeSet::new()
         };
         let is_known = |id: &BlockId, entry: &Entry| {
-            present.contains(id) || entry.plug == Plug::Out && unplugged.contains(id)
+            present.contains(id)
+                || entry.plug == Plug::Out && unplugged.contains(id)
+                || entry.pieces.is_some()
         };
         self.entries.retain(|id, entry| is_known(id, entry));
         let own = OwnStructs::look(root);
         let mut surprises = Vec::new();
-        for block in blocks {
+        let in_pieces = self.in_pieces();
+        // What becomes of a block that pieces stand for is not the pieces' business.
+        for block in blocks.into_iter().filter(|block| !in_pieces.contains(&block.id)) {
             let hold = self.hold(block.id).unwrap_or(Hold::Online);
             let now = match (hold, block.state) {
                 (Hold::Online, State::Offline) => {
@@ -213,10 +285,18 @@ impl Blocks {
             Hold::Leaving | Hold::Returning => BlockState::InTransit,
             Hold::Stolen => BlockState::Stolen,
             Hold::Foreign => BlockState::Foreign,
-            Hold::Online if entry.never_offline => BlockState::Fixed(FixedReason::NeverOffline),
-            Hold::Online if self.kept.contains(&id) => BlockState::Fixed(FixedReason::AgentMemory),
             Hold::Online if entry.owns_structs => BlockState::Fixed(FixedReason::OwnStructs),
+            Hold::Online if entry.never_offline || self.kept.contains(&id) => {
+                match self.by_pieces {
+                    ByPieces::NeverOffline | ByPieces::KernelZones => BlockState::ByPieces,
+                    ByPieces::None if entry.never_offline => {
+                        BlockState::Fixed(FixedReason::NeverOffline)
+                    }
+                    ByPieces::None => BlockState::Fixed(FixedReason::AgentMemory),
+                }
+            }
             Hold::Online if entry.zone == Some(Zone::Movable) => BlockState::Movable,
+            Hold::Online if self.by_pieces == ByPieces::KernelZones => BlockState::ByPieces,
             Hold::Online => BlockState::Kernel,
         }
     }
@@ -251,15 +331,24 @@ impl Blocks {
         self.offline_by_us().into_iter().filter(|block| self.is_out(root, *block)).collect()
     }
 
-    /// Whether the kernel says at this moment that all of a range is offline.
+    /// Whether all of a range is offline at this moment, by the kernel's word, or in pieces that are
+    /// held.
     pub fn is_offline(&self, root: &Root, range: GpaRange) -> bool {
+        let ours = self.offline_by_us();
+        let pieces = ours.iter().filter_map(|block| self.entries.get(block)?.pieces.as_ref());
+        if pieces.into_iter().any(|pieces| pieces.holds(range)) {
+            return true;
+        }
         let blocks = self.in_ranges(&[range]);
         let size = self.size.size().times(blocks.len() as u64);
         size == range.len() && blocks.into_iter().all(|block| self.is_out(root, block))
     }
 
-    /// Offline, or not even there because it was removed.
+    /// Offline, or not even there because it was removed; or taken in pieces, which are pinned.
     fn is_out(&self, root: &Root, block: BlockId) -> bool {
+        if self.entries.get(&block).is_some_and(|entry| entry.pieces.is_some()) {
+            return true;
+        }
         match memory::state(root, block) {
             Ok(state) => state == State::Offline,
             Err(error) => error.is_missing() && self.is_removed(block),
@@ -282,8 +371,12 @@ impl Blocks {
 
     /// Whether all of these are stolen, the host knows, and the kernel still has them.
     pub fn can_be_removed(&self, blocks: &[BlockId]) -> bool {
-        let is_so =
-            |block: &BlockId| self.hold(*block) == Some(Hold::Stolen) && !self.is_removed(*block);
+        let in_pieces = self.in_pieces();
+        let is_so = |block: &BlockId| {
+            self.hold(*block) == Some(Hold::Stolen)
+                && !self.is_removed(*block)
+                && !in_pieces.contains(block)
+        };
         !blocks.is_empty() && blocks.iter().all(is_so)
     }
 
@@ -323,10 +416,27 @@ impl Blocks {
     pub fn movable_count(&self) -> usize {
         let movable = |entry: &&Entry| match entry.hold {
             Hold::Online => entry.zone == Some(Zone::Movable),
-            Hold::Leaving | Hold::Stolen | Hold::Returning => true,
+            Hold::Leaving | Hold::Stolen | Hold::Returning => entry.pieces.is_none(),
             Hold::Foreign => false,
         };
         self.entries.values().filter(movable).count()
+    }
+
+    /// What the host is told of when `blocks` (ascending) are stolen, or asked back: the blocks,
+    /// neighbours joined, and the pieces that stand for others.
+    pub fn given(&self, blocks: &[BlockId]) -> Vec<GpaRange> {
+        let pieces = |block: &BlockId| self.entries.get(block)?.pieces.as_ref();
+        let whole: Vec<BlockId> = blocks.iter().copied().filter(|b| pieces(b).is_none()).collect();
+        let runs = blocks.iter().filter_map(pieces).flat_map(|pieces| pieces.runs.iter().copied());
+        let mut given: Vec<GpaRange> = self.ranges(&whole).into_iter().chain(runs).collect();
+        given.sort_unstable_by_key(|range| range.start());
+        given
+    }
+
+    /// Blocks whose own memory programs use: those online, and those that pieces stand for.
+    pub fn in_use(&self) -> Vec<BlockId> {
+        let is_so = |entry: &Entry| entry.hold == Hold::Online || entry.pieces.is_some();
+        self.entries.iter().filter(|(_, entry)| is_so(entry)).map(|(id, _)| *id).collect()
     }
 
     /// The addresses of `blocks` (ascending), neighbours joined.
@@ -341,13 +451,14 @@ impl Blocks {
         ranges
     }
 
-    /// The blocks of `ranges`.
+    /// The blocks of `ranges`, and those that a piece in them stands for.
     pub fn in_ranges(&self, ranges: &[GpaRange]) -> Vec<BlockId> {
-        let named = |id: &&BlockId| {
-            let range = self.size.range(**id);
-            range.is_some_and(|range| ranges.iter().any(|wanted| wanted.contains(range)))
+        let has = |range: GpaRange| ranges.iter().any(|wanted| wanted.contains(range));
+        let named = |(id, entry): &(&BlockId, &Entry)| match &entry.pieces {
+            Some(pieces) => pieces.runs.iter().any(|run| has(*run)),
+            None => self.size.range(**id).is_some_and(has),
         };
-        self.entries.keys().filter(named).copied().collect()
+        self.entries.iter().filter(named).map(|(id, _)| *id).collect()
     }
 }
 
@@ -379,145 +490,4 @@ impl OwnStructs {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use memtide_sysfs::fake::{FakeBlock, FakeRoot};
-    use memtide_sysfs::memory::{StateRequest, write_state};
-
-    fn guest() -> FakeRoot {
-        let fake = FakeRoot::new();
-        let blocks = [
-            (0, FakeBlock::HOLE),
-            (1, FakeBlock::KERNEL),
-            (2, FakeBlock::KERNEL),
-            (3, FakeBlock::MOVABLE),
-            (4, FakeBlock::MOVABLE),
-        ];
-        fake.add_blocks(BlockSize::X86_SMALL, blocks);
-        fake
-    }
-
-    fn offline(fake: &FakeRoot, block: u64) {
-        write_state(&fake.root(), BlockId(block), StateRequest::Offline).unwrap();
-    }
-
-    fn states(blocks: &Blocks) -> Vec<BlockState> {
-        let heat = HeatMap::new(blocks.size());
-        blocks.views(&heat).into_iter().map(|view| view.state).collect()
-    }
-
-    #[test]
-    fn an_offline_block_is_ours_unless_it_was_so_before_us() {
-        let fake = guest();
-        offline(&fake, 3);
-        let foreign = BTreeSet::from([BlockId(3)]);
-        offline(&fake, 4);
-        let seen = Seen { foreign, ..Seen::default() };
-        let mut blocks = Blocks::read(&fake.root(), &seen).unwrap();
-        blocks.keep([BlockId(1)]);
-        let fixed = |reason| BlockState::Fixed(reason);
-        let expected = [
-            fixed(FixedReason::NeverOffline),
-            fixed(FixedReason::AgentMemory),
-            BlockState::Kernel,
-            BlockState::Foreign,
-            BlockState::InTransit,
-        ];
-        assert_eq!(states(&blocks), expected);
-        assert_eq!(blocks.offline_by_us(), [BlockId(4)]);
-        blocks.told(&blocks.ranges(&[BlockId(4)]));
-        assert_eq!(blocks.with(Hold::Stolen), [BlockId(4)]);
-        assert_eq!((blocks.online().mib(), blocks.present().mib()), (3 * 128, 5 * 128));
-    }
-
-    #[test]
-    fn a_block_that_may_hold_its_own_struct_pages_is_never_ours() {
-        let fake = guest();
-        offline(&fake, 3);
-        fake.put_into_dimm(BlockId(3), "PNP0C80:00");
-        fake.put_into_dimm(BlockId(4), "PNP0C80:00");
-        fake.put("sys/module/memory_hotplug/parameters/memmap_on_memory", "Y\n");
-        let blocks = Blocks::read(&fake.root(), &Seen::default()).unwrap();
-        assert_eq!(blocks.with(Hold::Foreign), [BlockId(3)]);
-        assert_eq!(states(&blocks)[4], BlockState::Fixed(FixedReason::OwnStructs));
-        assert_eq!(states(&blocks)[2], BlockState::Kernel, "it was there at boot");
-        assert_eq!(blocks.with_own_structs(), 2);
-    }
-
-    /// Blocks 32 to 34 are of a device that has been removed.
-    fn removed() -> FakeRoot {
-        let fake = guest();
-        let memory = GpaRange::new(memtide_units::Gpa(32 << 27), ByteSize::from_mib(384)).unwrap();
-        fake.add_dax("dax0.0", BlockSize::X86_SMALL, memory);
-        (32..35).for_each(|block| offline(&fake, block));
-        remove::remove(&fake.root(), BlockId(32)).unwrap();
-        fake
-    }
-
-    #[test]
-    fn what_was_removed_is_stolen_as_before() {
-        let fake = removed();
-        let root = fake.root();
-        let gone = BTreeSet::from([32, 33, 34].map(BlockId));
-        let seen = Seen { removed: gone.clone(), ..Seen::default() };
-        let mut blocks = Blocks::read(&root, &seen).unwrap();
-        assert_eq!(blocks.offline_still(&root), [32, 33, 34].map(BlockId));
-        assert!(blocks.is_offline(&root, blocks.ranges(&[BlockId(32), BlockId(33)])[0]));
-        assert_eq!((blocks.count(), blocks.seen().removed), (8, gone));
-        assert_eq!(blocks.refresh(&root).unwrap(), []);
-        assert_eq!(blocks.removed().len(), 3);
-        // A stranger's removal is not ours, and memory that was taken away does not come back.
-        assert_eq!(Blocks::read(&root, &Seen::default()).unwrap().count(), 5);
-        fake.remove("sys/bus/dax/devices/dax0.0");
-        blocks.refresh(&root).unwrap();
-        assert_eq!((blocks.count(), blocks.offline_by_us()), (5, vec![]));
-    }
-
-    #[test]
-    fn what_somebody_else_plugs_in_again_is_noticed() {
-        let fake = removed();
-        let root = fake.root();
-        let seen = Seen { removed: [32, 33, 34].map(BlockId).into(), ..Seen::default() };
-        let mut blocks = Blocks::read(&root, &seen).unwrap();
-        memtide_sysfs::dax::bind(&root, "dax0.0").unwrap();
-        assert_eq!(blocks.offline_still(&root), [], "they are online: a hello must not name them");
-        let surprises = blocks.refresh(&root).unwrap();
-        assert_eq!(surprises.len(), 3);
-        assert_eq!((blocks.with(Hold::Online).len(), blocks.removed()), (8, vec![]));
-    }
-
-    #[test]
-    fn what_others_do_to_blocks_is_noticed() {
-        let fake = guest();
-        let root = fake.root();
-        offline(&fake, 3);
-        let mut blocks = Blocks::read(&root, &Seen::default()).unwrap();
-        offline(&fake, 4);
-        write_state(&root, BlockId(3), StateRequest::OnlineMovable).unwrap();
-        let surprises = blocks.refresh(&root).unwrap();
-        let expected = [Surprise::CameOnline(BlockId(3)), Surprise::WentOffline(BlockId(4))];
-        assert_eq!(surprises, expected);
-        assert_eq!(blocks.refresh(&root).unwrap(), []);
-        assert_eq!(states(&blocks)[3..], [BlockState::Movable, BlockState::Foreign]);
-    }
-
-    #[test]
-    fn a_block_that_cannot_be_read_is_still_on_its_way() {
-        let fake = guest();
-        offline(&fake, 4);
-        let mut blocks = Blocks::read(&fake.root(), &Seen::default()).unwrap();
-        fake.put("sys/devices/system/memory/memory4/state", "");
-        blocks.set(&fake.root(), BlockId(4), Hold::Returning);
-        assert_eq!(blocks.offline_by_us(), [], "a hello would have the host drop it in use");
-    }
-
-    #[test]
-    fn neighbours_become_one_range_and_ranges_become_blocks() {
-        let blocks = Blocks::read(&guest().root(), &Seen::default()).unwrap();
-        let ids = [BlockId(0), BlockId(1), BlockId(3)];
-        let ranges = blocks.ranges(&ids);
-        assert_eq!(ranges.len(), 2);
-        assert_eq!(ranges[0].len().mib(), 256);
-        assert_eq!(blocks.in_ranges(&ranges), ids);
-    }
-}
+mod tests;

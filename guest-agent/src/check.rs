@@ -14,6 +14,7 @@ use memtide_units::ByteSize;
 
 use crate::config::{Config, DamonUse};
 use crate::dma::{Area, DmaError};
+use crate::pieces::Pieces;
 use crate::remove::{REMOVERS, Unit};
 use crate::run::RunError;
 use crate::runtime::RuntimeError;
@@ -74,6 +75,7 @@ pub fn check(config: &Config, root: &Root, probes: &Probes<'_>) -> Report {
         Line { what: "directory", found: directory(&config.runtime_dir) },
         Line { what: "blocks", found: blocks(root) },
         Line { what: "structs", found: structs(root) },
+        Line { what: "pieces", found: pieces(root, &config.runtime_dir) },
         Line { what: "pressure", found: pressure(root) },
         Line { what: "access", found: access(config, root) },
         Line { what: "page flags", found: page_flags(root) },
@@ -201,6 +203,19 @@ fn structs(root: &Root) -> Found {
              have to plug them in again); no device of the DAX bus is driven by kmem"
         ),
     }))
+}
+
+/// Whether what cannot be emptied can go in pieces. Whether the balloon takes them shows when it is
+/// driven.
+fn pieces(root: &Root, runtime_dir: &Path) -> Found {
+    match Pieces::find(root, runtime_dir.join("huge_pages")) {
+        Ok(_) => Found::Well(
+            "what cannot go offline goes in huge pages, and seven of eight of their struct pages \
+             with it"
+                .into(),
+        ),
+        Err(why) => Found::Lacks(Lack::pieces(&why.to_string())),
+    }
 }
 
 fn pressure(root: &Root) -> Found {
@@ -338,6 +353,7 @@ mod tests {
             "ok     module     uio_pci_generic can be loaded",
             "ok     blocks     8 of 128 MiB, 7 of them may go offline",
             "lacks  structs    memory that can be removed: no device of the DAX bus",
+            "lacks  pieces     a way to take memory that cannot go offline: ",
             "lacks  access     access monitoring (DAMON)",
             "ok     swap       none; zram can be loaded to make one",
             "lacks  free pages free page reporting: no balloon besides the agent's does it",

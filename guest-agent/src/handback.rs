@@ -18,6 +18,7 @@ use crate::config::{Config, Conversion, DamonUse, PlainUse};
 use crate::hardware::Hardware;
 use crate::link::Kind;
 use crate::overcommit::{Overcommit, OvercommitUse};
+use crate::pieces::Pieces;
 use crate::remove::Plugger;
 use crate::run::{Purpose, RunError, run};
 use crate::runtime::RuntimeDir;
@@ -180,7 +181,8 @@ fn bring_online(
         (Stolen::Leave, Conversion::Convert) => StateRequest::OnlineMovable,
         (Stolen::Leave, Conversion::Leave) | (Stolen::Return(_), _) => StateRequest::Online,
     };
-    let plugger = Plugger::new(root, runtime.auto_online());
+    let plugger =
+        Plugger::new(root, runtime.auto_online()).with_pieces(left_in_pieces(root, runtime));
     let mut first = Ok(());
     for block in left.into_iter().take(count) {
         match plugger.put_online(block, how) {
@@ -194,12 +196,18 @@ fn bring_online(
     first
 }
 
-/// The blocks that are offline by an agent's doing.
+fn left_in_pieces(root: &Root, runtime: &RuntimeDir) -> Option<Pieces> {
+    Pieces::left_behind(root, runtime.huge_pages())
+}
+
+/// The blocks that are offline by an agent's doing, or that pieces stand for.
 fn ours(root: &Root, runtime: &RuntimeDir) -> Result<Vec<BlockId>, RunError> {
     if !runtime.knows_blocks() {
         return Ok(Vec::new());
     }
-    Ok(Blocks::read(root, &runtime.seen(root)?)?.offline_by_us())
+    let mut ours = Blocks::read(root, &runtime.seen(root)?)?.offline_by_us();
+    ours.extend(left_in_pieces(root, runtime).iter().flat_map(Pieces::left));
+    Ok(ours)
 }
 
 /// DAMON's monitor, `damon_stat`, what happens to plugged memory, `vm.overcommit_memory`. Large mappings were allowed since the
@@ -218,6 +226,9 @@ fn restore_settings(root: &Root, runtime: &RuntimeDir) -> Result<(), Error> {
         Ok(())
     };
     let policy = Plugger::new(root, runtime.auto_online()).restore();
+    if let Some(Err(error)) = left_in_pieces(root, runtime).map(|pieces| pieces.restore()) {
+        tracing::warn!("the pool of huge pages may grow over what was set: {error}");
+    }
     stat.and(policy).and(Overcommit::new(root, runtime.overcommit()).restore())
 }
 

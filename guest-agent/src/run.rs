@@ -11,7 +11,7 @@ use memtide_units::Instant;
 
 use crate::access::{AccessHistory, monotonic_ms};
 use crate::agent::{Agent, Parts, Woken};
-use crate::blocks::{Blocks, Hold};
+use crate::blocks::Blocks;
 use crate::config::{Config, ConfigError, Conversion};
 use crate::conversion::convert;
 use crate::damon_watch::{DamonWatch, Wanted};
@@ -22,6 +22,7 @@ use crate::hands::Hands;
 use crate::hardware::{self, Attention, Hardware};
 use crate::link::{ANSWER_DEADLINE, Kind, Link};
 use crate::overcommit::{Found, Overcommit, OvercommitUse};
+use crate::pieces;
 use crate::reclaiming::{Reclaiming, pageout_config};
 use crate::remove::{PlugError, Plugger};
 use crate::runtime::{RuntimeDir, RuntimeError};
@@ -231,7 +232,8 @@ fn assemble(
     (hardware, now): (&Hardware, Instant),
 ) -> Result<Parts, RunError> {
     crate::alarm::install_handler().map_err(own("SIGALRM cannot be handled"))?;
-    let plugger = Plugger::new(root, runtime.auto_online());
+    let pieces = pieces::resume(root, &runtime, hardware.kind());
+    let plugger = Plugger::new(root, runtime.auto_online()).with_pieces(pieces.clone());
     plugger.restore()?;
     let seen = runtime.seen(root)?;
     let mut blocks = Blocks::read(root, &seen)?;
@@ -241,6 +243,9 @@ fn assemble(
     if config.conversion == Conversion::Convert && !runtime.is_converted() {
         convert(root, &mut blocks, &mut worker);
         runtime.set_converted()?;
+    }
+    if let Some(pieces) = &pieces {
+        pieces::enter(pieces, &mut blocks, config.conversion);
     }
     // Only now: what is pinned leaves ZONE_MOVABLE, and must not be in the way of the conversion.
     let area = Area::prepare(&runtime.dma(), &Pagemap::open(root)?)?;
@@ -253,7 +258,7 @@ fn assemble(
     // Without PSI the kernel's loop would take every stall for none.
     let pageout = (config.swap != SwapUse::Off && senses.trigger().is_some())
         .then(|| pageout_config(&limits, blocks.present(), config.for_tests.cold_after));
-    let ranges = blocks.ranges(&blocks.with(Hold::Online));
+    let ranges = blocks.ranges(&blocks.in_use());
     let wanted = Wanted { ranges, blocks: blocks.count(), pageout };
     let damon = watch(config, root, wanted, &mut lacks, &runtime.damon_stat());
     let pager = damon.as_ref().filter(|_| senses.trigger().is_some());
@@ -291,6 +296,7 @@ fn assemble(
         senses,
         damon,
         reclaiming,
+        pieces,
         overcommit,
         how_online,
         lacks,
@@ -324,7 +330,8 @@ fn lacks(root: &Root, blocks: &Blocks, conversion: Conversion) -> Vec<Lack> {
         0 => {}
         count => lacks.push(Lack::plain_blocks(count)),
     }
-    if conversion == Conversion::Convert && blocks.movable_count() == 0 {
+    let has_other_way = blocks.all().iter().any(|block| blocks.goes_by_pieces(*block));
+    if conversion == Conversion::Convert && blocks.movable_count() == 0 && !has_other_way {
         lacks.push(Lack::stealable());
     }
     lacks

@@ -7,6 +7,7 @@
 //! converted      there once boot memory has been made movable
 //! overcommit     there while vm.overcommit_memory is changed
 //! auto_online    there while plugged memory does not go online by itself
+//! huge_pages     there while the pool of huge pages may have more of them than an administrator wants
 //! zram           which zram device is the agent's own, and how large
 //! damon_stat     there while damon_stat is switched off
 //! silent         there while the device does not answer: nobody may read its configuration
@@ -149,6 +150,11 @@ impl RuntimeDir {
     /// The mark that the agent has changed what happens to memory that is plugged in.
     pub fn auto_online(&self) -> PathBuf {
         self.path.join("auto_online")
+    }
+
+    /// The mark that the agent has raised the limit of the pool of huge pages.
+    pub fn huge_pages(&self) -> PathBuf {
+        self.path.join("huge_pages")
     }
 
     /// The status file.

@@ -109,6 +109,14 @@ impl Lack {
         }
     }
 
+    /// No pieces.
+    pub fn pieces(why: &str) -> Self {
+        Self {
+            what: format!("a way to take memory that cannot go offline: {why}"),
+            effect: "blocks with kernel memory in them stay, however much of them is free".into(),
+        }
+    }
+
     /// No interrupt.
     pub fn interrupt() -> Self {
         Self {
@@ -165,9 +173,9 @@ pub struct Counters {
 /// The `struct page`s of stolen blocks, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StructPages {
-    /// Of removed blocks: these are memory again.
+    /// Of removed blocks, and most of those of pieces: these are memory again.
     pub freed: ByteSize,
-    /// Of blocks that are only offline.
+    /// Of blocks that are only offline, and the rest of those of pieces.
     pub remain: ByteSize,
     /// Of all memory, where the kernel counts them (from 6.11 on).
     pub all: Option<ByteSize>,
@@ -214,6 +222,9 @@ pub struct BlockCounts {
     pub movable: usize,
     /// Which are stolen.
     pub stolen: Vec<BlockId>,
+    /// Those of them that cannot be emptied, and that pieces of 2 MiB from elsewhere stand for.
+    #[serde(default)]
+    pub in_pieces: Vec<BlockId>,
     /// Which are on their way out or back.
     pub in_transit: Vec<BlockId>,
     /// Which somebody else has taken offline.
@@ -365,7 +376,11 @@ impl fmt::Display for Status {
         write!(f, "  host       guarantees {}", limits.host_guarantees)?;
         writeln!(f, ", wants {} in the balloon", limits.host_wants)?;
         write!(f, "  blocks     {} of {}: {} movable", blocks.total, blocks.size, blocks.movable)?;
-        writeln!(f, ", {} stolen, {} foreign", blocks.stolen.len(), blocks.foreign.len())?;
+        write!(f, ", {} stolen", blocks.stolen.len())?;
+        if !blocks.in_pieces.is_empty() {
+            write!(f, " ({} of them in pieces of 2 MiB)", blocks.in_pieces.len())?;
+        }
+        writeln!(f, ", {} foreign", blocks.foreign.len())?;
         let StructPages { freed, remain, .. } = self.struct_pages;
         if !blocks.stolen.is_empty() {
             writeln!(f, "  structs    {freed} of struct pages freed, {remain} remain")?;
@@ -435,7 +450,8 @@ pub(crate) mod tests {
                 size: mib(128),
                 total: 16,
                 movable: 12,
-                stolen: vec![BlockId(14), BlockId(15)],
+                stolen: vec![BlockId(1), BlockId(14), BlockId(15)],
+                in_pieces: vec![BlockId(1)],
                 in_transit: vec![],
                 foreign: vec![],
             },
@@ -470,7 +486,7 @@ pub(crate) mod tests {
             "device     answers",
             "1.7 GiB online of 2 GiB, 500 MiB available",
             "min 512 MiB, max 2 GiB, pressure goal 0.10 % (now 0.00 %)",
-            "16 of 128 MiB: 12 movable, 2 stolen, 0 foreign",
+            "16 of 128 MiB: 12 movable, 3 stolen (1 of them in pieces of 2 MiB), 0 foreign",
             "structs    2 MiB of struct pages freed, 2 MiB remain",
             "free       is reported to the host by virtio2",
             "watching   96 regions, a look at each every 50 ms, summed up over 1000 ms (tuned by the \

@@ -93,6 +93,8 @@ pub enum Look {
     AtRoom,
     /// Also: does all that is in it move? In a kernel zone most blocks fail for that.
     AtPages,
+    /// Not at the block at all: it cannot be emptied, and pieces are to stand for it.
+    ForPieces,
 }
 
 /// Why a job failed. The block is as it was before, except where `is_offline` says otherwise.
@@ -262,6 +264,10 @@ impl Hands {
 
     fn carry_out(&self, job: Job, alarm: &mut Alarm) -> Result<(), Failure> {
         match job.task {
+            Task::Steal { keep, look: Look::ForPieces, .. } => {
+                self.check_wanted()?;
+                self.take_pieces(job.block, keep)
+            }
             Task::Steal { keep, deadline, look } => {
                 self.check_wanted()?;
                 self.look(job.block, keep, look)?;
@@ -277,6 +283,14 @@ impl Hands {
                     .or_else(|_| self.put_online(job.block, StateRequest::Online))
             }
         }
+    }
+
+    /// Whatever fails, the block rests: the next try would find the same.
+    fn take_pieces(&self, block: BlockId, keep: ByteSize) -> Result<(), Failure> {
+        let busy = |why: &dyn ToString| Failure::new(StealFailure::Busy, why.to_string());
+        let pieces = self.plugger.pieces().ok_or_else(|| busy(&"no huge pages"))?;
+        let taken = pieces.take(block, self.size, keep);
+        taken.map_err(|error| busy(&format!("no huge pages for {block}: {error}")))
     }
 
     fn take_offline(

@@ -49,7 +49,9 @@ impl Agent {
     fn steal(&mut self, blocks: &[BlockId], keep: ByteSize) {
         let table = &self.parts.blocks;
         let job = |block: &BlockId| {
-            let (deadline, look) = if table.is_movable(*block) {
+            let (deadline, look) = if table.goes_by_pieces(*block) {
+                (KERNEL_DEADLINE, Look::ForPieces)
+            } else if table.is_movable(*block) {
                 (movable_deadline(table.size()), Look::AtRoom)
             } else {
                 (KERNEL_DEADLINE, Look::AtPages)
@@ -62,7 +64,11 @@ impl Agent {
     /// Ends the steal at work, and puts blocks online again that the host has not heard of.
     fn abort_steal(&mut self) {
         self.parts.hands.abort();
-        for block in self.parts.blocks.with(Hold::Leaving) {
+        // What was taken in pieces may be reported in part already: it goes on, and is asked back.
+        let in_pieces = self.parts.blocks.in_pieces();
+        let mut leaving = self.parts.blocks.with(Hold::Leaving);
+        leaving.retain(|block| !in_pieces.contains(block));
+        for block in leaving {
             let range = self.parts.blocks.size().range(block);
             if range.is_some_and(|range| self.parts.link.unreport(range)) {
                 self.outcomes.push(Outcome::StealFailed(block, StealFailure::Aborted));
@@ -72,7 +78,7 @@ impl Agent {
     }
 
     fn ask(&mut self, now: Instant, ticket: u32, blocks: Vec<BlockId>, urgency: Urgency) {
-        let ranges = self.parts.blocks.ranges(&blocks);
+        let ranges = self.parts.blocks.given(&blocks);
         if !self.returns.ask(now, ticket, blocks, urgency) {
             return;
         }

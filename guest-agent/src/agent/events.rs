@@ -69,7 +69,11 @@ impl Agent {
     /// the look that came before, what the kernel wrote there meanwhile may be gone, and nothing brings
     /// it back (docs/adr/0017): people must know.
     fn look_after_the_drop(&mut self, ranges: &[GpaRange]) {
-        for block in self.parts.blocks.in_ranges(ranges) {
+        // Blocks that pieces stand for are online, and nobody can get at the pieces.
+        let in_pieces = self.parts.blocks.in_pieces();
+        let mut whole = self.parts.blocks.in_ranges(ranges);
+        whole.retain(|block| !in_pieces.contains(block));
+        for block in whole {
             let is_ours =
                 matches!(self.parts.blocks.hold(block), Some(Hold::Stolen | Hold::Leaving));
             let now = memory::state(&self.parts.root, block);
@@ -128,7 +132,10 @@ impl Agent {
             Verdict::Refused(RefuseReason::NoHello) => {}
             other => {
                 tracing::warn!("the host did not take {} stolen ranges: {other:?}", ranges.len());
-                for block in self.parts.blocks.in_ranges(ranges) {
+                // A block that is online may lie in what stands for others.
+                let mut named = self.parts.blocks.in_ranges(ranges);
+                named.retain(|block| self.parts.blocks.hold(*block) != Some(Hold::Online));
+                for block in named {
                     self.outcomes.push(Outcome::StealFailed(block, StealFailure::HostRefused));
                     self.counters.steals_failed += 1;
                     self.bring_back(block);
@@ -169,7 +176,7 @@ impl Agent {
     /// Puts an offline block online. From here on no hello names it, and no report that a hello
     /// has overtaken and that waits still.
     pub(super) fn bring_back(&mut self, block: BlockId) {
-        if let Some(range) = self.parts.blocks.size().range(block) {
+        for range in self.parts.blocks.given(&[block]) {
             self.parts.link.forget_report(range);
         }
         self.parts.blocks.set(&self.parts.root, block, Hold::Returning);
@@ -189,8 +196,11 @@ impl Agent {
     }
 
     fn on_offline(&mut self, block: BlockId) {
-        self.parts.blocks.went_offline(block);
-        let ranges = self.parts.blocks.ranges(&[block]);
+        match self.parts.pieces.as_ref().and_then(|pieces| pieces.runs(block)) {
+            Some(runs) => self.parts.blocks.went_in_pieces(block, runs),
+            None => self.parts.blocks.went_offline(block),
+        }
+        let ranges = self.parts.blocks.given(&[block]);
         self.parts.link.report_stolen(ranges);
     }
 
@@ -206,11 +216,11 @@ impl Agent {
         let was_unasked = self.unasked.remove(&block);
         match result {
             Ok(()) => {
+                let ranges = self.parts.blocks.given(&[block]);
                 self.parts.blocks.set(&self.parts.root, block, Hold::Online);
                 self.counters.returned += 1;
                 if was_unasked {
                     self.counters.taken_unasked += 1;
-                    let ranges = self.parts.blocks.ranges(&[block]);
                     self.parts.link.post(Request::Taken(ranges));
                 }
             }
@@ -231,7 +241,7 @@ impl Agent {
     pub(super) fn rewatch(&mut self) {
         if let Some(damon) = &mut self.parts.damon {
             let blocks = &self.parts.blocks;
-            damon.watch(blocks.ranges(&blocks.with(Hold::Online)), blocks.count());
+            damon.watch(blocks.ranges(&blocks.in_use()), blocks.count());
         }
     }
 }

@@ -37,6 +37,7 @@ use crate::decisions::Decisions;
 use crate::hands::Hands;
 use crate::link::{Guest, Link};
 use crate::overcommit::{Need, Overcommit};
+use crate::pieces::Pieces;
 use crate::reclaiming::Reclaiming;
 use crate::remove::Plugger;
 use crate::returns::Returns;
@@ -88,6 +89,8 @@ pub struct Parts {
     pub decisions: Decisions,
     /// Pages cold memory out, where that can be done.
     pub reclaiming: Option<Reclaiming>,
+    /// Memory in place of blocks that cannot be emptied, where the guest can have that.
+    pub pieces: Option<Pieces>,
     /// Lets programs map more than what is online, where the agent may.
     pub overcommit: Option<Overcommit>,
     /// How a stolen block is put online.
@@ -288,7 +291,7 @@ impl Agent {
         let offline = blocks.offline();
         Present {
             memory: blocks.ranges(&blocks.all()),
-            offline: blocks.ranges(&offline),
+            offline: blocks.given(&offline),
             free: self.reading.meminfo.free,
         }
     }
@@ -393,7 +396,8 @@ impl Agent {
         let (size, target) = (blocks.size(), self.parts.link.config().balloon);
         let count = usize::try_from(target.bytes().div_ceil(size.size().bytes()));
         let stolen = blocks.offline_by_us();
-        let plugger = Plugger::new(&self.parts.root, self.parts.runtime.auto_online());
+        let plugger = Plugger::new(&self.parts.root, self.parts.runtime.auto_online())
+            .with_pieces(self.parts.pieces.clone());
         for block in stolen.into_iter().take(count.unwrap_or(usize::MAX)) {
             let put = plugger.put_online(block, self.parts.how_online);
             match put {
@@ -433,7 +437,7 @@ impl Guest for Kernel<'_> {
     /// What is offline by the agent's doing, and stays so until a grant.
     fn introduction(&self, epoch: u32) -> Hello {
         let Self { root, blocks, limits } = self;
-        let mut stolen = blocks.ranges(&blocks.offline_still(root));
+        let mut stolen = blocks.given(&blocks.offline_still(root));
         if stolen.len() > RANGES_MAX {
             // The host then believes that the guest uses more than it does: safe.
             tracing::error!("{} stolen ranges, and the host hears of {RANGES_MAX}", stolen.len());

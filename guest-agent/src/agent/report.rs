@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use memtide_access::Digest;
 use memtide_policy::guest::{Decision, DeviceState, Plan};
+use memtide_sysfs::hugetlb::PAGE;
 use memtide_sysfs::vmstat::Vmstat;
 use memtide_units::{ByteSize, Instant};
 use memtide_wire::block::{Heat, Request, Telemetry};
@@ -133,6 +134,7 @@ impl Agent {
                 movable: blocks.movable_count(),
                 stolen: blocks.with(Hold::Stolen),
                 in_transit: [blocks.with(Hold::Leaving), blocks.with(Hold::Returning)].concat(),
+                in_pieces: blocks.in_pieces(),
                 foreign: blocks.with(Hold::Foreign),
             },
             struct_pages: self.struct_pages(),
@@ -178,10 +180,14 @@ impl Agent {
         let per_block = blocks.size().size().bytes() / page.bytes() * STRUCT_PAGE;
         let of = |count: usize| ByteSize::from_bytes(per_block).times(count as u64);
         let (stolen, removed) = (blocks.offline_by_us().len(), blocks.removed().len());
+        // A page of those that belong to each piece stays (Documentation/mm/vmemmap_dedup.rst).
+        let pieces = blocks.in_pieces().len() as u64 * blocks.size().size().bytes() / PAGE.bytes();
+        let left_of_pieces = page.times(pieces);
+        let of_pieces = of(blocks.in_pieces().len()) - left_of_pieces;
         let counted = Vmstat::read(&self.parts.root).ok().and_then(|stat| stat.memmap_pages());
         StructPages {
-            freed: of(removed),
-            remain: of(stolen.saturating_sub(removed)),
+            freed: of(removed) + of_pieces,
+            remain: of(stolen.saturating_sub(removed)) - of_pieces,
             all: counted.map(|pages| page.times(pages)),
         }
     }

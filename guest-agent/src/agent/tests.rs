@@ -1,6 +1,7 @@
 //! A whole agent against a fake kernel and a fake device, under a clock of the test's own.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use memtide_policy::guest::{Controller, KernelZone, Limits, LimitsWish, Mode, ScaleBy, Settings};
@@ -14,16 +15,20 @@ use memtide_wire::block::{HoldReason, RefuseReason, Request, Response, Verdict};
 use rustix::io::Errno;
 use tempfile::TempDir;
 
+mod pieces;
 mod removal;
 mod strangers;
 
 use super::{Agent, Parts, Woken};
 use crate::access::AccessHistory;
 use crate::blocks::Blocks;
+use crate::config::Conversion;
 use crate::decisions::Decisions;
 use crate::hands::Hands;
 use crate::link::Link;
 use crate::overcommit::Overcommit;
+use crate::pieces::tests::FakeGrip;
+use crate::pieces::{Pieces, enter};
 use crate::remove::Plugger;
 use crate::run::RunError;
 use crate::runtime::RuntimeDir;
@@ -241,8 +246,14 @@ fn agent(fake: &FakeRoot, device: &FakeDevice, runtime: &TempDir, now: u64) -> A
     let root = fake.root();
     let runtime = RuntimeDir::open(runtime.path()).unwrap();
     let seen = runtime.seen(&root).unwrap();
-    let blocks = Blocks::read(&root, &seen).unwrap();
-    let plugger = Plugger::new(&root, runtime.auto_online());
+    let mut blocks = Blocks::read(&root, &seen).unwrap();
+    let grip = Arc::new(FakeGrip::default());
+    let pieces = Pieces::with_grip(&root, runtime.huge_pages(), grip).ok();
+    if let Some(pieces) = &pieces {
+        pieces.resume();
+        enter(pieces, &mut blocks, Conversion::Convert);
+    }
+    let plugger = Plugger::new(&root, runtime.auto_online()).with_pieces(pieces.clone());
     let wish = LimitsWish { min: Some(ByteSize::from_mib(384)), ..LimitsWish::default() };
     let controller = Controller::new(Settings {
         block: SIZE,
@@ -267,6 +278,7 @@ fn agent(fake: &FakeRoot, device: &FakeDevice, runtime: &TempDir, now: u64) -> A
         controller,
         damon: None,
         reclaiming: None,
+        pieces,
         overcommit: None,
         how_online: StateRequest::OnlineMovable,
         lacks: vec![],

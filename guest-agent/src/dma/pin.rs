@@ -13,6 +13,9 @@ use rustix::io_uring::{
 
 use super::pages::Pages;
 
+/// A registered buffer is no larger (io_uring/rsrc.c, `io_buffer_validate`).
+const BUFFER_MAX: usize = 1 << 30;
+
 /// Keeps pages where they are until it is dropped.
 #[derive(Debug)]
 pub struct Pin {
@@ -39,7 +42,12 @@ impl Pin {
         // SAFETY: default parameters ask for nothing special: no ATTACH_WQ, so no descriptor of ours
         // is used, and no memory either.
         let ring = unsafe { io_uring_setup(1, &mut params)? };
-        let buffers = [iovec { iov_base: pages.address(0) as *mut _, iov_len: pages.len() }];
+        let part = |start: usize| iovec {
+            iov_base: pages.address(start) as *mut _,
+            iov_len: BUFFER_MAX.min(pages.len() - start),
+        };
+        let buffers: Vec<iovec> = (0..pages.len()).step_by(BUFFER_MAX).map(part).collect();
+        let count = u32::try_from(buffers.len()).map_err(io::Error::other)?;
         // SAFETY: the array lives through the call, which copies it; it names `pages.len()` bytes of
         // a live mapping, which `_pages` keeps alive as long as the registration. No operation is
         // ever submitted, so the kernel reads and writes nothing through it.
@@ -48,7 +56,7 @@ impl Pin {
                 &ring,
                 IoringRegisterOp::RegisterBuffers,
                 buffers.as_ptr().cast(),
-                1,
+                count,
             )?;
         }
         Ok(Self { _ring: ring, _pages: pages.clone() })

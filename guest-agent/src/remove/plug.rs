@@ -13,6 +13,7 @@ use memtide_sysfs::{Error, Root};
 use memtide_units::BlockId;
 
 use super::find;
+use crate::pieces::{Pieces, PiecesError};
 
 /// Why a block did not come online.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +34,9 @@ pub enum PlugError {
         /// What the kernel said.
         source: Error,
     },
+    /// What stands for it cannot be given back.
+    #[error(transparent)]
+    Pieces(#[from] PiecesError),
     /// The kernel could not be asked.
     #[error(transparent)]
     Kernel(#[from] Error),
@@ -52,19 +56,35 @@ pub struct Plugger {
     root: Root,
     /// There while the policy for plugged memory is changed, and says what it was.
     mark: PathBuf,
+    pieces: Option<Pieces>,
 }
 
 impl Plugger {
     /// With the mark in the runtime directory.
     pub fn new(root: &Root, mark: PathBuf) -> Self {
-        Self { root: root.clone(), mark }
+        Self { root: root.clone(), mark, pieces: None }
     }
 
-    /// Puts `block` online, after plugging in what it belongs to where that was removed.
+    /// The same, for blocks that pieces stand for as well.
+    #[must_use]
+    pub fn with_pieces(self, pieces: Option<Pieces>) -> Self {
+        Self { pieces, ..self }
+    }
+
+    /// The pieces that it knows of.
+    pub fn pieces(&self) -> Option<&Pieces> {
+        self.pieces.as_ref()
+    }
+
+    /// Puts `block` online, after plugging in what it belongs to where that was removed. Where pieces
+    /// stand for it, it is online, and they are given back.
     ///
     /// # Errors
     /// [`PlugError`]; the block is offline, or not there.
     pub fn put_online(&self, block: BlockId, how: StateRequest) -> Result<(), PlugError> {
+        if let Some(pieces) = self.pieces().filter(|pieces| pieces.stand_for(block)) {
+            return Ok(pieces.release(block)?);
+        }
         if memory::state(&self.root, block).is_err_and(|error| error.is_missing()) {
             self.plug_in(block)?;
         }

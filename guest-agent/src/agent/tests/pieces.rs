@@ -1,0 +1,105 @@
+//! What cannot go offline goes in pieces, and comes back.
+
+use super::*;
+use crate::pieces::tests::add_huge_pages;
+
+/// No block can be emptied.
+fn world() -> World {
+    let mut world = World::new();
+    add_huge_pages(&world.fake);
+    (2..8).for_each(|block| world.fake.refuse_block(BlockId(block), Errno::BUSY));
+    world.restart();
+    world
+}
+
+fn taken() -> World {
+    let mut world = world();
+    world.run(60_000);
+    assert_eq!((host(&world), in_pieces(&world)), (256, vec![0, 1]));
+    world
+}
+
+fn pieces(world: &World) -> &Pieces {
+    world.agent.parts.pieces.as_ref().unwrap()
+}
+
+fn in_pieces(world: &World) -> Vec<u64> {
+    let status = world.agent.status(Instant::from_millis(world.now));
+    status.blocks.in_pieces.iter().map(|block| block.0).collect()
+}
+
+/// MiB that the host believes to be stolen, each counted as often as it was named.
+fn host(world: &World) -> u64 {
+    let sum = |ranges: &[GpaRange]| ranges.iter().map(|range| range.len().mib()).sum::<u64>();
+    let mut stolen = 0;
+    for request in &world.heard {
+        match request {
+            Request::Hello(hello) => stolen = sum(&hello.stolen),
+            Request::Steal(ranges) if world.steals == Verdict::Ok => stolen += sum(ranges),
+            Request::Return(asked) if world.returns == Verdict::Ok => stolen -= sum(&asked.ranges),
+            Request::Taken(ranges) => stolen -= sum(ranges),
+            _ => {}
+        }
+    }
+    stolen
+}
+
+#[test]
+fn what_cannot_go_offline_goes_in_pieces_and_is_asked_back() {
+    let mut world = taken();
+    assert_eq!(world.offline(), BTreeSet::new(), "no block is offline");
+    let status = world.agent.status(Instant::from_millis(world.now));
+    // 28 of 32 KiB for each 2 MiB.
+    let (freed, remain) = (status.struct_pages.freed, status.struct_pages.remain);
+    assert_eq!((freed, remain), (ByteSize::from_kib(128 * 28), ByteSize::from_kib(128 * 4)));
+    assert_eq!((status.memory.online.mib(), status.blocks.stolen.len()), (768, 2));
+    world.agent.set_mode(Mode::Restore);
+    world.run(5_000);
+    assert!(world.heard.iter().any(|request| matches!(request, Request::Return(_))));
+    assert_eq!((host(&world), in_pieces(&world)), (0, vec![]));
+    assert!(pieces(&world).left().is_empty() && world.agent.has_nothing_stolen());
+}
+
+#[test]
+fn whole_blocks_go_first() {
+    let mut world = World::new();
+    add_huge_pages(&world.fake);
+    world.restart();
+    world.run(20_000);
+    // 384 MiB is the minimum, and five blocks are less than what is movable.
+    assert_eq!((world.offline().len(), in_pieces(&world)), (5, vec![]));
+}
+
+#[test]
+fn the_successor_of_a_killed_agent_names_the_pieces_again() {
+    let mut world = taken();
+    world.restart();
+    world.run(200);
+    let hello = world.heard.iter().find_map(|request| match request {
+        Request::Hello(hello) => Some(hello),
+        _ => None,
+    });
+    let hello = hello.expect("it introduces itself");
+    assert_eq!((host(&world), hello.online.mib()), (256, 768));
+    assert_eq!(in_pieces(&world), [0, 1]);
+}
+
+#[test]
+fn pieces_that_the_host_does_not_take_are_given_back() {
+    let mut world = world();
+    world.steals = Verdict::Refused(RefuseReason::ReclaimFailed);
+    world.run(10_000);
+    assert!(world.heard.iter().any(|request| matches!(request, Request::Steal(_))));
+    assert!(pieces(&world).left().is_empty());
+    assert!(in_pieces(&world).is_empty());
+}
+
+#[test]
+fn pieces_are_taken_back_when_nobody_decides() {
+    let mut world = taken();
+    world.returns = Verdict::Held(HoldReason::Asking);
+    world.fake.set_meminfo(meminfo(1024, 1000));
+    world.run(12_000);
+    assert_eq!((host(&world), in_pieces(&world)), (0, vec![]));
+    assert!(world.heard.iter().any(|request| matches!(request, Request::Taken(_))));
+}

@@ -1,0 +1,178 @@
+//! The table of blocks.
+
+use super::*;
+use memtide_sysfs::fake::{FakeBlock, FakeRoot};
+use memtide_sysfs::memory::{StateRequest, write_state};
+
+fn guest() -> FakeRoot {
+    let fake = FakeRoot::new();
+    let blocks = [
+        (0, FakeBlock::HOLE),
+        (1, FakeBlock::KERNEL),
+        (2, FakeBlock::KERNEL),
+        (3, FakeBlock::MOVABLE),
+        (4, FakeBlock::MOVABLE),
+    ];
+    fake.add_blocks(BlockSize::X86_SMALL, blocks);
+    fake
+}
+
+fn offline(fake: &FakeRoot, block: u64) {
+    write_state(&fake.root(), BlockId(block), StateRequest::Offline).unwrap();
+}
+
+fn states(blocks: &Blocks) -> Vec<BlockState> {
+    let heat = HeatMap::new(blocks.size());
+    blocks.views(&heat).into_iter().map(|view| view.state).collect()
+}
+
+#[test]
+fn an_offline_block_is_ours_unless_it_was_so_before_us() {
+    let fake = guest();
+    offline(&fake, 3);
+    let foreign = BTreeSet::from([BlockId(3)]);
+    offline(&fake, 4);
+    let seen = Seen { foreign, ..Seen::default() };
+    let mut blocks = Blocks::read(&fake.root(), &seen).unwrap();
+    blocks.keep([BlockId(1)]);
+    let fixed = |reason| BlockState::Fixed(reason);
+    let expected = [
+        fixed(FixedReason::NeverOffline),
+        fixed(FixedReason::AgentMemory),
+        BlockState::Kernel,
+        BlockState::Foreign,
+        BlockState::InTransit,
+    ];
+    assert_eq!(states(&blocks), expected);
+    assert_eq!(blocks.offline_by_us(), [BlockId(4)]);
+    blocks.told(&blocks.ranges(&[BlockId(4)]));
+    assert_eq!(blocks.with(Hold::Stolen), [BlockId(4)]);
+    assert_eq!((blocks.online().mib(), blocks.present().mib()), (3 * 128, 5 * 128));
+}
+
+#[test]
+fn a_block_that_may_hold_its_own_struct_pages_is_never_ours() {
+    let fake = guest();
+    offline(&fake, 3);
+    fake.put_into_dimm(BlockId(3), "PNP0C80:00");
+    fake.put_into_dimm(BlockId(4), "PNP0C80:00");
+    fake.put("sys/module/memory_hotplug/parameters/memmap_on_memory", "Y\n");
+    let blocks = Blocks::read(&fake.root(), &Seen::default()).unwrap();
+    assert_eq!(blocks.with(Hold::Foreign), [BlockId(3)]);
+    assert_eq!(states(&blocks)[4], BlockState::Fixed(FixedReason::OwnStructs));
+    assert_eq!(states(&blocks)[2], BlockState::Kernel, "it was there at boot");
+    assert_eq!(blocks.with_own_structs(), 2);
+}
+
+/// Blocks 32 to 34 are of a device that has been removed.
+fn removed() -> FakeRoot {
+    let fake = guest();
+    let memory = GpaRange::new(memtide_units::Gpa(32 << 27), ByteSize::from_mib(384)).unwrap();
+    fake.add_dax("dax0.0", BlockSize::X86_SMALL, memory);
+    (32..35).for_each(|block| offline(&fake, block));
+    remove::remove(&fake.root(), BlockId(32)).unwrap();
+    fake
+}
+
+#[test]
+fn what_was_removed_is_stolen_as_before() {
+    let fake = removed();
+    let root = fake.root();
+    let gone = BTreeSet::from([32, 33, 34].map(BlockId));
+    let seen = Seen { removed: gone.clone(), ..Seen::default() };
+    let mut blocks = Blocks::read(&root, &seen).unwrap();
+    assert_eq!(blocks.offline_still(&root), [32, 33, 34].map(BlockId));
+    assert!(blocks.is_offline(&root, blocks.ranges(&[BlockId(32), BlockId(33)])[0]));
+    assert_eq!((blocks.count(), blocks.seen().removed), (8, gone));
+    assert_eq!(blocks.refresh(&root).unwrap(), []);
+    assert_eq!(blocks.removed().len(), 3);
+    // A stranger's removal is not ours, and memory that was taken away does not come back.
+    assert_eq!(Blocks::read(&root, &Seen::default()).unwrap().count(), 5);
+    fake.remove("sys/bus/dax/devices/dax0.0");
+    blocks.refresh(&root).unwrap();
+    assert_eq!((blocks.count(), blocks.offline_by_us()), (5, vec![]));
+}
+
+#[test]
+fn what_somebody_else_plugs_in_again_is_noticed() {
+    let fake = removed();
+    let root = fake.root();
+    let seen = Seen { removed: [32, 33, 34].map(BlockId).into(), ..Seen::default() };
+    let mut blocks = Blocks::read(&root, &seen).unwrap();
+    memtide_sysfs::dax::bind(&root, "dax0.0").unwrap();
+    assert_eq!(blocks.offline_still(&root), [], "they are online: a hello must not name them");
+    let surprises = blocks.refresh(&root).unwrap();
+    assert_eq!(surprises.len(), 3);
+    assert_eq!((blocks.with(Hold::Online).len(), blocks.removed()), (8, vec![]));
+}
+
+#[test]
+fn what_others_do_to_blocks_is_noticed() {
+    let fake = guest();
+    let root = fake.root();
+    offline(&fake, 3);
+    let mut blocks = Blocks::read(&root, &Seen::default()).unwrap();
+    offline(&fake, 4);
+    write_state(&root, BlockId(3), StateRequest::OnlineMovable).unwrap();
+    let surprises = blocks.refresh(&root).unwrap();
+    let expected = [Surprise::CameOnline(BlockId(3)), Surprise::WentOffline(BlockId(4))];
+    assert_eq!(surprises, expected);
+    assert_eq!(blocks.refresh(&root).unwrap(), []);
+    assert_eq!(states(&blocks)[3..], [BlockState::Movable, BlockState::Foreign]);
+}
+
+#[test]
+fn a_block_that_cannot_be_read_is_still_on_its_way() {
+    let fake = guest();
+    offline(&fake, 4);
+    let mut blocks = Blocks::read(&fake.root(), &Seen::default()).unwrap();
+    fake.put("sys/devices/system/memory/memory4/state", "");
+    blocks.set(&fake.root(), BlockId(4), Hold::Returning);
+    assert_eq!(blocks.offline_by_us(), [], "a hello would have the host drop it in use");
+}
+
+#[test]
+fn neighbours_become_one_range_and_ranges_become_blocks() {
+    let blocks = Blocks::read(&guest().root(), &Seen::default()).unwrap();
+    let ids = [BlockId(0), BlockId(1), BlockId(3)];
+    let ranges = blocks.ranges(&ids);
+    assert_eq!(ranges.len(), 2);
+    assert_eq!(ranges[0].len().mib(), 256);
+    assert_eq!(blocks.in_ranges(&ranges), ids);
+}
+
+#[test]
+fn what_is_taken_in_pieces_stands_for_its_block() {
+    let fake = guest();
+    let root = fake.root();
+    let mut blocks = Blocks::read(&root, &Seen::default()).unwrap();
+    blocks.allow_pieces(ByPieces::NeverOffline);
+    assert_eq!(states(&blocks)[..2], [BlockState::ByPieces, BlockState::Kernel]);
+    blocks.allow_pieces(ByPieces::KernelZones);
+    assert_eq!(
+        states(&blocks)[1..4],
+        [BlockState::ByPieces, BlockState::ByPieces, BlockState::Movable]
+    );
+    let run = |mib: u64, len| {
+        GpaRange::new(memtide_units::Gpa(mib << 20), ByteSize::from_mib(len)).unwrap()
+    };
+    // The second one is all of block 2, which stays online all the same.
+    let runs = [run(16, 2), run(256, 128)];
+    blocks.went_in_pieces(BlockId(1), runs.to_vec());
+    assert_eq!((blocks.given(&[BlockId(1)]), blocks.online().mib()), (runs.to_vec(), 4 * 128));
+    assert!(blocks.is_offline(&root, runs[0]) && !blocks.is_offline(&root, run(18, 2)));
+    blocks.told(&runs[..1]);
+    assert_eq!(blocks.hold(BlockId(1)), Some(Hold::Leaving), "not all of it");
+    blocks.told(&runs[1..]);
+    assert_eq!(blocks.hold(BlockId(1)), Some(Hold::Stolen));
+    assert_eq!(blocks.hold(BlockId(2)), Some(Hold::Online));
+    assert_eq!(blocks.refresh(&root).unwrap(), [], "the block itself is online, and that is well");
+    assert!(!blocks.can_be_removed(&[BlockId(1)]));
+    assert_eq!((blocks.in_use().len(), blocks.movable_count()), (5, 2));
+    // On its way back no hello names it; then it is a block like before.
+    blocks.set(&root, BlockId(1), Hold::Returning);
+    assert_eq!((blocks.offline_still(&root), blocks.given(&[BlockId(1)])), (vec![], runs.to_vec()));
+    assert!(!blocks.is_offline(&root, runs[0]));
+    blocks.set(&root, BlockId(1), Hold::Online);
+    assert_eq!((blocks.in_pieces(), blocks.ranges(&[BlockId(1)])), (vec![], vec![run(128, 128)]));
+}

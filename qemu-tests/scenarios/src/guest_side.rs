@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use memtide_api::device::DeviceStatus;
 use memtide_api::http::VmStatus;
 use memtide_lab::cargo::Built;
 use memtide_lab::guest::protocol::Stream;
@@ -310,7 +311,14 @@ impl GuestSide {
     /// # Errors
     /// Where QEMU has gone.
     pub fn resident_in_stolen(&self, vm: &VmStatus) -> Result<ByteSize, ScenarioError> {
-        let Some(device) = &vm.device else { return Ok(ByteSize::ZERO) };
+        vm.device.as_ref().map_or(Ok(ByteSize::ZERO), |device| self.resident_in(device))
+    }
+
+    /// The same, of a device by itself.
+    ///
+    /// # Errors
+    /// Where QEMU has gone.
+    pub fn resident_in(&self, device: &DeviceStatus) -> Result<ByteSize, ScenarioError> {
         let memory = self.machine.memory();
         let mut found = 0;
         for stolen in &device.stolen {

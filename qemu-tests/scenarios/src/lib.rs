@@ -15,6 +15,7 @@ pub mod huge_pages;
 pub mod interrupt;
 pub mod lockdown;
 mod lone_guest;
+pub mod pieces;
 pub mod plain_balloon;
 pub mod player;
 pub mod reclaim;

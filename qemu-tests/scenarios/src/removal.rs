@@ -77,7 +77,7 @@ fn going(checks: &mut Checks, guest: &mut Guest) {
     let said = guest.shell("memtide-agent check || true").unwrap_or_default();
     let offered = said.contains("ok     structs    go with what is stolen whole: dax0.0 (dax/kmem");
     checks.check("check says what can be removed", offered, said);
-    let filled = guest.start_workload("alloc heap 256MiB; verify; wait; verify; free heap; wait");
+    let filled = guest.start_workload("alloc heap 64MiB; verify; wait; verify; free heap; wait");
     let filled = filled.and_then(|()| guest.until("the workload has filled", Guest::waits));
     checks.step("a workload has its memory", filled);
     let gone = guest.shell("systemctl start memtide-agent").and_then(|_| {

@@ -13,8 +13,8 @@ use memtide_lab::{Kernel, Lab};
 use memtide_scenarios::checks::Checks;
 use memtide_scenarios::torture::Torture;
 use memtide_scenarios::{
-    device_death, end_to_end, huge_pages, lockdown, plain_balloon, reclaim, removal, screen,
-    stock_driver, two_balloons,
+    device_death, end_to_end, huge_pages, lockdown, pieces, plain_balloon, reclaim, removal,
+    screen, stock_driver, two_balloons,
 };
 
 use super::Tally;
@@ -74,6 +74,7 @@ fn scenarios() -> Vec<Scenario> {
     add("device-death", NEWEST, Story::Plain(device_death::play));
     add("huge-pages", NEWEST, Story::Plain(huge_pages::play));
     add("lockdown", NEWEST, Story::Plain(lockdown::play));
+    add("pieces", NEWEST, Story::Plain(pieces::play));
     add("removal", NEWEST, Story::Plain(removal::play));
     add("two-balloons", NEWEST, Story::Plain(two_balloons::play));
     for (what, times) in SHORT_TORTURES {

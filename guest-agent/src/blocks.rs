@@ -6,13 +6,16 @@
 //! directory. That list names the *removed* blocks too: the kernel has none of these any more, and
 //! says only that it could have them again.
 
+mod own_structs;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use memtide_policy::guest::{BlockState, BlockView, FixedReason, HeatMap};
-use memtide_sysfs::memory::{Block, Origins, State, Zone};
+use memtide_sysfs::memory::{Block, State, Zone};
 use memtide_sysfs::{Root, memory};
 use memtide_units::{BlockId, BlockSize, ByteSize, GpaRange};
 
+use self::own_structs::OwnStructs;
 use crate::remove::{self, Plug};
 use crate::runtime::Seen;
 
@@ -91,6 +94,9 @@ pub enum Surprise {
     CameOnline(BlockId),
     /// A block went offline without the agent: it is foreign from now on.
     WentOffline(BlockId),
+    /// The memory of a block of the agent's has been unplugged: the host must be told what is stolen
+    /// still.
+    Gone(BlockId),
 }
 
 /// The table.
@@ -245,9 +251,12 @@ impl Blocks {
                 || entry.plug == Plug::Out && unplugged.contains(id)
                 || entry.pieces.is_some()
         };
+        let ours = self.offline_by_us();
         self.entries.retain(|id, entry| is_known(id, entry));
         let own = OwnStructs::look(root);
-        let mut surprises = Vec::new();
+        let is_gone = |id: &BlockId| !self.entries.contains_key(id);
+        let mut surprises: Vec<Surprise> =
+            ours.into_iter().filter(is_gone).map(Surprise::Gone).collect();
         let in_pieces = self.in_pieces();
         // What becomes of a block that pieces stand for is not the pieces' business.
         for block in blocks.into_iter().filter(|block| !in_pieces.contains(&block.id)) {
@@ -355,6 +364,20 @@ impl Blocks {
         }
     }
 
+    /// Whether a block's memory is not the VM's any more. What was removed could come back.
+    ///
+    /// # Errors
+    /// That the kernel cannot be asked.
+    pub fn is_gone(&self, root: &Root, block: BlockId) -> Result<bool, memtide_sysfs::Error> {
+        let is_missing = memory::state(root, block).is_err_and(|error| error.is_missing());
+        Ok(is_missing && !(self.is_removed(block) && remove::unplugged(root)?.contains(&block)))
+    }
+
+    /// Forgets a block whose memory is not the VM's any more.
+    pub fn forget(&mut self, block: BlockId) {
+        self.entries.remove(&block);
+    }
+
     fn is_removed(&self, block: BlockId) -> bool {
         self.entries.get(&block).is_some_and(|entry| entry.plug == Plug::Out)
     }
@@ -459,33 +482,6 @@ impl Blocks {
             None => self.size.range(**id).is_some_and(has),
         };
         self.entries.iter().filter(named).map(|(id, _)| *id).collect()
-    }
-}
-
-/// Which blocks may hold their own `struct page`s.
-enum OwnStructs {
-    /// As far as the kernel tells by block.
-    By(Origins),
-    /// It does not tell, and its parameter says whether any may.
-    AllOrNone(bool),
-}
-
-impl OwnStructs {
-    fn look(root: &Root) -> Self {
-        Origins::read(root).map_or_else(
-            |error| {
-                tracing::warn!("nothing is known of where blocks came from: {error}");
-                Self::AllOrNone(memory::may_hold_own_structs(root))
-            },
-            Self::By,
-        )
-    }
-
-    fn may_be_in(&self, block: BlockId) -> bool {
-        match self {
-            Self::By(origins) => origins.may_hold_own_structs(block),
-            Self::AllOrNone(all) => *all,
-        }
     }
 }
 

@@ -199,8 +199,8 @@ fn structs(root: &Root) -> Found {
               unplugged"
             .to_owned(),
         count => format!(
-            "{count} blocks are of ACPI's DIMMs, which the agent does not eject (the host would \
-             have to plug them in again); no device of the DAX bus is driven by kmem"
+            "{count} blocks are of ACPI's DIMMs, which the host can unplug at once when they are stolen \
+             (device_del in QEMU), and plug in again; no device of the DAX bus is driven by kmem"
         ),
     }))
 }

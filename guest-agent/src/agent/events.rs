@@ -65,6 +65,14 @@ impl Agent {
         self.parts.link.post(Request::Taken(ranges));
     }
 
+    /// The host has unplugged the memory of a stolen block. It keeps what it was told of stolen blocks
+    /// while regions come and go, so it is told anew.
+    pub(super) fn is_gone(&mut self, block: BlockId) {
+        tracing::info!("{block} was stolen, and the host has unplugged its memory");
+        self.parts.blocks.forget(block);
+        self.parts.link.greet_again();
+    }
+
     /// The host has dropped what it was told is offline. Should somebody have put a block online since
     /// the look that came before, what the kernel wrote there meanwhile may be gone, and nothing brings
     /// it back (docs/adr/0017): people must know.
@@ -223,6 +231,11 @@ impl Agent {
                     self.counters.taken_unasked += 1;
                     self.parts.link.post(Request::Taken(ranges));
                 }
+            }
+            // There is nothing to be stolen or returned any more.
+            Err(_) if self.parts.blocks.is_gone(&self.parts.root, block).unwrap_or(false) => {
+                self.is_gone(block);
+                self.outcomes.push(Outcome::Denied);
             }
             Err(failure) => {
                 tracing::warn!("{block} could not be put online: {}", failure.text);

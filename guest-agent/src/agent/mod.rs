@@ -304,6 +304,7 @@ impl Agent {
                 Surprise::WentOffline(block) => {
                     tracing::warn!("{block} went offline by somebody else's hand: left alone");
                 }
+                Surprise::Gone(block) => self.is_gone(block),
             }
         }
         self.reporters = self.parts.senses.free_page_reporters();

@@ -101,3 +101,35 @@ fn a_plain_balloon_is_not_told_once_more_of_what_somebody_else_has_put_online() 
     assert!(!world.inflated().contains(&4));
     assert_eq!(world.inflated(), world.offline());
 }
+
+fn told(world: &World) -> Option<BTreeSet<u64>> {
+    world.heard.iter().rev().find_map(|request| match request {
+        Request::Hello(hello) => Some(blocks(&hello.stolen).collect()),
+        _ => None,
+    })
+}
+
+/// A DIMM whose blocks are stolen goes without a page to be moved, and the agent has no part in it.
+#[test]
+fn the_host_is_told_anew_when_it_has_unplugged_what_was_stolen() {
+    let mut world = World::new();
+    world.run(20_000);
+    world.heard.clear();
+    world.fake.remove("sys/devices/system/memory/memory7");
+    world.run(5_100);
+    assert_eq!(told(&world), Some(BTreeSet::from([3, 4, 5, 6])));
+    let status = world.agent.status(Instant::from_millis(world.now));
+    assert_eq!((status.blocks.total, status.blocks.stolen.len()), (7, 4));
+}
+
+#[test]
+fn what_is_unplugged_while_it_is_asked_back_is_not_stolen_again() {
+    let mut world = World::new();
+    world.run(20_000);
+    world.heard.clear();
+    world.fake.remove("sys/devices/system/memory/memory7");
+    world.agent.bring_back(BlockId(7));
+    world.run(300);
+    assert!(!world.heard.iter().any(|request| names(request, 7)), "{:?}", world.heard);
+    assert_eq!(told(&world), Some(BTreeSet::from([3, 4, 5, 6])));
+}

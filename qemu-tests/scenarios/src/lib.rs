@@ -7,6 +7,7 @@ pub mod chart;
 pub mod checks;
 pub mod demo;
 pub mod device_death;
+pub mod dimms;
 pub mod end_to_end;
 pub mod error;
 pub mod guest_side;

@@ -101,6 +101,8 @@ pub fn run(
 /// What whoever wonders about a figure would ask the guest.
 const STATE: &str = "\
 for file in meminfo buddyinfo zoneinfo swaps pressure/memory; do echo \"== $file\"; cat /proc/$file; done
+echo '== stat: name, user and system time in hundredths of a second, resident pages'
+cat /proc/uptime; cut -d ' ' -f 2,14,15,24 /proc/[0-9]*/stat 2> /dev/null | grep -v ' 0 [0-9] '
 cd /sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/schemes 2> /dev/null && grep -r . */stats
 PATH=$PATH:/opt/memtide/bin
 for view in status explain wss; do memtide-agent $view; done

@@ -28,6 +28,7 @@ pub mod screen;
 pub mod solo;
 pub mod stock_driver;
 pub mod torture;
+pub mod truth;
 pub mod two_balloons;
 pub mod wait;
 

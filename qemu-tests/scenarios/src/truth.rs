@@ -1,0 +1,93 @@
+//! Whether the working set that the agent tells of is the one that there is: a workload touches a known
+//! part of the guest over and over, and nothing else.
+//!
+//! What is aimed at is a sixth, and is not reached by DAMON's regions: docs/testing.md has what was
+//! measured. What must hold all the same is what a guest's life depends on, that hot memory is never taken
+//! for cold; and that the agent does not keep more than a sixth of the guest for nothing.
+//!
+//! Under emulation the workload's neighbours make its accesses visible to DAMON (`--tlb-neighbour`).
+
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use memtide_lab::cargo::Built;
+use memtide_lab::{Kernel, Lab};
+use memtide_units::{ByteSize, Permille};
+use serde_json::Value;
+
+use crate::checks::Checks;
+use crate::error::ScenarioError;
+use crate::lone_guest::LoneGuest as Guest;
+
+const MEMORY: ByteSize = ByteSize::from_gib(2);
+/// For filling memory.
+const SOON: Duration = Duration::from_secs(120);
+/// Longer than any phase.
+const PHASE: Duration = Duration::from_secs(120);
+/// A tenth, a quarter and a half of the guest. The first phase has to wait until the rest, which was
+/// filled a moment ago, counts as untouched.
+const HOT: [(u64, &str); 3] =
+    [(204, "hot heap 204MiB 90s"), (512, "hot heap 512MiB 45s"), (1024, "hot heap 1024MiB 45s")];
+/// What a user would look at: the middle of the last twenty seconds.
+const WSS: &str = "memtide-agent wss --json --last 20s";
+/// Of the hot set so much must be found.
+const LEAST: Permille = Permille(850);
+/// And no more than it and so much of the guest, where it is told with the system's own.
+const MOST_BESIDE: Permille = Permille(167);
+
+/// Plays it.
+pub fn play(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks {
+    let mut checks = Checks::of(format!("truth, {kernel}"));
+    let started = Guest::start(lab, programs, (kernel, MEMORY), logs);
+    let Some(mut guest) = checks.step("the guest starts", started) else { return checks };
+    let script = format!("alloc heap 1100MiB; {}; {}; {}", HOT[0].1, HOT[1].1, HOT[2].1);
+    let started = guest.start_agent("").and_then(|()| guest.start_workload(&[&script]));
+    checks.step("the agent starts, and a workload", started);
+    for (mib, phase) in HOT {
+        let found = found(&mut guest, ByteSize::from_mib(mib), phase);
+        if let Some(seen) = checks.step(&format!("a hot set of {mib} MiB is found"), found) {
+            println!("a hot set of {mib} MiB was told at {seen} MiB");
+        }
+    }
+    let summary = guest.player.integrity;
+    checks.check(
+        "every page of the workload is what it was",
+        summary.pages_checked > 0 && summary.pages_bad == 0,
+        format!("{summary:?} {:?}", guest.player.errors),
+    );
+    checks
+}
+
+fn bounds(hot: ByteSize) -> RangeInclusive<u64> {
+    LEAST.of(hot).bytes()..=(hot + MOST_BESIDE.of(MEMORY)).bytes()
+}
+
+/// Waits until the working set is told to be `hot`, in the phase in which it is; answers with what was
+/// told from the phase's beginning on, in MiB.
+fn found(guest: &mut Guest, hot: ByteSize, phase: &str) -> Result<String, ScenarioError> {
+    guest.until("the phase begins", SOON, |guest| {
+        guest.listen();
+        Ok((guest.player.phase == phase, format!("{:?}", guest.player)))
+    })?;
+    let (start, mut told) = (Instant::now(), Vec::new());
+    guest.until("the working set is told", PHASE, |guest| {
+        guest.listen();
+        let now = guest.status()?["memory"]["working_set"].as_u64().unwrap_or(0);
+        if told.last() != Some(&(now >> 20)) {
+            told.push(now >> 20);
+        }
+        let seen = format!("{told:?}");
+        if guest.player.phase != phase {
+            let what = format!("the working set is told while \"{phase}\"");
+            return Err(ScenarioError::Deadline { what, waited: start.elapsed(), seen });
+        }
+        // A process in the guest only where it may find something.
+        let is_near = bounds(hot).contains(&now);
+        let said = if is_near { guest.shell(WSS)? } else { String::new() };
+        let said: Value = serde_json::from_str(&said).unwrap_or_default();
+        let middle = said["working_set"][2].as_u64();
+        Ok((middle.is_some_and(|set| bounds(hot).contains(&set)), seen))
+    })?;
+    Ok(format!("{told:?}"))
+}

@@ -1,7 +1,7 @@
 //! Memory that a workload holds and does not touch goes to compressed swap that the agent makes, and
 //! comes back as it was.
 //!
-//! A guest in use waits a minute before memory is cold; here it is [`SETTINGS`] that makes it less.
+//! A guest in use waits a minute before memory is cold; here it is `SETTINGS` that makes it less.
 //! Under emulation a page takes some twenty times longer to find, to compress and to bring back than on
 //! hardware: so only a few MiB are waited for, and twenty times the usual stall is accepted. Whoever
 //! starts a program in the guest meanwhile causes such stalls, since what it consists of is cold too; so

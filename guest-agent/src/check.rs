@@ -8,6 +8,7 @@ use std::path::Path;
 use memtide_sysfs::damon::{self, Absence, Module};
 use memtide_sysfs::kpageflags::PageFlags;
 use memtide_sysfs::memory::{Block, Origin, Origins};
+use memtide_sysfs::pci::Function;
 use memtide_sysfs::psi::Psi;
 use memtide_sysfs::{Root, memory, swaps, virtio, zram};
 use memtide_units::ByteSize;
@@ -19,7 +20,7 @@ use crate::remove::{REMOVERS, Unit};
 use crate::run::RunError;
 use crate::runtime::RuntimeError;
 use crate::status::Lack;
-use crate::swap_space::SwapUse;
+use crate::swap_space::{NO_SWAP_FOR_KUBELET, SwapUse, is_kubernetes_node};
 use crate::takeover::{self, IsMemtide, LoadModule, TakeoverError, UIO};
 
 /// What cannot be learned from files.
@@ -66,8 +67,10 @@ impl Report {
 
 /// Looks at everything that the agent needs or would like to have.
 pub fn check(config: &Config, root: &Root, probes: &Probes<'_>) -> Report {
+    let driven = takeover::find(root, config.pci, probes.is_memtide);
+    let free_pages = free_pages(root, driven.as_ref().ok());
     Report(vec![
-        Line { what: "balloon", found: balloon(config, root, probes) },
+        Line { what: "balloon", found: balloon(driven) },
         Line { what: "device", found: device(&config.runtime_dir) },
         Line { what: "lockdown", found: lockdown(root) },
         Line { what: "module", found: module(root, probes) },
@@ -80,12 +83,12 @@ pub fn check(config: &Config, root: &Root, probes: &Probes<'_>) -> Report {
         Line { what: "access", found: access(config, root) },
         Line { what: "page flags", found: page_flags(root) },
         Line { what: "swap", found: swap(config, root, probes) },
-        Line { what: "free pages", found: free_pages(config, root, probes) },
+        Line { what: "free pages", found: free_pages },
     ])
 }
 
-fn balloon(config: &Config, root: &Root, probes: &Probes<'_>) -> Found {
-    match takeover::find(root, config.pci, probes.is_memtide) {
+fn balloon(driven: Result<Function, TakeoverError>) -> Found {
+    match driven {
         Ok(function) => {
             let driver = function.driver.as_deref().unwrap_or("no driver");
             let (address, vendor, device) = (function.address, function.vendor, function.device);
@@ -266,6 +269,9 @@ fn swap(config: &Config, root: &Root, probes: &Probes<'_>) -> Found {
     if config.swap == SwapUse::Existing {
         return Found::Lacks(Lack::swap("this guest has none, and swap is \"existing\""));
     }
+    if config.swap == SwapUse::Auto && is_kubernetes_node(root) {
+        return Found::Lacks(Lack::swap(NO_SWAP_FOR_KUBELET));
+    }
     if zram::is_loaded(root) {
         return Found::Well("none; zram is there to make one".into());
     }
@@ -277,9 +283,8 @@ fn swap(config: &Config, root: &Root, probes: &Probes<'_>) -> Found {
 
 /// Of the balloon that the agent will drive itself this says nothing: its stock driver, which may report
 /// now, goes then.
-fn free_pages(config: &Config, root: &Root, probes: &Probes<'_>) -> Found {
-    let driven = takeover::find(root, config.pci, probes.is_memtide);
-    let driven = driven.ok().and_then(|function| virtio::of_pci(root, function.address).ok()?);
+fn free_pages(root: &Root, driven: Option<&Function>) -> Found {
+    let driven = driven.and_then(|function| virtio::of_pci(root, function.address).ok()?);
     match virtio::free_page_reporters(root) {
         Ok(mut names) => {
             names.retain(|name| Some(name) != driven.as_ref());

@@ -38,13 +38,24 @@ const REMOVE_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum SwapUse {
-    /// Use the swap that there is, and make one in compressed memory where there is none.
+    /// As `zram`, but make none on a node of Kubernetes.
     #[default]
+    Auto,
+    /// Use the swap that there is, and make one in compressed memory where there is none.
     Zram,
     /// Use the swap that there is.
     Existing,
     /// Page nothing out.
     Off,
+}
+
+/// Why no swap is made where a kubelet is.
+pub const NO_SWAP_FOR_KUBELET: &str = "this guest has none, and a kubelet is installed, which does not \
+     start beside swap unless it was told to (failSwapOn); swap = \"zram\" makes it all the same";
+
+/// Whether a kubelet is installed: where it keeps its state, or its settings.
+pub fn is_kubernetes_node(root: &Root) -> bool {
+    ["var/lib/kubelet", "etc/kubernetes", "var/lib/rancher"].iter().any(|path| root.exists(path))
 }
 
 /// What is done by programs, not by files: `modprobe`, and the tools of util-linux.
@@ -137,6 +148,9 @@ impl SwapSpace {
         }
         if how == SwapUse::Existing {
             return Err("this guest has none, and swap = \"existing\" forbids making one".into());
+        }
+        if how == SwapUse::Auto && is_kubernetes_node(root) {
+            return Err(NO_SWAP_FOR_KUBELET.into());
         }
         OwnDevice::make(root, present, mark, tools).map(|own| Self::Ours(own.zram))
     }

@@ -69,12 +69,19 @@ impl ConfigFile {
     /// Four bytes of a structure in a BAR, read through `window` (see
     /// [`access_window`](super::caps::access_window)): no mapping is needed, which the kernel does not
     /// give while a driver of its own has the function. Nobody else uses the window: Linux's drivers
-    /// map the BARs.
+    /// map the BARs. Afterwards it is shut again: while it has a length, whoever reads all of the
+    /// configuration space (`lspci -v`) asks the device as well, and that may have died since.
     ///
     /// # Errors
     /// EPERM under kernel lockdown.
     pub fn read_through(&self, window: usize, place: Place, at: u32) -> io::Result<u32> {
         let window = window as u64;
+        let read = self.open_and_read(window, place, at);
+        self.0.write_all_at(&0_u32.to_le_bytes(), window + WINDOW_LENGTH)?;
+        read
+    }
+
+    fn open_and_read(&self, window: u64, place: Place, at: u32) -> io::Result<u32> {
         self.0.write_all_at(&[place.bar], window + WINDOW_BAR)?;
         self.0
             .write_all_at(&place.offset.wrapping_add(at).to_le_bytes(), window + WINDOW_OFFSET)?;
@@ -135,6 +142,21 @@ impl AsFd for Uio {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_window_is_shut_after_a_look_through_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut bytes = [0; 256];
+        bytes[0x60..0x64].copy_from_slice(b"MTDE");
+        std::fs::write(file.path(), bytes).unwrap();
+        let config = ConfigFile::open(file.path()).unwrap();
+        let place = Place { bar: 4, offset: 0x2000, length: 0x1000 };
+        let read = config.read_through(0x50, place, 16).unwrap();
+        assert_eq!(read.to_le_bytes(), *b"MTDE");
+        let bytes = std::fs::read(file.path()).unwrap();
+        assert_eq!((bytes[0x54], &bytes[0x58..0x5c]), (4, &0x2010_u32.to_le_bytes()[..]));
+        assert_eq!(bytes[0x5c..0x60], [0; 4], "the length");
+    }
 
     #[test]
     fn the_command_register_is_changed_by_its_bits_only() {

@@ -129,6 +129,11 @@ impl Controller {
         &self.settings
     }
 
+    /// Other limits from now on: memory was plugged in or unplugged.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.settings.limits = limits;
+    }
+
     /// Decides on what was seen at `now`.
     pub fn step(&mut self, now: Instant, seen: &Observation) -> Plan {
         self.learn(now, &seen.outcomes);

@@ -131,3 +131,20 @@ fn a_cache_that_was_missed_comes_back_and_stays() {
         ",
     );
 }
+
+#[test]
+fn the_hosts_target_is_followed_in_spite_of_a_cache_that_is_read_again() {
+    let mut story = Story::of(16, 4);
+    (story.used, story.cached) = (200, 700);
+    story.seen.balloon = ByteSize::from_mib(4 * 128);
+    story.seen.squeeze = squeezed(1, 0);
+    story.run(30, 0);
+    story.seen.squeeze = squeezed(2, 40);
+    story.run(1, 2_000);
+    story.seen.balloon = ByteSize::from_mib(10 * 128);
+    // The kernel drops what has to go.
+    story.cached = 500;
+    story.run(60, 0);
+    let online = story.seen.bytes_where(BlockSize::X86_SMALL, |state| state.is_online());
+    assert!(online <= ByteSize::from_mib(6 * 128), "{online} online\n{}", story.text);
+}

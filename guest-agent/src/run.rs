@@ -293,6 +293,7 @@ fn assemble(
         hands,
         link,
         controller,
+        wish: config.wish,
         senses,
         damon,
         reclaiming,

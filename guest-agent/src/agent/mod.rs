@@ -22,11 +22,11 @@ use std::time::Duration;
 
 use memtide_access::Amounts;
 use memtide_policy::guest::{
-    BlockView, Census, Controller, FreeMemory, HeatMap, Limits, Mode, Observation, Outcome, Plan,
-    StealState,
+    BlockView, Census, Controller, FreeMemory, HeatMap, Limits, LimitsWish, Memory, Mode,
+    Observation, Outcome, Plan, StealState,
 };
 use memtide_sysfs::memory::StateRequest;
-use memtide_sysfs::{Error, Root};
+use memtide_sysfs::{Error, Root, hugetlb};
 use memtide_units::{BlockId, GpaRange, Instant};
 use memtide_wire::block::{Hello, RANGES_MAX, Request};
 
@@ -79,6 +79,8 @@ pub struct Parts {
     pub link: Link,
     /// Decides.
     pub controller: Controller,
+    /// The limits as they were wished for: what they come to depends on how much memory there is.
+    pub wish: LimitsWish,
     /// Reads the guest's state.
     pub senses: Senses,
     /// Watches access, where possible.
@@ -308,6 +310,7 @@ impl Agent {
             }
         }
         self.reporters = self.parts.senses.free_page_reporters();
+        self.see_to_limits();
         // Also what has been plugged in, or was put online or offline by somebody else.
         self.rewatch();
         let seen = self.parts.blocks.seen();
@@ -318,10 +321,25 @@ impl Agent {
         Ok(())
     }
 
+    /// Limits that follow from how much memory there is follow what is plugged in and unplugged; the
+    /// host hears of them in a hello.
+    fn see_to_limits(&mut self) {
+        let before = self.parts.controller.settings().limits;
+        match Limits::new(self.parts.blocks.present(), self.parts.wish) {
+            Ok(limits) if limits != before => {
+                tracing::info!("limits are {} to {} from now on", limits.min(), limits.max());
+                self.parts.controller.set_limits(limits);
+                self.parts.link.greet_again();
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!("the limits stay as they were: {error}"),
+        }
+    }
+
     fn decide(&mut self, now: Instant, woken: Woken) -> Result<Plan, Error> {
         self.reading = self.parts.senses.read(now, &self.reading)?;
         let seen = Observation {
-            memory: self.reading.memory(),
+            memory: self.memory(),
             free_memory: self.free_memory(),
             squeeze: self.reading.squeeze(),
             psi: self.reading.psi_totals(),
@@ -339,6 +357,27 @@ impl Agent {
         let plan = self.parts.controller.step(now, &seen);
         self.take_note(now, &plan);
         Ok(plan)
+    }
+
+    /// The guest's memory, without what pieces hold: that is neither used nor to be had. While they hold
+    /// some, what is free counts only where the kernel's own memory comes from as well: pieces lie there,
+    /// and memory that only programs can have is of no help to the kernel.
+    fn memory(&self) -> Memory {
+        let mut memory = self.reading.memory();
+        let blocks = self.parts.pieces.as_ref().map_or(0, |pieces| pieces.count());
+        if blocks == 0 {
+            return memory;
+        }
+        let held = self.parts.blocks.size().size().times(blocks as u64);
+        memory.total -= held;
+        match hugetlb::free_for_kernel(&self.parts.root) {
+            Ok(free) => {
+                memory.free = memory.free.min(free);
+                memory.available = memory.available.min(free + memory.cache);
+            }
+            Err(error) => tracing::debug!("what is free for the kernel is not known: {error}"),
+        }
+        memory
     }
 
     fn free_memory(&self) -> FreeMemory {

@@ -72,6 +72,9 @@ pub enum PiecesError {
     /// The next mapping would get what somebody else has set apart.
     #[error("{0} huge pages are set apart in this guest and not used yet: they are left alone")]
     Idle(u64),
+    /// Surplus pages of the agent's would count against somebody else's limit.
+    #[error("programs of this guest may have {0} surplus huge pages: these are left to them")]
+    Overcommit(u64),
     /// The kernel's own zones would be left with too little.
     #[error(
         "{free} are free where the kernel allocates from: with {size} less, {keep} would not be left"
@@ -154,6 +157,9 @@ impl Pieces {
         if pool.idle() > 0 {
             return Err(PiecesError::Idle(pool.idle()));
         }
+        if pool.overcommit > 0 {
+            return Err(PiecesError::Overcommit(pool.overcommit));
+        }
         let free = hugetlb::free_for_kernel(&self.root)?;
         if free < size + keep {
             return Err(PiecesError::NoRoom { free, size, keep });
@@ -183,8 +189,9 @@ impl Pieces {
     ) -> Result<Held, PiecesError> {
         let wanted = pool.surplus.saturating_add(size.bytes() / PAGE.bytes());
         let own = |source| PiecesError::File { path: self.mark.clone(), source };
-        fs::write(&self.mark, pool.overcommit.to_string()).map_err(own)?;
-        hugetlb::set_overcommit(&self.root, wanted.max(pool.overcommit))?;
+        let raised = wanted.max(pool.overcommit);
+        fs::write(&self.mark, format!("{} {raised}", pool.overcommit)).map_err(own)?;
+        hugetlb::set_overcommit(&self.root, raised)?;
         let held = self.grip.hold(file, size);
         self.restore()?;
         held.map_err(|source| PiecesError::File { path: self.dir.clone(), source })
@@ -204,8 +211,13 @@ impl Pieces {
     /// What the kernel says; the limit is as before.
     pub fn restore(&self) -> Result<(), PiecesError> {
         let Ok(text) = fs::read_to_string(&self.mark) else { return Ok(()) };
-        // A mark without a number: killed before it was written, and before anything was changed.
-        if let Ok(before) = text.trim().parse() {
+        // A mark without numbers: killed before it was written, and before anything was changed. Another
+        // limit than the agent's is somebody's who has set it since.
+        let numbers = text.trim().split_once(' ');
+        if let Some((before, raised)) = numbers
+            && let (Ok(before), Ok(raised)) = (before.parse(), raised.parse::<u64>())
+            && hugetlb::read(&self.root)?.overcommit == raised
+        {
             hugetlb::set_overcommit(&self.root, before)?;
         }
         let own = |source| PiecesError::File { path: self.mark.clone(), source };
@@ -251,12 +263,21 @@ impl Pieces {
         // First, since what is pinned would outlive the file.
         self.held().remove(&block);
         let path = self.path(block);
-        fs::remove_file(&path).map_err(|source| PiecesError::File { path, source })
+        match fs::remove_file(&path) {
+            // Somebody has removed it: with the pin the pages are the kernel's again.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(|source| PiecesError::File { path, source }),
+        }
     }
 
     /// Whether pieces stand for `block`, held or left behind.
     pub fn stand_for(&self, block: BlockId) -> bool {
-        self.path(block).exists()
+        self.held().contains_key(&block) || self.path(block).exists()
+    }
+
+    /// For how many blocks pieces are held.
+    pub fn count(&self) -> usize {
+        self.held().len()
     }
 
     /// Where the pieces of `block` lie, if they are held.

@@ -71,7 +71,6 @@ impl Guest {
 #[test]
 fn a_blocks_worth_is_taken_and_given_back_and_the_pool_is_as_it_was() {
     let guest = Guest::new(FakeGrip::default());
-    guest.fake.put(OVERCOMMIT, "5\n");
     let pieces = guest.pieces();
     guest.take(&pieces, 1).unwrap();
     let runs = pieces.runs(BlockId(1)).unwrap();
@@ -79,7 +78,7 @@ fn a_blocks_worth_is_taken_and_given_back_and_the_pool_is_as_it_was() {
     assert!(pieces.stand_for(BlockId(1)) && !pieces.stand_for(BlockId(2)));
     let raised = (OVERCOMMIT.to_owned(), "64".to_owned());
     assert!(guest.fake.writes().contains(&raised), "{:?}", guest.fake.writes());
-    assert_eq!((guest.fake.get(OVERCOMMIT), guest.mark().exists()), ("5\n".into(), false));
+    assert_eq!((guest.fake.get(OVERCOMMIT), guest.mark().exists()), ("0\n".into(), false));
     let size = fs::metadata(pieces.path(BlockId(1))).unwrap().len();
     assert_eq!(size, SIZE.size().bytes());
     pieces.release(BlockId(1)).unwrap();
@@ -109,6 +108,29 @@ fn what_the_kernel_needs_and_what_others_have_set_apart_is_left_alone() {
     guest.take(&pieces, 1).unwrap();
     guest.fake.put("sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", "1\n");
     assert!(matches!(guest.take(&pieces, 2), Err(PiecesError::Idle(1))));
+    guest.fake.put("sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", "0\n");
+    guest.fake.put(OVERCOMMIT, "5\n");
+    assert!(matches!(guest.take(&pieces, 2), Err(PiecesError::Overcommit(5))));
+}
+
+#[test]
+fn a_limit_that_somebody_else_has_set_since_stays() {
+    let guest = Guest::new(FakeGrip::default());
+    fs::write(guest.mark(), "0 128").unwrap();
+    guest.fake.put(OVERCOMMIT, "7\n");
+    guest.pieces().restore().unwrap();
+    assert_eq!((guest.fake.get(OVERCOMMIT), guest.mark().exists()), ("7\n".into(), false));
+}
+
+#[test]
+fn a_file_that_somebody_has_removed_is_given_back_all_the_same() {
+    let guest = Guest::new(FakeGrip::default());
+    let pieces = guest.pieces();
+    guest.take(&pieces, 1).unwrap();
+    fs::remove_file(pieces.path(BlockId(1))).unwrap();
+    assert!(pieces.stand_for(BlockId(1)));
+    pieces.release(BlockId(1)).unwrap();
+    assert_eq!((pieces.count(), pieces.stand_for(BlockId(1))), (0, false));
 }
 
 #[test]
@@ -128,7 +150,7 @@ fn a_successor_takes_hold_of_what_is_left_and_lets_go_of_what_it_cannot_hold() {
     guest.take(&pieces, 2).unwrap();
     drop(pieces);
     // Killed in between, with the limit raised.
-    fs::write(guest.mark(), "0").unwrap();
+    fs::write(guest.mark(), "0 128").unwrap();
     guest.fake.put(OVERCOMMIT, "128\n");
     guest.grip.most.store(300 << 20, Ordering::SeqCst);
     guest.grip.taken.store(100 << 20, Ordering::SeqCst);

@@ -20,7 +20,7 @@ pub(crate) struct Test {
     /// End-to-end tests on this kernel alone: 6.1, 6.12 or 7.3.
     #[arg(long, value_name = "VERSION")]
     kernel: Option<Kernel>,
-    /// End-to-end tests whose names start so alone, such as plain-balloon.
+    /// End-to-end tests whose names start so alone, such as plain-balloon; truth is played only so.
     #[arg(long, value_name = "NAME")]
     scenario: Option<String>,
     /// Guests at once.

@@ -28,6 +28,10 @@ const SOON: Duration = Duration::from_secs(90);
 /// Of a size that nothing else in QEMU has; three whole blocks are in it.
 const NVDIMM: ByteSize = ByteSize::from_mib(520);
 const BLOCKS: u64 = 3;
+/// What QEMU calls the guest's memory, and how much of that its balloon leaves: with the NVDIMM five
+/// blocks stay, which are those that cannot go.
+const MEMORY: ByteSize = ByteSize::from_gib(1);
+const TARGET: ByteSize = ByteSize::from_mib(256);
 /// SIGUSR1 on Linux: the workload's "go on".
 const SIGUSR1: i32 = 10;
 
@@ -80,7 +84,10 @@ fn going(checks: &mut Checks, guest: &mut Guest) {
     let filled = guest.start_workload("alloc heap 64MiB; verify; wait; verify; free heap; wait");
     let filled = filled.and_then(|()| guest.until("the workload has filled", Guest::waits));
     checks.step("a workload has its memory", filled);
-    let gone = guest.shell("systemctl start memtide-agent").and_then(|_| {
+    // The host says how much shall go: which blocks a guest gives up by itself, and whether it keeps one
+    // more, is not what this is about.
+    let started = guest.shell("systemctl start memtide-agent").and_then(|_| guest.ask(TARGET));
+    let gone = started.and_then(|()| {
         guest.until("the blocks are gone", |guest| {
             let left = guest.blocks()?;
             Ok((left.is_empty(), left.join(" ")))
@@ -121,7 +128,8 @@ fn killing(checks: &mut Checks, guest: &mut Guest) {
 
 /// All of it comes back.
 fn coming(checks: &mut Checks, guest: &mut Guest) {
-    let back = guest.shell("memtide-agent restore").and_then(|_| {
+    let asked = guest.ask(MEMORY).and_then(|()| guest.shell("memtide-agent restore"));
+    let back = asked.and_then(|_| {
         guest.until("nothing is offline", |guest| {
             let (blocks, offline) = (guest.blocks()?, guest.offline()?);
             let is_so = blocks.len() as u64 == BLOCKS && offline.is_empty();
@@ -209,6 +217,13 @@ impl Guest {
     }
 
     /// What the host holds of the three blocks: the first begins 128 MiB into the NVDIMM at most.
+    /// Sets the balloon's target: so much of [`MEMORY`] shall stay.
+    fn ask(&self, left: ByteSize) -> Result<(), ScenarioError> {
+        let value = serde_json::json!({ "value": left.bytes() });
+        self.machine.qmp().execute("balloon", value)?;
+        Ok(())
+    }
+
     fn resident(&self) -> Option<u64> {
         let text = self.shell("cat /sys/bus/dax/devices/dax0.0/resource").ok()?;
         let start = u64::from_str_radix(text.trim().strip_prefix("0x")?, 16).ok()?;

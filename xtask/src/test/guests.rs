@@ -38,6 +38,15 @@ struct Scenario {
     name: String,
     kernel: Kernel,
     story: Story,
+    length: Length,
+}
+
+/// Whether a scenario belongs to every run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Length {
+    Short,
+    /// Only where it is named: its minutes are not worth every run's.
+    Long,
 }
 
 #[derive(Clone, Copy)]
@@ -61,17 +70,23 @@ impl Scenario {
 /// All of them, the longest first: what is begun last should not be what is waited for.
 fn scenarios() -> Vec<Scenario> {
     let mut all = Vec::new();
-    let mut add = |name: &str, kernel: Kernel, story: Story| {
-        all.push(Scenario { name: format!("{name}-{kernel}"), kernel, story });
+    let mut push = |name: &str, kernel: Kernel, story: Story, length: Length| {
+        all.push(Scenario { name: format!("{name}-{kernel}"), kernel, story, length });
     };
+    for kernel in [NEWEST, Kernel::V6_12] {
+        push("truth", kernel, Story::Plain(truth::play), Length::Long);
+    }
+    push("plain-balloon", Kernel::V6_12, Story::Plain(plain_balloon::play), Length::Long);
+    let mut add = |name: &str, kernel, story| push(name, kernel, story, Length::Short);
     for kernel in Kernel::ALL.into_iter().rev() {
         add("stock-driver", kernel, Story::Plain(stock_driver::play));
         add("agent", kernel, Story::Plain(end_to_end::agent));
+    }
+    for kernel in [NEWEST, Kernel::V6_1] {
         add("plain-balloon", kernel, Story::Plain(plain_balloon::play));
     }
     add("reclaim", NEWEST, Story::Plain(reclaim::play));
     add("reclaim", Kernel::V6_12, Story::Plain(reclaim::play));
-    add("truth", NEWEST, Story::Plain(truth::play));
     add("device-death", NEWEST, Story::Plain(device_death::play));
     add("dimms", NEWEST, Story::Plain(dimms::play));
     add("huge-pages", NEWEST, Story::Plain(huge_pages::play));
@@ -85,11 +100,15 @@ fn scenarios() -> Vec<Scenario> {
     all
 }
 
-/// Plays those on this kernel, if one is named, whose names start so, if that is given.
+/// Plays those on this kernel, if one is named, whose names start so; if nothing is given, all but the
+/// long ones.
 pub(super) fn run(only: Option<Kernel>, named: Option<&str>, jobs: u8) -> Result<Tally> {
     let is_wanted = |scenario: &Scenario| {
         only.is_none_or(|kernel| kernel == scenario.kernel)
-            && named.is_none_or(|named| scenario.name.starts_with(named))
+            && match named {
+                Some(named) => scenario.name.starts_with(named),
+                None => scenario.length == Length::Short,
+            }
     };
     let wanted: VecDeque<Scenario> = scenarios().into_iter().filter(is_wanted).collect();
     if wanted.is_empty() {

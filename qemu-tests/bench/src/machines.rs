@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use memtide_lab::cargo::Built;
-use memtide_lab::machine::{Backing, Balloon, Machine, MachineSpec};
+use memtide_lab::machine::{Backing, Balloon, Machine, MachineSpec, QEMU_BALLOON};
 use memtide_lab::tools::{Start, Tools};
 use memtide_lab::{Kernel, Lab};
 use memtide_units::ByteSize;
@@ -53,7 +53,7 @@ impl Machines<'_> {
     /// with these modules as well.
     pub(crate) fn with_reporting(&self, name: &'static str, modules: &[&str]) -> Result<Subject> {
         self.start(name, |spec| {
-            spec.qemu_arguments = words(["-device", "virtio-balloon-pci,free-page-reporting=on"]);
+            spec.qemu_arguments = words(["-device", QEMU_BALLOON]);
             spec.modules = words(["virtio_balloon"]);
             spec.modules.extend(modules.iter().map(|module| (*module).to_owned()));
         })
@@ -98,7 +98,7 @@ impl Machines<'_> {
     ) -> Result<Subject> {
         self.start(name, |spec| {
             spec.balloon = Balloon::VhostUser { socket: socket.to_owned() };
-            spec.qemu_arguments = words(["-device", "virtio-balloon-pci,free-page-reporting=on"]);
+            spec.qemu_arguments = words(["-device", QEMU_BALLOON]);
             spec.modules = words(["virtio_balloon"]);
         })
     }

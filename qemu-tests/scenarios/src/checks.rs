@@ -3,6 +3,7 @@
 use std::fmt::Display;
 
 use crate::error::ScenarioError;
+use crate::player::Player;
 
 /// The checks of one scenario.
 #[derive(Debug, Default)]
@@ -43,6 +44,15 @@ impl Checks {
                 None
             }
         }
+    }
+
+    /// Counts whether the workload found all of its pages as it had left them.
+    pub fn pages(&mut self, player: &Player) {
+        self.check(
+            "every page of the workload is what it was",
+            player.integrity.is_whole(),
+            format!("{:?} {:?}", player.integrity, player.errors),
+        );
     }
 
     /// How many were kept.

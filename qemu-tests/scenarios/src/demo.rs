@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use memtide_api::device::Driver;
 use memtide_lab::cargo::Built;
-use memtide_lab::machine::Console;
 use memtide_lab::{Kernel, Lab};
 use memtide_units::ByteSize;
 
 use crate::chart::{self, Caption};
 use crate::error::ScenarioError;
-use crate::guest_side::{GuestOptions, Shape, Unit};
+use crate::guest_side::{GuestOptions, Unit};
 use crate::host_side::HostLimits;
 use crate::report::{Blocks, Gate, Guest, Report, Resident};
 use crate::run::{Run, Stage};
@@ -175,14 +174,7 @@ fn start(lab: &Lab, programs: &Built, options: &DemoOptions) -> Result<Run, Scen
     let logs = &options.artifacts;
     let limits = HostLimits { budget: Some(options.memory), min: guaranteed(options.memory) };
     println!("starting the guest (under emulation this takes 10 to 30 s) ...");
-    let guest = GuestOptions {
-        kernel: options.kernel,
-        memory: options.memory,
-        artifacts: logs.clone(),
-        agent: Unit::Enabled,
-        console: Console::None,
-        shape: Shape::default(),
-    };
+    let guest = GuestOptions::new((options.kernel, options.memory), Unit::Enabled, logs);
     let stage = Stage::start(lab, programs, limits, &guest)?;
     let header = format!(
         "memtide demo: {} guest, kernel {}, logs in {}",

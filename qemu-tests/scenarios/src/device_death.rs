@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use memtide_api::device::Driver;
 use memtide_lab::cargo::Built;
-use memtide_lab::machine::Console;
 use memtide_lab::{Kernel, Lab};
 use memtide_units::ByteSize;
 use serde_json::json;
 
 use crate::checks::Checks;
 use crate::error::ScenarioError;
-use crate::guest_side::{GuestOptions, Shape, Unit};
+use crate::guest_side::{GuestOptions, Unit};
 use crate::host_side::HostLimits;
 use crate::run::{Run, Stage};
 use crate::screen::Screen;
@@ -45,14 +44,7 @@ pub fn play(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks 
 
 fn start(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Result<Run, ScenarioError> {
     let limits = HostLimits { budget: None, min: ByteSize::from_mib(512) };
-    let options = GuestOptions {
-        kernel,
-        memory: MEMORY,
-        artifacts: logs.to_owned(),
-        agent: Unit::Enabled,
-        console: Console::None,
-        shape: Shape::default(),
-    };
+    let options = GuestOptions::new((kernel, MEMORY), Unit::Enabled, logs);
     let stage = Stage::start(lab, programs, limits, &options)?;
     let screen = Screen::new(format!("death of the device, {kernel}"), MEMORY);
     Ok(Run::new(stage, screen, logs))

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use memtide_api::device::DeviceStatus;
 use memtide_lab::cargo::Built;
-use memtide_lab::machine::Console;
 use memtide_lab::{Kernel, Lab};
 use memtide_units::{ByteSize, Gpa};
 use serde_json::json;
@@ -32,12 +31,8 @@ const SOON: Duration = Duration::from_secs(90);
 pub fn play(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks {
     let mut checks = Checks::of(format!("a DIMM comes and goes, {kernel}"));
     let options = GuestOptions {
-        kernel,
-        memory: MEMORY,
-        artifacts: logs.to_owned(),
-        agent: Unit::Installed,
-        console: Console::None,
         shape: Shape { memory_max: Some(ByteSize::from_gib(4)), ..Shape::default() },
+        ..GuestOptions::new((kernel, MEMORY), Unit::Installed, logs)
     };
     let arena = Arena::start(lab, programs, &[], &options);
     let Some(arena) = checks.step("the guest starts", arena) else { return checks };

@@ -56,7 +56,7 @@ pub fn agent(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks
     let integrity = report.integrity;
     checks.check(
         "every page of the workload is what it was",
-        integrity.pages_checked > 0 && integrity.pages_bad == 0,
+        integrity.is_whole(),
         format!("{integrity:?}"),
     );
     checks.check(

@@ -1,20 +1,21 @@
 //! The guest's half of a scenario: the machine, what runs in it, and what the host sees of its memory.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use memtide_api::device::DeviceStatus;
 use memtide_api::http::VmStatus;
+use memtide_lab::Lab;
 use memtide_lab::cargo::Built;
 use memtide_lab::guest::protocol::Stream;
 use memtide_lab::guest::{Event, Process};
-use memtide_lab::machine::{Backing, Balloon, Console, Engine, Machine, MachineSpec, OnReset};
+use memtide_lab::machine::{Balloon, Engine, Machine, MachineSpec};
 use memtide_lab::tools::{Start, Tools};
-use memtide_lab::{Kernel, Lab};
 use memtide_units::{BlockSize, ByteSize, GpaRange};
 use serde_json::Value;
 
 use crate::error::ScenarioError;
+pub use crate::guest_options::{GuestOptions, Shape, Unit};
 
 /// A single command in the guest; under emulation with a busy neighbour a second is nothing.
 const COMMAND: Duration = Duration::from_secs(30);
@@ -34,59 +35,12 @@ const SIGTERM: i32 = 15;
 /// How the workload is called in the guest.
 const WORKLOAD: &str = "workload";
 
-/// Whether the agent's unit is in the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unit {
-    /// Installed and started at boot.
-    Enabled,
-    /// Installed, for whoever starts it.
-    Installed,
-    /// Not there: the guest has its stock driver and nothing else.
-    Absent,
-}
-
-/// What kind of guest.
-#[derive(Clone, Debug)]
-pub struct GuestOptions {
-    /// Its kernel.
-    pub kernel: Kernel,
-    /// Its memory.
-    pub memory: ByteSize,
-    /// Where logs go.
-    pub artifacts: PathBuf,
-    /// Whether the agent runs.
-    pub agent: Unit,
-    /// A prompt for people.
-    pub console: Console,
-    /// What is out of the ordinary about it.
-    pub shape: Shape,
-}
-
-/// What may be out of the ordinary about a guest.
-#[derive(Clone, Debug)]
-pub struct Shape {
-    /// What holds its memory.
-    pub backing: Backing,
-    /// Room for memory that is plugged in later.
-    pub memory_max: Option<ByteSize>,
-    /// Whether it may be reset.
-    pub on_reset: OnReset,
-    /// Words for the kernel's command line.
-    pub kernel_arguments: Vec<String>,
-    /// More words for QEMU's command line.
-    pub qemu_arguments: Vec<String>,
-}
-
-impl Default for Shape {
-    fn default() -> Self {
-        Self {
-            backing: Backing::Memfd,
-            memory_max: None,
-            on_reset: OnReset::Ends,
-            kernel_arguments: Vec::new(),
-            qemu_arguments: Vec::new(),
-        }
-    }
+/// Pages that hold `struct page`s, by a guest's shell; 0 where its kernel does not count them.
+pub(crate) fn struct_pages(
+    shell: impl FnOnce(&str) -> Result<String, ScenarioError>,
+) -> Result<u64, ScenarioError> {
+    let script = "awk '/^nr_memmap_/ { sum += $2 } END { print sum }' /proc/vmstat";
+    Ok(shell(script)?.trim().parse().unwrap_or(0))
 }
 
 /// A guest that runs.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use memtide_api::device::Driver;
 use memtide_lab::cargo::Built;
-use memtide_lab::machine::{Backing, Console, HugePool};
+use memtide_lab::machine::{Backing, HugePool};
 use memtide_lab::{Kernel, Lab};
 use memtide_units::ByteSize;
 
@@ -17,6 +17,8 @@ use crate::torture::Arena;
 use crate::wait::{self, Look};
 
 const MEMORY: ByteSize = ByteSize::from_gib(1);
+/// For filling memory, and for some reports of 2 s each.
+const SOON: Duration = Duration::from_secs(90);
 /// What the balloon takes of it.
 const BALLOON: ByteSize = ByteSize::from_mib(512);
 /// `VIRTIO_BALLOON_F_DEFLATE_ON_OOM`.
@@ -32,12 +34,8 @@ pub fn play(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks 
     let Some(pool) = checks.step("pages for the guest are found", pool()) else { return checks };
     let backing = if pool.is_some() { Backing::HugeMemfd } else { Backing::Memfd };
     let options = GuestOptions {
-        kernel,
-        memory: MEMORY,
-        artifacts: logs.to_owned(),
-        agent: Unit::Absent,
-        console: Console::None,
         shape: Shape { backing, ..Shape::default() },
+        ..GuestOptions::new((kernel, MEMORY), Unit::Absent, logs)
     };
     let arena = Arena::start(lab, programs, &["--deflate-on-oom"], &options);
     let Some(mut arena) = checks.step("the guest starts", arena) else { return checks };
@@ -46,10 +44,9 @@ pub fn play(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks 
     checks.step("it inflates", inflates(&arena));
     checks.step("the balloon gives way to the workload", gives_way(&arena, &mut player));
     let oom_kills = arena.guest.oom_kills();
-    let bad = player.integrity.pages_bad;
     checks.check(
         "nobody was killed, and every page is what it was",
-        matches!(oom_kills, Ok(0)) && bad == 0 && player.integrity.pages_checked > 0,
+        matches!(oom_kills, Ok(0)) && player.integrity.is_whole(),
         format!("{oom_kills:?} kills, {:?}", player.integrity),
     );
     checks
@@ -70,10 +67,10 @@ fn pool() -> Result<Option<HugePool>, ScenarioError> {
 fn reports(arena: &mut Arena, player: &mut Player) -> Result<(), ScenarioError> {
     arena.await_driver(Driver::Stock)?;
     arena.guest.start_workload_with(&["--tlb-neighbour", "off"], SCRIPT)?;
-    heard(arena, player, "the workload has filled", |player| player.waiting)?;
+    arena.heard(player, SOON, "the workload has filled", |player| player.waiting)?;
     let filled = arena.guest.resident()?;
-    go(arena, player)?;
-    heard(arena, player, "the workload has freed", |player| player.waiting)?;
+    arena.go(player)?;
+    arena.heard(player, SOON, "the workload has freed", |player| player.waiting)?;
     wait::until("reporting gives the memory back", Duration::from_secs(60), || {
         let now = arena.guest.resident()?;
         Ok(match filled - now >= ByteSize::from_mib(256) {
@@ -101,37 +98,10 @@ fn inflates(arena: &Arena) -> Result<(), ScenarioError> {
 /// time that the kernel is about to kill something, after it has looked for memory everywhere else.
 /// That is slow, so the host gives the rest once it has been seen.
 fn gives_way(arena: &Arena, player: &mut Player) -> Result<(), ScenarioError> {
-    go(arena, player)?;
+    arena.go(player)?;
     arena.await_device("the balloon gives way", Duration::from_secs(180), |status| {
         status.target == BALLOON && status.actual < BALLOON
     })?;
     arena.device.control()?.set_balloon(ByteSize::ZERO)?;
-    heard(arena, player, "the workload has had its memory", |player| player.finished)
-}
-
-fn heard(
-    arena: &Arena,
-    player: &mut Player,
-    what: &str,
-    wanted: impl Fn(&Player) -> bool,
-) -> Result<(), ScenarioError> {
-    wait::until(what, Duration::from_secs(90), || {
-        hear(arena, player)?;
-        Ok(match wanted(player) {
-            true => Look::Found(()),
-            false => Look::NotYet(format!("it is in \"{}\"", player.phase)),
-        })
-    })
-}
-
-fn hear(arena: &Arena, player: &mut Player) -> Result<(), ScenarioError> {
-    for line in arena.guest.workload_lines()? {
-        player.read(&line);
-    }
-    Ok(())
-}
-
-fn go(arena: &Arena, player: &mut Player) -> Result<(), ScenarioError> {
-    player.went();
-    arena.guest.workload_go()
+    arena.heard(player, SOON, "the workload has had its memory", |player| player.finished)
 }

@@ -10,6 +10,7 @@ pub mod device_death;
 pub mod dimms;
 pub mod end_to_end;
 pub mod error;
+mod guest_options;
 pub mod guest_side;
 pub mod host_side;
 pub mod huge_pages;

@@ -9,12 +9,12 @@ use memtide_lab::guest::{Event, Process};
 use memtide_lab::machine::{Balloon, Machine, MachineSpec};
 use memtide_lab::{Kernel, Lab};
 use memtide_units::ByteSize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::error::ScenarioError;
 use crate::guest_side::{Unit, tools};
 use crate::player::Player;
-use crate::wait::{self, Look};
+use crate::wait;
 
 /// From QEMU's start to the runner's hello.
 const BOOT: Duration = Duration::from_secs(180);
@@ -35,15 +35,27 @@ impl LoneGuest {
     pub(crate) fn start(
         lab: &Lab,
         programs: &Built,
-        (kernel, memory): (Kernel, ByteSize),
+        size: (Kernel, ByteSize),
         logs: &Path,
     ) -> Result<Self, ScenarioError> {
-        let tools = tools(programs, Unit::Installed)?;
-        let spec = MachineSpec {
+        Self::start_with(lab, (programs, Unit::Installed), size, logs, |_| {})
+    }
+
+    /// Boots one that differs.
+    pub(crate) fn start_with(
+        lab: &Lab,
+        (programs, agent): (&Built, Unit),
+        (kernel, memory): (Kernel, ByteSize),
+        logs: &Path,
+        differ: impl FnOnce(&mut MachineSpec),
+    ) -> Result<Self, ScenarioError> {
+        let tools = tools(programs, agent)?;
+        let mut spec = MachineSpec {
             memory_mib: memory.mib(),
             balloon: Balloon::Qemu,
             ..MachineSpec::new("guest", kernel, tools.path(), logs)
         };
+        differ(&mut spec);
         let machine = Machine::start(lab, &spec)?;
         machine.wait_ready(BOOT)?;
         Ok(Self { machine, workload: None, player: Player::default() })
@@ -72,10 +84,12 @@ impl LoneGuest {
         within: Duration,
         mut look: impl FnMut(&mut Self) -> Result<(bool, String), ScenarioError>,
     ) -> Result<(), ScenarioError> {
-        wait::until(what, within, || {
-            let (found, seen) = look(self)?;
-            Ok(if found { Look::Found(()) } else { Look::NotYet(seen) })
-        })
+        wait::until_so(what, within, || look(self))
+    }
+
+    /// Has QEMU's balloon leave the guest so much of its memory.
+    pub(crate) fn host_wants(&self, left: ByteSize) -> Result<(), ScenarioError> {
+        Ok(self.machine.qmp().execute("balloon", json!({ "value": left.bytes() })).map(drop)?)
     }
 
     /// What the agent says of itself, without a process that reads it.

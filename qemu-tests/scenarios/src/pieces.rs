@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use memtide_api::device::DeviceStatus;
 use memtide_lab::cargo::Built;
-use memtide_lab::machine::Console;
 use memtide_lab::{Kernel, Lab};
 use memtide_units::{BlockSize, ByteSize};
 
 use crate::checks::Checks;
 use crate::error::ScenarioError;
-use crate::guest_side::{GuestOptions, Shape, Unit};
+use crate::guest_side::{GuestOptions, Unit, struct_pages};
 use crate::player::Player;
 use crate::torture::Arena;
 use crate::wait::{self, Look};
@@ -37,14 +36,7 @@ const SCRIPT: &str = "alloc heap 128MiB; verify; wait; verify; free heap; wait";
 /// Plays it.
 pub fn play(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks {
     let mut checks = Checks::of(format!("memory in pieces, {kernel}"));
-    let options = GuestOptions {
-        kernel,
-        memory: MEMORY,
-        artifacts: logs.to_owned(),
-        agent: Unit::Installed,
-        console: Console::None,
-        shape: Shape::default(),
-    };
+    let options = GuestOptions::new((kernel, MEMORY), Unit::Installed, logs);
     let arena = Arena::start(lab, programs, &[], &options);
     let Some(arena) = checks.step("the guest starts", arena) else { return checks };
     let mut story = Story { arena, player: Player::default(), structs: 0 };
@@ -52,12 +44,7 @@ pub fn play(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks 
         going(&mut checks, &mut story);
         coming(&mut checks, &mut story);
     }
-    let summary = story.player.integrity;
-    checks.check(
-        "every page of the workload is what it was",
-        summary.pages_checked > 0 && summary.pages_bad == 0,
-        format!("{summary:?} {:?}", story.player.errors),
-    );
+    checks.pages(&story.player);
     checks
 }
 
@@ -179,23 +166,15 @@ impl Story {
 
     /// Pages that hold `struct page`s.
     fn struct_pages(&self) -> Result<u64, ScenarioError> {
-        let script = "awk '/^nr_memmap_/ { sum += $2 } END { print sum }' /proc/vmstat";
-        Ok(self.shell(script)?.trim().parse().unwrap_or(0))
+        struct_pages(|script| self.shell(script))
     }
 
     fn until_it_waits(&mut self) -> Result<(), ScenarioError> {
-        wait::until("the workload waits", SOON, || {
-            for line in self.arena.guest.workload_lines()? {
-                self.player.read(&line);
-            }
-            let seen = || Look::NotYet(format!("it is in \"{}\"", self.player.phase));
-            Ok(if self.player.waiting { Look::Found(()) } else { seen() })
-        })
+        self.arena.heard(&mut self.player, SOON, "the workload waits", |player| player.waiting)
     }
 
     fn go(&mut self) -> Result<(), ScenarioError> {
-        self.player.went();
-        self.arena.guest.workload_go()?;
+        self.arena.go(&mut self.player)?;
         self.until_it_waits()
     }
 }

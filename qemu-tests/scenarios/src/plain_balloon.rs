@@ -1,35 +1,27 @@
 //! The agent on QEMU's own balloon: no process of ours on the host, and QEMU's books are the host's.
 
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::time::Duration;
 
 use memtide_lab::cargo::Built;
-use memtide_lab::guest::protocol::Stream;
-use memtide_lab::guest::{Event, Process};
-use memtide_lab::machine::{Balloon, Machine, MachineSpec};
+use memtide_lab::machine::Machine;
 use memtide_lab::{Kernel, Lab};
 use memtide_units::{BlockId, BlockSize, ByteSize};
 use serde_json::{Value, json};
 
 use crate::checks::Checks;
 use crate::error::ScenarioError;
-use crate::guest_side::{Unit, tools};
-use crate::player::Player;
-use crate::wait::{self, Look};
+use crate::guest_side::Unit;
+use crate::lone_guest::LoneGuest;
+use crate::wait;
 
 const MEMORY: ByteSize = ByteSize::from_gib(2);
 const BLOCK: BlockSize = BlockSize::X86_SMALL;
-/// From QEMU's start to the runner's hello.
-const BOOT: Duration = Duration::from_secs(180);
-/// A single command in the guest.
-const COMMAND: Duration = Duration::from_secs(30);
 /// For what takes the agent a few windows of two seconds.
 const SOON: Duration = Duration::from_secs(90);
 /// What the host wants to have, and what is then in the balloon.
 const TARGET: ByteSize = ByteSize::from_gib(1);
-/// SIGUSR1 on Linux: the workload's "go on".
-const SIGUSR1: i32 = 10;
-
 /// Plays it.
 pub fn play(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks {
     let mut checks = Checks::of(format!("agent on QEMU's balloon, {kernel}"));
@@ -47,15 +39,7 @@ pub fn play(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks 
     failing(&mut checks, &mut guest);
     leaving(&mut checks, &mut guest);
     removing(&mut checks, &mut guest);
-    let summary = guest.player.integrity;
-    checks.check(
-        "every page of the workload is what it was",
-        summary.pages_checked > 0 && summary.pages_bad == 0,
-        format!("{summary:?} {:?}", guest.player.errors),
-    );
-    if let Err(error) = guest.machine.collect_logs() {
-        eprintln!("the guest's logs could not be collected: {error}");
-    }
+    checks.pages(&guest.player);
     checks
 }
 
@@ -102,8 +86,9 @@ fn making_swap(checks: &mut Checks, guest: &Guest, kernel: Kernel) {
 
 /// A workload that grows gets blocks back.
 fn growing(checks: &mut Checks, guest: &mut Guest) {
-    let filled = guest.start_workload("alloc heap 1GiB; verify; wait; verify; free heap; wait");
-    let filled = filled.and_then(|()| guest.until("the workload has filled", Guest::waits));
+    let filled = guest.start_workload(&["alloc heap 1GiB; verify; wait; verify; free heap; wait"]);
+    let filled =
+        filled.and_then(|()| guest.until("the workload has filled", |guest| guest.waits()));
     checks.step("a workload gets 1 GiB although most was stolen", filled);
     let books = guest.until("QEMU's books follow", Guest::books_agree);
     checks.step("QEMU's books follow what came back", books);
@@ -149,7 +134,7 @@ fn squeezing(checks: &mut Checks, guest: &mut Guest) {
         ByteSize::from_bytes(guest.machine.memory().resident_bytes().unwrap_or(u64::MAX))
     };
     let filled = memory(guest);
-    let met = guest.go().and_then(|()| guest.until("the heap is free", Guest::waits));
+    let met = guest.go().and_then(|()| guest.until("the heap is free", |guest| guest.waits()));
     checks.step("the workload frees its 1 GiB", met);
     let met = guest.host_wants(TARGET).and_then(|()| {
         guest.until("the target is met", |guest| {
@@ -236,11 +221,23 @@ const DRIVER_OF_BALLOON: &str = "for d in /sys/bus/virtio/devices/*; do \
 
 /// The guest and what is known of it.
 struct Guest {
-    machine: Machine,
-    workload: Option<Process>,
-    player: Player,
+    lone: LoneGuest,
     /// QEMU's path to the balloon.
     balloon: String,
+}
+
+impl Deref for Guest {
+    type Target = LoneGuest;
+
+    fn deref(&self) -> &LoneGuest {
+        &self.lone
+    }
+}
+
+impl DerefMut for Guest {
+    fn deref_mut(&mut self) -> &mut LoneGuest {
+        &mut self.lone
+    }
 }
 
 impl Guest {
@@ -250,22 +247,10 @@ impl Guest {
         kernel: Kernel,
         logs: &Path,
     ) -> Result<Self, ScenarioError> {
-        let tools = tools(programs, Unit::Enabled)?;
-        let spec = MachineSpec {
-            memory_mib: MEMORY.mib(),
-            balloon: Balloon::Qemu,
-            ..MachineSpec::new("guest", kernel, tools.path(), logs)
-        };
-        let machine = Machine::start(lab, &spec)?;
-        machine.wait_ready(BOOT)?;
-        let balloon = balloon_path(&machine)?;
-        Ok(Self { machine, workload: None, player: Player::default(), balloon })
-    }
-
-    fn shell(&self, script: &str) -> Result<String, ScenarioError> {
-        let path = "PATH=$PATH:/opt/memtide/bin; ";
-        let guest = self.machine.guest();
-        Ok(guest.shell(&(path.to_owned() + script), COMMAND).map_err(memtide_lab::Error::from)?)
+        let agent = (programs, Unit::Enabled);
+        let lone = LoneGuest::start_with(lab, agent, (kernel, MEMORY), logs, |_| {})?;
+        let balloon = balloon_path(&lone.machine)?;
+        Ok(Self { lone, balloon })
     }
 
     fn qmp(&self, command: &str, arguments: Value) -> Result<Value, ScenarioError> {
@@ -278,10 +263,7 @@ impl Guest {
         what: &str,
         mut look: impl FnMut(&mut Self) -> Result<(bool, String), ScenarioError>,
     ) -> Result<(), ScenarioError> {
-        wait::until(what, SOON, || {
-            let (found, seen) = look(self)?;
-            Ok(if found { Look::Found(()) } else { Look::NotYet(seen) })
-        })
+        wait::until_so(what, SOON, || look(self))
     }
 
     /// Blocks that the guest's kernel has offline.
@@ -312,10 +294,6 @@ impl Guest {
         ranges.map(|range| memory.resident_in(range.start().0, range.len().bytes()).ok()).sum()
     }
 
-    fn host_wants(&self, left: ByteSize) -> Result<(), ScenarioError> {
-        self.qmp("balloon", json!({ "value": left.bytes() })).map(drop)
-    }
-
     fn watch_statistics(&self) -> Result<(), ScenarioError> {
         let (path, property) = (&self.balloon, "guest-stats-polling-interval");
         self.qmp("qom-set", json!({ "path": path, "property": property, "value": 1 })).map(drop)
@@ -323,11 +301,6 @@ impl Guest {
 
     fn balloon_property(&self, property: &str) -> Result<Value, ScenarioError> {
         self.qmp("qom-get", json!({ "path": self.balloon, "property": property }))
-    }
-
-    fn agent_pid(&self) -> Result<u32, ScenarioError> {
-        let text = self.shell("systemctl show -P MainPID memtide-agent")?;
-        Ok(text.trim().parse().unwrap_or(0))
     }
 
     fn agent_other_than(&mut self, before: u32) -> Result<(), ScenarioError> {
@@ -364,31 +337,6 @@ impl Guest {
     fn available_mib(&self) -> Option<u64> {
         let text = self.shell("awk '/^MemAvailable/ { print $2 }' /proc/meminfo").ok()?;
         text.trim().parse().ok().map(|kib: u64| kib >> 10)
-    }
-
-    fn start_workload(&mut self, script: &str) -> Result<(), ScenarioError> {
-        let argv = ["/opt/memtide/bin/memtide-workload", "play", script];
-        let process = self.machine.guest().spawn("workload", &argv);
-        self.workload = Some(process.map_err(memtide_lab::Error::from)?);
-        Ok(())
-    }
-
-    /// Whether the workload waits for a word.
-    fn waits(&mut self) -> Result<(bool, String), ScenarioError> {
-        for event in self.workload.iter().flat_map(Process::new_events) {
-            match event {
-                Event::Line(Stream::Stdout, line) => self.player.read(&line),
-                Event::Line(Stream::Stderr, line) => self.player.errors.push(line),
-                Event::Exited(ending) => self.player.errors.push(ending.to_string()),
-            }
-        }
-        Ok((self.player.waiting, format!("{:?}", self.player)))
-    }
-
-    fn go(&mut self) -> Result<(), ScenarioError> {
-        self.player.went();
-        let Some(workload) = &self.workload else { return Ok(()) };
-        Ok(workload.kill(SIGUSR1).map_err(memtide_lab::Error::from)?)
     }
 }
 

@@ -3,26 +3,21 @@
 //! The guest has 1 GiB and an NVDIMM in devdax mode, whose 384 MiB `kmem` lends to its kernel: three
 //! blocks that go and come together.
 
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::time::Duration;
 
 use memtide_lab::cargo::Built;
-use memtide_lab::guest::protocol::Stream;
-use memtide_lab::guest::{Event, Process};
-use memtide_lab::machine::{Balloon, GuestMemory, Machine, MachineSpec};
+use memtide_lab::machine::GuestMemory;
 use memtide_lab::{Kernel, Lab};
 use memtide_units::{BlockSize, ByteSize};
 
 use crate::checks::Checks;
 use crate::error::ScenarioError;
-use crate::guest_side::{Unit, tools};
-use crate::player::Player;
-use crate::wait::{self, Look};
+use crate::guest_side::{Unit, struct_pages};
+use crate::lone_guest::LoneGuest;
+use crate::wait;
 
-/// From QEMU's start to the runner's hello.
-const BOOT: Duration = Duration::from_secs(180);
-/// A single command in the guest.
-const COMMAND: Duration = Duration::from_secs(30);
 /// For what takes the agent a few windows of two seconds.
 const SOON: Duration = Duration::from_secs(90);
 /// Of a size that nothing else in QEMU has; three whole blocks are in it.
@@ -32,9 +27,6 @@ const BLOCKS: u64 = 3;
 /// blocks stay, which are those that cannot go.
 const MEMORY: ByteSize = ByteSize::from_gib(1);
 const TARGET: ByteSize = ByteSize::from_mib(256);
-/// SIGUSR1 on Linux: the workload's "go on".
-const SIGUSR1: i32 = 10;
-
 /// From persistent memory to the kernel's own (guest-agent's documentation names `daxctl`, which a
 /// guest of the lab has not).
 const LEND: &str = "set -e; modprobe -a nfit nd_pmem dax_pmem device_dax kmem; \
@@ -63,15 +55,7 @@ pub fn play(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks 
         killing(&mut checks, &mut guest);
         coming(&mut checks, &mut guest);
     }
-    let summary = guest.player.integrity;
-    checks.check(
-        "every page of the workload is what it was",
-        summary.pages_checked > 0 && summary.pages_bad == 0,
-        format!("{summary:?} {:?}", guest.player.errors),
-    );
-    if let Err(error) = guest.machine.collect_logs() {
-        eprintln!("the guest's logs could not be collected: {error}");
-    }
+    checks.pages(&guest.player);
     checks
 }
 
@@ -81,12 +65,14 @@ fn going(checks: &mut Checks, guest: &mut Guest) {
     let said = guest.shell("memtide-agent check || true").unwrap_or_default();
     let offered = said.contains("ok     structs    go with what is stolen whole: dax0.0 (dax/kmem");
     checks.check("check says what can be removed", offered, said);
-    let filled = guest.start_workload("alloc heap 64MiB; verify; wait; verify; free heap; wait");
-    let filled = filled.and_then(|()| guest.until("the workload has filled", Guest::waits));
+    let filled = guest.start_workload(&["alloc heap 64MiB; verify; wait; verify; free heap; wait"]);
+    let filled =
+        filled.and_then(|()| guest.until("the workload has filled", |guest| guest.waits()));
     checks.step("a workload has its memory", filled);
     // The host says how much shall go: which blocks a guest gives up by itself, and whether it keeps one
     // more, is not what this is about.
-    let started = guest.shell("systemctl start memtide-agent").and_then(|_| guest.ask(TARGET));
+    let started =
+        guest.shell("systemctl start memtide-agent").and_then(|_| guest.host_wants(TARGET));
     let gone = started.and_then(|()| {
         guest.until("the blocks are gone", |guest| {
             let left = guest.blocks()?;
@@ -113,11 +99,13 @@ const PAGES_PER_BLOCK: u64 = BlockSize::X86_SMALL.size().bytes() / 4096 * 64 / 4
 
 /// The successor of a killed agent knows what was removed.
 fn killing(checks: &mut Checks, guest: &mut Guest) {
-    let before = guest.shell("systemctl show -P MainPID memtide-agent").unwrap_or_default();
-    let killed = guest.shell(&format!("kill -9 {before}"));
-    let back = killed.and_then(|_| {
+    let killed = guest.agent_pid().and_then(|pid| {
+        guest.shell(&format!("kill -9 {pid}"))?;
+        Ok(pid)
+    });
+    let back = killed.and_then(|before| {
         guest.until("another agent counts the removed blocks", |guest| {
-            let pid = guest.shell("systemctl show -P MainPID memtide-agent")?;
+            let pid = guest.agent_pid()?;
             let said = guest.shell("memtide-agent status 2>&1 || true")?;
             let knows = said.contains("6 MiB of struct pages freed");
             Ok((pid != before && knows, said))
@@ -128,7 +116,7 @@ fn killing(checks: &mut Checks, guest: &mut Guest) {
 
 /// All of it comes back.
 fn coming(checks: &mut Checks, guest: &mut Guest) {
-    let asked = guest.ask(MEMORY).and_then(|()| guest.shell("memtide-agent restore"));
+    let asked = guest.host_wants(MEMORY).and_then(|()| guest.shell("memtide-agent restore"));
     let back = asked.and_then(|_| {
         guest.until("nothing is offline", |guest| {
             let (blocks, offline) = (guest.blocks()?, guest.offline()?);
@@ -143,17 +131,29 @@ fn coming(checks: &mut Checks, guest: &mut Guest) {
     let policy = guest.shell("cat /sys/devices/system/memory/auto_online_blocks");
     let is_kept = policy.as_ref().is_ok_and(|policy| policy.trim() == "online_movable");
     checks.check("plugged memory is treated as before", is_kept, format!("{policy:?}"));
-    let met = guest.go().and_then(|()| guest.until("the heap is free", Guest::waits));
+    let met = guest.go().and_then(|()| guest.until("the heap is free", |guest| guest.waits()));
     checks.step("the workload goes on", met);
 }
 
 struct Guest {
-    machine: Machine,
-    workload: Option<Process>,
-    player: Player,
+    lone: LoneGuest,
     nvdimm: GuestMemory,
     /// Pages that hold `struct page`s while everything is there.
     structs: u64,
+}
+
+impl Deref for Guest {
+    type Target = LoneGuest;
+
+    fn deref(&self) -> &LoneGuest {
+        &self.lone
+    }
+}
+
+impl DerefMut for Guest {
+    fn deref_mut(&mut self) -> &mut LoneGuest {
+        &mut self.lone
+    }
 }
 
 impl Guest {
@@ -163,26 +163,16 @@ impl Guest {
         kernel: Kernel,
         logs: &Path,
     ) -> Result<Self, ScenarioError> {
-        let tools = tools(programs, Unit::Installed)?;
         let memory = format!("memory-backend-memfd,id=nv,size={},share=on", NVDIMM.bytes());
         let arguments =
             ["-machine", "nvdimm=on", "-object", &memory, "-device", "nvdimm,memdev=nv"];
-        let spec = MachineSpec {
-            balloon: Balloon::Qemu,
-            max_memory_mib: Some(4096),
-            qemu_arguments: arguments.map(str::to_owned).to_vec(),
-            ..MachineSpec::new("guest", kernel, tools.path(), logs)
-        };
-        let machine = Machine::start(lab, &spec)?;
-        machine.wait_ready(BOOT)?;
-        let nvdimm = GuestMemory::of_process(machine.qemu_pid(), NVDIMM.bytes())?;
-        Ok(Self { machine, workload: None, player: Player::default(), nvdimm, structs: 0 })
-    }
-
-    fn shell(&self, script: &str) -> Result<String, ScenarioError> {
-        let path = "PATH=$PATH:/opt/memtide/bin; ";
-        let guest = self.machine.guest();
-        Ok(guest.shell(&(path.to_owned() + script), COMMAND).map_err(memtide_lab::Error::from)?)
+        let agent = (programs, Unit::Installed);
+        let lone = LoneGuest::start_with(lab, agent, (kernel, MEMORY), logs, |spec| {
+            spec.max_memory_mib = Some(4096);
+            spec.qemu_arguments = arguments.map(str::to_owned).to_vec();
+        })?;
+        let nvdimm = GuestMemory::of_process(lone.machine.qemu_pid(), NVDIMM.bytes())?;
+        Ok(Self { lone, nvdimm, structs: 0 })
     }
 
     /// Waits; the look says whether it is so, and what is there.
@@ -191,10 +181,7 @@ impl Guest {
         what: &str,
         mut look: impl FnMut(&mut Self) -> Result<(bool, String), ScenarioError>,
     ) -> Result<(), ScenarioError> {
-        wait::until(what, SOON, || {
-            let (found, seen) = look(self)?;
-            Ok(if found { Look::Found(()) } else { Look::NotYet(seen) })
-        })
+        wait::until_so(what, SOON, || look(self))
     }
 
     /// The blocks above 4 GiB: there is nothing else. Names alone: a look at each (`ls -d memory*`) fails
@@ -212,18 +199,10 @@ impl Guest {
 
     /// Pages that hold `struct page`s.
     fn struct_pages(&self) -> Result<u64, ScenarioError> {
-        let script = "awk '/^nr_memmap_/ { sum += $2 } END { print sum }' /proc/vmstat";
-        Ok(self.shell(script)?.trim().parse().unwrap_or(0))
+        struct_pages(|script| self.shell(script))
     }
 
     /// What the host holds of the three blocks: the first begins 128 MiB into the NVDIMM at most.
-    /// Sets the balloon's target: so much of [`MEMORY`] shall stay.
-    fn ask(&self, left: ByteSize) -> Result<(), ScenarioError> {
-        let value = serde_json::json!({ "value": left.bytes() });
-        self.machine.qmp().execute("balloon", value)?;
-        Ok(())
-    }
-
     fn resident(&self) -> Option<u64> {
         let text = self.shell("cat /sys/bus/dax/devices/dax0.0/resource").ok()?;
         let start = u64::from_str_radix(text.trim().strip_prefix("0x")?, 16).ok()?;
@@ -233,30 +212,5 @@ impl Guest {
         let offset = NVDIMM.bytes().checked_sub(size.trim().parse().ok()?)?;
         let first = start.next_multiple_of(block) - start;
         self.nvdimm.resident_in(offset + first, BLOCKS * block).ok()
-    }
-
-    fn start_workload(&mut self, script: &str) -> Result<(), ScenarioError> {
-        let argv = ["/opt/memtide/bin/memtide-workload", "play", script];
-        let process = self.machine.guest().spawn("workload", &argv);
-        self.workload = Some(process.map_err(memtide_lab::Error::from)?);
-        Ok(())
-    }
-
-    /// Whether the workload waits for a word.
-    fn waits(&mut self) -> Result<(bool, String), ScenarioError> {
-        for event in self.workload.iter().flat_map(Process::new_events) {
-            match event {
-                Event::Line(Stream::Stdout, line) => self.player.read(&line),
-                Event::Line(Stream::Stderr, line) => self.player.errors.push(line),
-                Event::Exited(ending) => self.player.errors.push(ending.to_string()),
-            }
-        }
-        Ok((self.player.waiting, format!("{:?}", self.player)))
-    }
-
-    fn go(&mut self) -> Result<(), ScenarioError> {
-        self.player.went();
-        let Some(workload) = &self.workload else { return Ok(()) };
-        Ok(workload.kill(SIGUSR1).map_err(memtide_lab::Error::from)?)
     }
 }

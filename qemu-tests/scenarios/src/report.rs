@@ -85,6 +85,13 @@ pub struct Integrity {
     pub pages_bad: u64,
 }
 
+impl Integrity {
+    /// Whether pages were looked at, and none was wrong.
+    pub fn is_whole(&self) -> bool {
+        self.pages_checked > 0 && self.pages_bad == 0
+    }
+}
+
 /// The guest's counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Guest {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use memtide_api::device::Driver;
 use memtide_lab::cargo::Built;
-use memtide_lab::machine::{Backing, Console, OnReset};
+use memtide_lab::machine::{Backing, OnReset};
 use memtide_lab::{Kernel, Lab};
 use memtide_units::ByteSize;
 
@@ -99,12 +99,8 @@ impl Kind {
 fn start(lab: &Lab, programs: &Built, kind: &Kind, logs: &Path) -> Result<Run, ScenarioError> {
     let limits = HostLimits { budget: None, min: ByteSize::from_mib(512) };
     let options = GuestOptions {
-        kernel: kind.kernel,
-        memory: kind.memory,
-        artifacts: logs.to_owned(),
-        agent: Unit::Absent,
-        console: Console::None,
         shape: kind.shape.clone(),
+        ..GuestOptions::new((kind.kernel, kind.memory), Unit::Absent, logs)
     };
     let stage = Stage::start(lab, programs, limits, &options)?;
     stage.guest.run(&["modprobe", "virtio_balloon"])?;

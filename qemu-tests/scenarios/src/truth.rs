@@ -50,12 +50,7 @@ pub fn play(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks 
             println!("a hot set of {mib} MiB was told at {seen} MiB");
         }
     }
-    let summary = guest.player.integrity;
-    checks.check(
-        "every page of the workload is what it was",
-        summary.pages_checked > 0 && summary.pages_bad == 0,
-        format!("{summary:?} {:?}", guest.player.errors),
-    );
+    checks.pages(&guest.player);
     checks
 }
 

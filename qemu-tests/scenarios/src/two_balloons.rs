@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use memtide_api::device::Driver;
 use memtide_lab::cargo::Built;
-use memtide_lab::machine::Console;
+use memtide_lab::machine::QEMU_BALLOON;
 use memtide_lab::{Kernel, Lab};
 use memtide_units::ByteSize;
 use serde_json::Value;
@@ -31,14 +31,10 @@ const COMMAND: Duration = Duration::from_secs(30);
 /// Plays it.
 pub fn play(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks {
     let mut checks = Checks::of(format!("QEMU's balloon beside Memtide's, on {kernel}"));
-    let reporter = ["-device", "virtio-balloon-pci,free-page-reporting=on"];
+    let reporter = ["-device", QEMU_BALLOON];
     let options = GuestOptions {
-        kernel,
-        memory: MEMORY,
-        artifacts: logs.to_owned(),
-        agent: Unit::Enabled,
-        console: Console::None,
         shape: Shape { qemu_arguments: reporter.map(Into::into).into(), ..Shape::default() },
+        ..GuestOptions::new((kernel, MEMORY), Unit::Enabled, logs)
     };
     let arena = Arena::start(lab, programs, &[], &options);
     let Some(mut arena) = checks.step("the guest starts", arena) else { return checks };
@@ -47,11 +43,7 @@ pub fn play(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks 
     checks.step("what is freed goes without being stolen", goes(&mut arena, &mut player));
     checks.step("an agent that starts anew finds its balloon again", anew(&arena));
     checks.step("the workload ends", ends(&arena, &mut player));
-    checks.check(
-        "every page is what it was",
-        player.integrity.pages_bad == 0 && player.integrity.pages_checked > 0,
-        format!("{:?}", player.integrity),
-    );
+    checks.pages(&player);
     checks
 }
 
@@ -66,14 +58,14 @@ fn shared(arena: &Arena) -> Result<(), ScenarioError> {
 
 fn goes(arena: &mut Arena, player: &mut Player) -> Result<(), ScenarioError> {
     arena.guest.start_workload_with(&["--tlb-neighbour", "off"], SCRIPT)?;
-    heard(arena, player, "the workload has filled", |player| player.waiting)?;
+    arena.heard(player, SOON, "the workload has filled", |player| player.waiting)?;
     let filled = arena.guest.resident()?;
     if filled < HEAP {
         let said = format!("{filled} is resident");
         return Err(ScenarioError::Program { what: "filling memory".into(), said });
     }
-    go(arena, player)?;
-    heard(arena, player, "the workload has freed", |player| player.waiting)?;
+    arena.go(player)?;
+    arena.heard(player, SOON, "the workload has freed", |player| player.waiting)?;
     wait::until("reporting gives the memory back", SOON, || {
         let now = arena.guest.resident()?;
         Ok(match filled - now >= GOES {
@@ -96,8 +88,8 @@ fn anew(arena: &Arena) -> Result<(), ScenarioError> {
 }
 
 fn ends(arena: &Arena, player: &mut Player) -> Result<(), ScenarioError> {
-    go(arena, player)?;
-    heard(arena, player, "the workload has verified all", |player| player.finished)
+    arena.go(player)?;
+    arena.heard(player, SOON, "the workload has verified all", |player| player.finished)
 }
 
 fn status(arena: &Arena) -> Result<Value, ScenarioError> {
@@ -108,26 +100,4 @@ fn status(arena: &Arena) -> Result<Value, ScenarioError> {
 
 fn stolen(status: &Value) -> usize {
     status["blocks"]["stolen"].as_array().map_or(0, Vec::len)
-}
-
-fn heard(
-    arena: &Arena,
-    player: &mut Player,
-    what: &str,
-    wanted: impl Fn(&Player) -> bool,
-) -> Result<(), ScenarioError> {
-    wait::until(what, SOON, || {
-        for line in arena.guest.workload_lines()? {
-            player.read(&line);
-        }
-        Ok(match wanted(player) {
-            true => Look::Found(()),
-            false => Look::NotYet(format!("it is in \"{}\"", player.phase)),
-        })
-    })
-}
-
-fn go(arena: &Arena, player: &mut Player) -> Result<(), ScenarioError> {
-    player.went();
-    arena.guest.workload_go()
 }

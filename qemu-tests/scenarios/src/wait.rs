@@ -41,6 +41,21 @@ pub fn until<T>(
     }
 }
 
+/// As [`until`], for a look that says whether it is so, and what is there.
+///
+/// # Errors
+/// As [`until`].
+pub fn until_so(
+    what: &str,
+    deadline: Duration,
+    mut look: impl FnMut() -> Result<(bool, String), ScenarioError>,
+) -> Result<(), ScenarioError> {
+    until(what, deadline, || {
+        let (is_so, seen) = look()?;
+        Ok(if is_so { Look::Found(()) } else { Look::NotYet(seen) })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

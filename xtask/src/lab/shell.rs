@@ -9,7 +9,7 @@ use memtide_lab::machine::{Console, Machine, MachineSpec};
 use memtide_lab::rundir::RunDir;
 use memtide_lab::tools::{RUNNER, Tools};
 use memtide_lab::{Balloon, Kernel, Lab};
-use memtide_scenarios::guest_side::{GuestOptions, GuestSide, Shape, Unit};
+use memtide_scenarios::guest_side::{GuestOptions, GuestSide, Unit};
 use memtide_scenarios::host_side::{HostLimits, VM};
 use memtide_scenarios::run::Stage;
 use memtide_scenarios::solo::Device;
@@ -80,14 +80,8 @@ fn alone(lab: &Lab, arguments: &Shell, console: Console) -> Result<()> {
     );
     eprintln!("  ctl status; ctl target 512MiB --wait; ctl stats; ctl watch");
     eprintln!("Leave it with `exit` or Ctrl-d; Ctrl-a x ends it at once.\n");
-    let options = GuestOptions {
-        kernel: arguments.kernel,
-        memory: arguments.memory,
-        artifacts,
-        agent: Unit::Absent,
-        console,
-        shape: Shape::default(),
-    };
+    let size = (arguments.kernel, arguments.memory);
+    let options = GuestOptions { console, ..GuestOptions::new(size, Unit::Absent, &artifacts) };
     GuestSide::start(lab, &programs, device.vhost_socket(), &options)?.wait_end(SESSION)?;
     Ok(())
 }
@@ -97,14 +91,8 @@ fn staged(lab: &Lab, arguments: &Shell, console: Console, agent: Unit) -> Result
     let programs = programs::build()?;
     let artifacts = PathBuf::from("artifacts/shell");
     let limits = HostLimits { budget: None, min: ByteSize::from_mib(arguments.memory.mib() / 4) };
-    let options = GuestOptions {
-        kernel: arguments.kernel,
-        memory: arguments.memory,
-        artifacts: artifacts.clone(),
-        agent,
-        console,
-        shape: Shape::default(),
-    };
+    let size = (arguments.kernel, arguments.memory);
+    let options = GuestOptions { console, ..GuestOptions::new(size, agent, &artifacts) };
     let stage = Stage::start(lab, &programs, limits, &options)?;
     let memtide = programs.program("memtide")?;
     let socket = stage.host.api_socket();

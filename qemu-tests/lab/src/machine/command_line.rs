@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::guest::protocol::PORT_NAME;
 use crate::machine::accel::Engine;
 use crate::machine::bare::BareSpec;
-use crate::machine::spec::{Backing, Balloon, Console, MachineSpec, OnReset};
+use crate::machine::spec::{Backing, Balloon, Console, MachineSpec, OnReset, QEMU_BALLOON};
 use crate::setup::qemu::VHOST_USER_DEVICE;
 
 /// Virtqueues of the vhost-user balloon: inflate, deflate, statistics, free page hinting, free
@@ -213,7 +213,7 @@ fn ports(words: &mut Words, spec: &MachineSpec, sockets: Sockets) {
 fn balloon(words: &mut Words, balloon: &Balloon) {
     match balloon {
         Balloon::None => {}
-        Balloon::Qemu => words.option("-device", "virtio-balloon-pci,free-page-reporting=on"),
+        Balloon::Qemu => words.option("-device", QEMU_BALLOON),
         Balloon::VhostUser { socket } => {
             let socket = comma_doubled(socket);
             words.option("-chardev", format!("socket,id=balloon,path={socket}"));

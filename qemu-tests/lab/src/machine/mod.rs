@@ -14,7 +14,7 @@ pub use bare::{BareMachine, BareSpec};
 pub use huge_pool::HugePool;
 pub use memory::{GuestMemory, rss_kib};
 pub use qmp::{Qmp, QmpEvent};
-pub use spec::{Accel, Backing, Balloon, Console, MachineSpec, OnReset};
+pub use spec::{Accel, Backing, Balloon, Console, MachineSpec, OnReset, QEMU_BALLOON};
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};

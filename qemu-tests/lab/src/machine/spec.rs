@@ -103,6 +103,9 @@ pub enum Accel {
     Kvm,
 }
 
+/// QEMU's own balloon, which reports free pages: what stands behind its `-device`.
+pub const QEMU_BALLOON: &str = "virtio-balloon-pci,free-page-reporting=on";
+
 /// The machine's balloon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Balloon {
@@ -113,7 +116,7 @@ pub enum Balloon {
         /// The socket.
         socket: PathBuf,
     },
-    /// QEMU's own, with free page reporting.
+    /// QEMU's own, with free page reporting ([`QEMU_BALLOON`]).
     Qemu,
 }
 

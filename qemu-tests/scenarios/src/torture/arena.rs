@@ -5,13 +5,14 @@ use std::time::Duration;
 use memtide_api::device::{DeviceStatus, Driver};
 use memtide_lab::Lab;
 use memtide_lab::cargo::Built;
-use memtide_lab::machine::{Console, OnReset};
+use memtide_lab::machine::OnReset;
 use memtide_lab::rundir::RunDir;
 use memtide_units::ByteSize;
 
 use super::Torture;
 use crate::error::ScenarioError;
 use crate::guest_side::{GuestOptions, GuestSide, Shape, Unit};
+use crate::player::Player;
 use crate::solo::{Device, Footprint};
 use crate::wait::{self, Look};
 
@@ -34,12 +35,8 @@ impl Arena {
     /// Where the device or the guest does not come up.
     pub(crate) fn enter(torture: &Torture<'_>, agent: Unit) -> Result<Self, ScenarioError> {
         let options = GuestOptions {
-            kernel: torture.kernel,
-            memory: MEMORY,
-            artifacts: torture.logs.to_owned(),
-            agent,
-            console: Console::None,
             shape: Shape { on_reset: OnReset::Boots, ..Shape::default() },
+            ..GuestOptions::new((torture.kernel, MEMORY), agent, torture.logs)
         };
         Self::start(torture.lab, torture.programs, &[], &options)
     }
@@ -90,6 +87,37 @@ impl Arena {
     pub(crate) fn await_driver(&self, driver: Driver) -> Result<(), ScenarioError> {
         let what = format!("the driver is {driver:?}");
         self.await_device(&what, Duration::from_secs(60), |now| now.driver == driver).map(drop)
+    }
+
+    /// Waits until the workload has said what is wanted.
+    ///
+    /// # Errors
+    /// [`ScenarioError::Deadline`] with the phase that it is in, or how it ended.
+    pub(crate) fn heard(
+        &self,
+        player: &mut Player,
+        within: Duration,
+        what: &str,
+        wanted: impl Fn(&Player) -> bool,
+    ) -> Result<(), ScenarioError> {
+        wait::until(what, within, || {
+            for line in self.guest.workload_lines()? {
+                player.read(&line);
+            }
+            Ok(match wanted(player) {
+                true => Look::Found(()),
+                false => Look::NotYet(format!("it is in \"{}\"", player.phase)),
+            })
+        })
+    }
+
+    /// Gives the workload the word that it waits for.
+    ///
+    /// # Errors
+    /// Where the guest does not answer.
+    pub(crate) fn go(&self, player: &mut Player) -> Result<(), ScenarioError> {
+        player.went();
+        self.guest.workload_go()
     }
 
     /// The larger of each figure.

@@ -72,7 +72,7 @@ pub fn kills(torture: &Torture<'_>) -> Checks {
     let integrity = player.integrity;
     checks.check(
         "every page of the workload is what it was",
-        integrity.pages_checked > 0 && integrity.pages_bad == 0 && player.errors.is_empty(),
+        integrity.is_whole() && player.errors.is_empty(),
         format!("{integrity:?} {:?} {:?}", player.errors, player.noise),
     );
     let oom_kills = arena.guest.oom_kills();

@@ -10,7 +10,7 @@ use memtide_sysfs::Root;
 use memtide_sysfs::cpu::CpuTimes;
 use memtide_sysfs::damon::{PageoutConfig, PageoutStats, Paging};
 use memtide_sysfs::meminfo::Meminfo;
-use memtide_units::{ByteSize, Instant, Permille};
+use memtide_units::{ByteSize, Instant, PpMillion};
 
 use crate::status::ReclaimStatus;
 use crate::swap_space::SwapSpace;
@@ -57,7 +57,7 @@ impl Reclaiming {
             stats: PageoutStats::default(),
             stalled: None,
             cpu: CpuTimes::default(),
-            effort: reclaim_effort(Permille(0)),
+            effort: reclaim_effort(PpMillion(0)),
         }
     }
 
@@ -92,11 +92,11 @@ impl Reclaiming {
     /// Takes the processors' time in, once a second or so.
     pub fn take_cpu(&mut self, cpu: CpuTimes) {
         let total = cpu.total.saturating_sub(self.cpu.total);
-        let idle = cpu.idle.saturating_sub(self.cpu.idle).min(total);
+        let idle = cpu.idle.saturating_sub(self.cpu.idle);
         self.cpu = cpu;
         // Nothing is known of no time at all.
-        if let Some(share) = idle.saturating_mul(1_000).checked_div(total) {
-            self.effort = reclaim_effort(Permille(u32::try_from(share).unwrap_or(0)));
+        if total > 0 {
+            self.effort = reclaim_effort(PpMillion::of_time(idle, total));
         }
     }
 

@@ -53,8 +53,7 @@ impl Machines<'_> {
     /// with these modules as well.
     pub(crate) fn with_reporting(&self, name: &'static str, modules: &[&str]) -> Result<Subject> {
         self.start(name, |spec| {
-            spec.qemu_arguments = words(["-device", QEMU_BALLOON]);
-            spec.modules = words(["virtio_balloon"]);
+            report_free_pages(spec);
             spec.modules.extend(modules.iter().map(|module| (*module).to_owned()));
         })
     }
@@ -98,8 +97,7 @@ impl Machines<'_> {
     ) -> Result<Subject> {
         self.start(name, |spec| {
             spec.balloon = Balloon::VhostUser { socket: socket.to_owned() };
-            spec.qemu_arguments = words(["-device", QEMU_BALLOON]);
-            spec.modules = words(["virtio_balloon"]);
+            report_free_pages(spec);
         })
     }
 
@@ -131,6 +129,12 @@ impl Machines<'_> {
 fn with_options(unit: &str, options: &str) -> String {
     let start = format!("{BENCH_START} {options}");
     unit.replace(SHIPPED_START, start.trim_end())
+}
+
+/// Gives it QEMU's balloon, and the stock driver for that.
+fn report_free_pages(spec: &mut MachineSpec) {
+    spec.qemu_arguments = words(["-device", QEMU_BALLOON]);
+    spec.modules = words(["virtio_balloon"]);
 }
 
 fn words<const N: usize>(words: [&str; N]) -> Vec<String> {

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use memtide_units::Permille;
+use memtide_units::PpMillion;
 
 /// ACMA's bound: 15 ms of each second. It is what a guest at work bears unnoticed.
 const AT_WORK: Duration = Duration::from_millis(15);
@@ -10,12 +10,12 @@ const AT_WORK: Duration = Duration::from_millis(15);
 /// the processor, and the pressure goal holds, sooner is better.
 const AT_REST: Duration = Duration::from_millis(250);
 /// With less than half of the processors' time left over, somebody works.
-const RESTS: Permille = Permille(500);
+const RESTS: PpMillion = PpMillion(500_000);
 
 /// Processor time of each second that paging out may take in a guest whose processors idled for this
 /// share of the last second or so. Its own work counts as work: with one processor it leaves three
 /// quarters idle, and goes on.
-pub fn reclaim_effort(idle: Permille) -> Duration {
+pub fn reclaim_effort(idle: PpMillion) -> Duration {
     if idle > RESTS { AT_REST } else { AT_WORK }
 }
 
@@ -25,15 +25,15 @@ mod tests {
 
     #[test]
     fn who_works_is_left_alone() {
-        for idle in [0, 200, 500] {
-            assert_eq!(reclaim_effort(Permille(idle)), AT_WORK);
+        for idle in [0, 200_000, 500_000] {
+            assert_eq!(reclaim_effort(PpMillion(idle)), AT_WORK);
         }
-        assert_eq!(reclaim_effort(Permille(501)), AT_REST);
+        assert_eq!(reclaim_effort(PpMillion(500_001)), AT_REST);
     }
 
     #[test]
     fn its_own_work_does_not_end_it_on_one_processor() {
-        let left = 1_000 - u32::try_from(AT_REST.as_millis()).unwrap();
-        assert_eq!(reclaim_effort(Permille(left)), AT_REST);
+        let left = 1_000_000 - u32::try_from(AT_REST.as_micros()).unwrap();
+        assert_eq!(reclaim_effort(PpMillion(left)), AT_REST);
     }
 }

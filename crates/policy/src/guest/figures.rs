@@ -54,7 +54,7 @@ impl Figures {
     pub(super) fn need<'a>(&'a self, seen: &'a Observation, settings: &Settings) -> Need<'a> {
         // Over the host's target nothing could come back for the sake of a cache, and asking for it
         // would keep the guest from following the target.
-        let is_over_ceiling = self.online > self.ceiling;
+        let is_over_ceiling = self.room(seen, settings).is_over_ceiling();
         Need {
             memory: &seen.memory,
             hot_cache: if is_over_ceiling { ByteSize::ZERO } else { self.hot_cache },

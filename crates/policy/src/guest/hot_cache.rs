@@ -50,26 +50,16 @@ impl HotCache {
 
 #[cfg(test)]
 mod tests {
-    use super::super::observation::{DeviceState, FreeMemory, Memory, Mode, StealState};
+    use super::super::observation::Memory;
     use super::*;
 
     fn seen(cache: u64, reread: Option<u64>, working_set: Option<u64>) -> Observation {
         let mib = ByteSize::from_mib;
         Observation {
             memory: Memory { cache: mib(cache), ..Memory::default() },
-            free_memory: FreeMemory::KeptByGuest,
             squeeze: reread.map(|reread| Squeeze { events: 0, reread: mib(reread) }),
-            psi: None,
-            trigger_fired: false,
-            balloon: ByteSize::ZERO,
-            blocks: vec![],
             working_set: working_set.map(mib),
-            swap: None,
-            steal: StealState::Idle,
-            ticket: None,
-            device: DeviceState::Ready,
-            mode: Mode::Tune,
-            outcomes: vec![],
+            ..Observation::of_nothing()
         }
     }
 

@@ -260,6 +260,27 @@ pub enum StealFailure {
 }
 
 impl Observation {
+    /// A guest of which nothing is known and in which nothing happens, for tests to start from.
+    #[cfg(test)]
+    pub(super) fn of_nothing() -> Self {
+        Self {
+            memory: Memory::default(),
+            free_memory: FreeMemory::KeptByGuest,
+            squeeze: None,
+            psi: None,
+            trigger_fired: false,
+            balloon: ByteSize::ZERO,
+            blocks: Vec::new(),
+            working_set: None,
+            swap: None,
+            steal: StealState::Idle,
+            ticket: None,
+            device: DeviceState::Ready,
+            mode: Mode::Tune,
+            outcomes: Vec::new(),
+        }
+    }
+
     /// Bytes in blocks that pass `test`.
     pub(super) fn bytes_where(
         &self,

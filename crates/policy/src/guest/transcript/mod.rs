@@ -56,20 +56,9 @@ impl Story {
         let state = |id| if id < kernel { BlockState::Kernel } else { BlockState::Movable };
         let view = |id| BlockView { id: BlockId(id), state: state(id), heat: None, census: None };
         let seen = Observation {
-            memory: Memory::default(),
-            free_memory: FreeMemory::KeptByGuest,
-            squeeze: None,
             psi: Some(PsiTotals::default()),
-            trigger_fired: false,
-            balloon: ByteSize::ZERO,
             blocks: (0..blocks).map(view).collect(),
-            working_set: None,
-            swap: None,
-            steal: StealState::Idle,
-            ticket: None,
-            device: DeviceState::Ready,
-            mode: Mode::Tune,
-            outcomes: vec![],
+            ..Observation::of_nothing()
         };
         let controller = Controller::new(settings);
         let (last, text) = (String::new(), String::new());

@@ -145,6 +145,5 @@ fn the_hosts_target_is_followed_in_spite_of_a_cache_that_is_read_again() {
     // The kernel drops what has to go.
     story.cached = 500;
     story.run(60, 0);
-    let online = story.seen.bytes_where(BlockSize::X86_SMALL, |state| state.is_online());
-    assert!(online <= ByteSize::from_mib(6 * 128), "{online} online\n{}", story.text);
+    assert!(story.online() <= 6 * 128, "{} MiB online\n{}", story.online(), story.text);
 }

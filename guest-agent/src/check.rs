@@ -1,5 +1,4 @@
-//! `memtide-agent check`: what the agent would find here, and what would follow, without touching
-//! anything.
+//! `memtide-agent check`: what the agent would find here, and what would follow; nothing is changed.
 
 use std::fmt;
 use std::io;
@@ -372,13 +371,9 @@ mod tests {
     fn a_balloon_that_only_reports_is_told_from_the_one_to_drive() {
         let fake = guest();
         let report = |name: &str, address: &str| {
-            let bus = format!("sys/bus/virtio/devices/{name}");
-            fake.put(&format!("{bus}/device"), "0x0005\n");
-            fake.put(&format!("{bus}/features"), "010001\n");
-            let driver = fake.path().join("sys/bus/virtio/drivers/virtio_balloon");
-            std::fs::create_dir_all(&driver).unwrap();
-            std::os::unix::fs::symlink(driver, fake.path().join(bus).join("driver")).unwrap();
-            fake.put(&format!("sys/bus/pci/devices/{address}/{name}/vendor"), "0x1af4\n");
+            fake.add_virtio(name, "0x0005", "010001");
+            fake.bind_virtio(name, "virtio_balloon");
+            fake.put_virtio_on_pci(name, address.parse().unwrap());
         };
         report("virtio1", "0000:00:03.0");
         let lacks = "lacks  free pages";

@@ -81,7 +81,7 @@ enum Command {
         #[command(flatten)]
         place: Place,
     },
-    /// Say what the agent would find here and what would follow, without touching anything.
+    /// Say what the agent would find here and what would follow, and change nothing.
     Check(CheckArgs),
     /// Have the running agent ask everything back and steal no more.
     Restore(Place),

@@ -91,30 +91,18 @@ mod tests {
     use crate::Error;
     use crate::fake::FakeRoot;
 
-    fn device(fake: &FakeRoot, name: &str, kind: &str, features: &str) {
-        fake.put(&format!("{DEVICES}/{name}/device"), &format!("{kind}\n"));
-        fake.put(&format!("{DEVICES}/{name}/features"), &format!("{features}\n"));
-    }
-
-    fn bind(fake: &FakeRoot, name: &str) {
-        let driver = fake.path().join("sys/bus/virtio/drivers/virtio_balloon");
-        std::fs::create_dir_all(&driver).unwrap();
-        let link = fake.path().join(DEVICES).join(name).join("driver");
-        std::os::unix::fs::symlink(driver, link).unwrap();
-    }
-
     #[test]
     fn a_balloon_reports_if_its_driver_has_agreed_to() {
         let fake = FakeRoot::new();
         let found = || free_page_reporters(&fake.root()).unwrap();
         assert_eq!(found(), Vec::<String>::new());
-        device(&fake, "virtio0", "0x0001", "11111111");
-        device(&fake, "virtio1", "0x0005", "01000000");
-        device(&fake, "virtio2", "0x0005", "01000100");
-        bind(&fake, "virtio0");
-        bind(&fake, "virtio1");
+        fake.add_virtio("virtio0", "0x0001", "11111111");
+        fake.add_virtio("virtio1", "0x0005", "01000000");
+        fake.add_virtio("virtio2", "0x0005", "01000100");
+        fake.bind_virtio("virtio0", "virtio_balloon");
+        fake.bind_virtio("virtio1", "virtio_balloon");
         assert_eq!(found(), Vec::<String>::new(), "no driver has the one that could");
-        bind(&fake, "virtio2");
+        fake.bind_virtio("virtio2", "virtio_balloon");
         assert_eq!(found(), ["virtio2"]);
     }
 
@@ -128,7 +116,7 @@ mod tests {
             fake.put(&format!("{place}/{file}"), "");
         }
         assert_eq!(of_pci(&fake.root(), address).unwrap(), None);
-        fake.put(&format!("{place}/virtio12/device"), "0x0005\n");
+        fake.put_virtio_on_pci("virtio12", address);
         assert_eq!(of_pci(&fake.root(), address).unwrap().as_deref(), Some("virtio12"));
     }
 
@@ -136,9 +124,9 @@ mod tests {
     fn what_is_no_bit_is_garbage() {
         let fake = FakeRoot::new();
         for features in ["01", "00000x00", ""] {
-            device(&fake, "virtio1", "0x0005", features);
+            fake.add_virtio("virtio1", "0x0005", features);
             let _ = std::fs::remove_file(fake.path().join(DEVICES).join("virtio1/driver"));
-            bind(&fake, "virtio1");
+            fake.bind_virtio("virtio1", "virtio_balloon");
             let error = free_page_reporters(&fake.root()).unwrap_err();
             assert!(matches!(error, Error::Garbage { .. }), "{features:?}: {error}");
         }

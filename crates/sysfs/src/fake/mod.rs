@@ -10,6 +10,7 @@ mod dax;
 mod hugetlb;
 mod memory;
 mod pci;
+mod virtio;
 mod zram;
 
 pub use damon::FakeDamon;

@@ -27,8 +27,16 @@ pub struct Reading {
     pub meminfo: Meminfo,
     /// `/proc/pressure/memory`, where the kernel has it.
     pub psi: Option<Psi>,
-    /// What of `/proc/vmstat` tells why, where the kernel counts that, and when it was read.
-    counted: Option<(Instant, Squeeze)>,
+    /// What `/proc/vmstat` counts, and when it was read.
+    counted: Option<(Instant, Counted)>,
+}
+
+/// What is wanted of `/proc/vmstat` all the time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counted {
+    squeeze: Option<Squeeze>,
+    oom_kills: u32,
+    memmap_pages: Option<u64>,
 }
 
 impl Reading {
@@ -39,7 +47,21 @@ impl Reading {
 
     /// The policy's part of vmstat.
     pub fn squeeze(&self) -> Option<Squeeze> {
-        self.counted.map(|(_, squeeze)| squeeze)
+        self.counted()?.squeeze
+    }
+
+    /// Tasks that the OOM killer had ended since boot, a second ago at the earliest; 0 where nobody counts.
+    pub fn oom_kills(&self) -> u32 {
+        self.counted().map_or(0, |counted| counted.oom_kills)
+    }
+
+    /// Pages that hold `struct page`s, where the kernel counts them.
+    pub fn memmap_pages(&self) -> Option<u64> {
+        self.counted()?.memmap_pages
+    }
+
+    fn counted(&self) -> Option<Counted> {
+        self.counted.map(|(_, counted)| counted)
     }
 
     /// The policy's part of PSI.
@@ -81,7 +103,7 @@ impl Senses {
         let mut reading = Reading { meminfo, psi, counted: last.counted };
         let is_fresh = reading.counted.is_some_and(|(at, _)| now.since(at) < COUNTS_APART);
         if !is_fresh || reading.psi_totals() != last.psi_totals() {
-            reading.counted = squeeze(&self.root).map(|squeeze| (now, squeeze));
+            reading.counted = Some((now, counted(&Vmstat::read(&self.root).unwrap_or_default())));
         }
         Ok(reading)
     }
@@ -97,12 +119,6 @@ impl Senses {
             tracing::debug!("whether free pages are reported is not known: {error}");
             Vec::new()
         })
-    }
-
-    /// Tasks that the OOM killer has ended since boot; 0 where nobody counts.
-    pub fn oom_kills(&self) -> u32 {
-        let kills = Vmstat::read(&self.root).map_or(0, |vmstat| vmstat.oom_kills());
-        u32::try_from(kills).unwrap_or(u32::MAX)
     }
 
     /// What `virtio_balloon` would tell its host: all statistics that this kernel counts
@@ -148,9 +164,16 @@ pub fn memory(info: &Meminfo) -> Memory {
     Memory { total: info.total, free: info.free, available: info.available, cache }
 }
 
+fn counted(vmstat: &Vmstat) -> Counted {
+    Counted {
+        squeeze: squeeze(vmstat),
+        oom_kills: u32::try_from(vmstat.oom_kills()).unwrap_or(u32::MAX),
+        memmap_pages: vmstat.memmap_pages(),
+    }
+}
+
 /// The counters that move where the guest as a whole is short, and not where a control group is.
-fn squeeze(root: &Root) -> Option<Squeeze> {
-    let vmstat = Vmstat::read(root).ok()?;
+fn squeeze(vmstat: &Vmstat) -> Option<Squeeze> {
     let reclaim = ["pgscan_kswapd", "pgscan_direct"];
     let scanned = reclaim.into_iter().map(|name| vmstat.get(name)).sum::<Option<u64>>()?;
     let others = ["compact_stall", "pswpin"].into_iter().filter_map(|name| vmstat.get(name));
@@ -228,7 +251,7 @@ mod tests {
         assert_eq!(last.memory().cache.mib(), 200);
         assert_eq!(last.squeeze().unwrap().reread, Pfn::SIZE.times(3));
         fake.set_vmstat(&[("pgscan_kswapd", 1)]);
-        assert_eq!(squeeze(&fake.root()), None, "half of it is nothing");
+        assert_eq!(squeeze(&Vmstat::read(&fake.root()).unwrap()), None, "half of it is nothing");
     }
 
     #[test]
@@ -243,7 +266,7 @@ mod tests {
         let totals = PsiTotals { some_us: 77, full_us: 0 };
         let reading = senses.read(Instant::default(), &Reading::default()).unwrap();
         assert_eq!(reading.psi_totals(), Some(totals));
-        assert_eq!(senses.oom_kills(), 3);
+        assert_eq!(reading.oom_kills(), 3);
         assert!(senses.own_rss().is_zero(), "the fake has no statm");
     }
 }

@@ -5,7 +5,6 @@ use std::time::Duration;
 use memtide_access::Digest;
 use memtide_policy::guest::{Decision, DeviceState, Plan};
 use memtide_sysfs::hugetlb::PAGE;
-use memtide_sysfs::vmstat::Vmstat;
 use memtide_units::{ByteSize, Instant};
 use memtide_wire::block::{Heat, Request, Telemetry};
 
@@ -43,7 +42,8 @@ impl Agent {
             self.parts.link.post(Request::Telemetry(telemetry));
         }
         self.tell_stall(now);
-        if let (Some(reclaiming), Some(cpu)) = (&mut self.parts.reclaiming, self.parts.senses.cpu())
+        if let Some(reclaiming) = &mut self.parts.reclaiming
+            && let Some(cpu) = self.parts.senses.cpu()
         {
             reclaiming.take_cpu(cpu);
         }
@@ -88,7 +88,7 @@ impl Agent {
             psi_some_us: psi.some.total_us,
             psi_full_us: psi.full.total_us,
             psi_some_avg10: psi.some.avg10,
-            oom_kills: self.parts.senses.oom_kills(),
+            oom_kills: self.reading.oom_kills(),
             blocks_total: count(self.parts.blocks.count()),
             blocks_movable: count(self.parts.blocks.movable_count()),
             blocks_stolen: count(self.parts.blocks.offline_by_us().len()),
@@ -184,11 +184,10 @@ impl Agent {
         let pieces = blocks.in_pieces().len() as u64 * blocks.size().size().bytes() / PAGE.bytes();
         let left_of_pieces = page.times(pieces);
         let of_pieces = of(blocks.in_pieces().len()) - left_of_pieces;
-        let counted = Vmstat::read(&self.parts.root).ok().and_then(|stat| stat.memmap_pages());
         StructPages {
             freed: of(removed) + of_pieces,
             remain: of(stolen.saturating_sub(removed)) - of_pieces,
-            all: counted.map(|pages| page.times(pages)),
+            all: self.reading.memmap_pages().map(|pages| page.times(pages)),
         }
     }
 }

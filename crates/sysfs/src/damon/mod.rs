@@ -38,6 +38,9 @@ pub enum DamonError {
     /// No kernel would take this configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The kdamond that is set up is not, or no longer, the one that was started.
+    #[error("its kdamond was taken down, or set up anew, by somebody else")]
+    Taken,
     /// A file of DAMON's could not be read or written.
     #[error(transparent)]
     File(#[from] Error),

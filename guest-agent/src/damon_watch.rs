@@ -2,10 +2,12 @@
 //!
 //! Reading a snapshot waits for the end of an aggregation, up to two seconds, so it happens on a
 //! thread of its own, which sends what it finds. Where there is no DAMON the agent works on,
-//! unaware of access, and says so.
+//! unaware of access, and says so; where it ends, [`crate::watching`] tries again.
 
+mod stat_switch;
+
+use std::io;
 use std::os::unix::thread::JoinHandleExt;
-use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -13,13 +15,15 @@ use std::time::{Duration, Instant};
 use memtide_policy::guest::{AccessRegion, IdleTimes, IntervalTuner, IntervalsAim};
 use memtide_sysfs::damon::{
     self, Absence, Capabilities, DamonError, Feedback, Intervals, IntervalsGoal, Module, Monitor,
-    MonitorConfig, PageoutConfig, PageoutStats, Paging, Region, StatPause,
+    MonitorConfig, PageoutConfig, PageoutStats, Paging, Region,
 };
 use memtide_sysfs::{Root, cgroup};
 use memtide_units::{GpaRange, Instant as Time, Permille};
 
 use crate::alarm::SIGNAL;
 use crate::config::DamonUse;
+
+pub use self::stat_switch::StatSwitch;
 
 /// Between two looks at a page; the kernel's default of 5 ms is called too short for most uses by
 /// DAMON's own documentation.
@@ -73,8 +77,37 @@ pub enum Finding {
     Snapshot(Vec<AccessRegion>, Closeness),
     /// What was paged out since the start.
     PagedOut(PageoutStats),
-    /// It has ended, and why: what was known is getting stale.
+    /// It has ended, and why: what was known is getting stale. Nothing of it is left.
     Ended(String),
+}
+
+/// Why nobody watches.
+#[derive(Debug, thiserror::Error)]
+pub enum Unwatched {
+    /// Nobody wants it.
+    #[error("switched off by the configuration (damon = \"off\")")]
+    SwitchedOff,
+    /// DAMON is not to be had.
+    #[error(transparent)]
+    Damon(#[from] DamonError),
+    /// The thread.
+    #[error("its thread could not be started: {0}")]
+    Thread(io::Error),
+}
+
+impl Unwatched {
+    /// Whether it may be otherwise at another time, with the same kernel and the same settings.
+    pub fn may_pass(&self) -> bool {
+        use Absence::{NoInterface, NoPaddr, NotBuilt};
+        let is_kernels = |error: &DamonError| {
+            matches!(error, DamonError::Absent(NotBuilt | NoInterface | NoPaddr))
+        };
+        match self {
+            Self::SwitchedOff => false,
+            Self::Damon(error) => !is_kernels(error),
+            Self::Thread(_) => true,
+        }
+    }
 }
 
 /// What to watch, and what to do about it.
@@ -96,16 +129,12 @@ enum Order {
     Stop,
 }
 
-/// The thread, from outside. Dropping it stops the monitor and switches `damon_stat` on again.
+/// The thread, from outside. Dropping it stops the monitor.
 #[derive(Debug)]
 pub struct DamonWatch {
     orders: Sender<Order>,
     findings: Receiver<Finding>,
     thread: Option<JoinHandle<()>>,
-    /// Switched on again after the thread has ended and its kdamond with it.
-    stat: Option<StatPause>,
-    /// There while `damon_stat` is off for the agent's sake: it outlives an agent that is killed.
-    mark: PathBuf,
     feedback: Option<Feedback>,
     tuner: Tuner,
     /// What was ordered last.
@@ -123,18 +152,22 @@ pub enum Tuner {
 }
 
 impl DamonWatch {
-    /// Starts watching. The file `mark` remembers that `damon_stat` has to be switched on again.
+    /// Starts watching. `stat` outlives what is started; it may be left off by an attempt that fails.
     ///
     /// # Errors
-    /// Why there is nothing to see, in one sentence.
-    pub fn start(root: &Root, how: DamonUse, wanted: Wanted, mark: &Path) -> Result<Self, String> {
+    /// Why there is nothing to see.
+    pub fn start(
+        root: &Root,
+        how: DamonUse,
+        wanted: Wanted,
+        stat: &mut StatSwitch,
+    ) -> Result<Self, Unwatched> {
         if how == DamonUse::Off {
-            return Err("switched off by the configuration (damon = \"off\")".into());
+            return Err(Unwatched::SwitchedOff);
         }
         let min_age = wanted.pageout.map(|pageout| pageout.min_age);
         let watched = wanted.ranges.clone();
-        let (monitor, stat) = begin(root, how, mark, |found| monitor_config(wanted, found))
-            .map_err(|error| error.to_string())?;
+        let monitor = begin(root, how, stat, |found| monitor_config(wanted, found))?;
         let feedback = monitor.feedback();
         let tuner = if monitor.is_tuned() { Tuner::Kernel } else { Tuner::Agent };
         let watcher = Watcher::new(root, monitor, min_age);
@@ -144,13 +177,11 @@ impl DamonWatch {
             .name("memtide-damon".into())
             .stack_size(STACK)
             .spawn(move || watcher.run(&todo, &report))
-            .map_err(|error| format!("its thread could not be started: {error}"))?;
+            .map_err(Unwatched::Thread)?;
         Ok(Self {
             orders,
             findings,
             thread: Some(thread),
-            stat,
-            mark: mark.into(),
             feedback,
             tuner,
             paging: Paging::Off,
@@ -197,11 +228,6 @@ impl DamonWatch {
             let _ = self.orders.send(Order::Stall(stall_us));
         }
     }
-
-    /// Whether `damon_stat` was switched off for this.
-    pub fn has_paused_stat(&self) -> bool {
-        self.stat.is_some()
-    }
 }
 
 impl Drop for DamonWatch {
@@ -212,40 +238,27 @@ impl Drop for DamonWatch {
         // its two seconds.
         let _ = nix::sys::pthread::pthread_kill(thread.as_pthread_t(), SIGNAL);
         let _ = thread.join();
-        let Some(stat) = self.stat.take() else { return };
-        if let Err(error) = stat.restore() {
-            tracing::warn!("damon_stat stays off: {error}");
-        } else if let Err(error) = std::fs::remove_file(&self.mark) {
-            tracing::warn!("{} cannot be removed: {error}", self.mark.display());
-        }
     }
 }
 
 fn begin(
     root: &Root,
     how: DamonUse,
-    mark: &Path,
+    stat: &mut StatSwitch,
     config: impl FnOnce(Capabilities) -> MonitorConfig,
-) -> Result<(Monitor, Option<StatPause>), DamonError> {
+) -> Result<Monitor, DamonError> {
     if damon::stop_leftover(root)? {
         tracing::info!("stopped the DAMON monitor of an agent that was killed");
     }
-    let mut stat = None;
     let found = match damon::probe(root) {
         Err(Absence::UsedBy(Module::Stat)) if how == DamonUse::TakeOver => {
-            // The mark first: better a needless "Y" later than an "N" for ever.
-            if let Err(error) = std::fs::write(mark, "Y") {
-                tracing::warn!("{} cannot be written: {error}", mark.display());
-            }
-            stat = damon::pause_damon_stat(root)?;
+            stat.switch_off()?;
             damon::probe(root)?
         }
         other => other?,
     };
-    // Switched off already, by an agent that was killed.
-    let stat = stat.or_else(|| mark.exists().then(|| damon::adopt_stat_pause(root)));
-    let monitor = Monitor::start(root, &config(found))?;
-    Ok((monitor, stat))
+    stat.adopt();
+    Monitor::start(root, &config(found))
 }
 
 fn monitor_config(wanted: Wanted, found: Capabilities) -> MonitorConfig {
@@ -300,6 +313,19 @@ impl Watcher {
     }
 
     fn run(mut self, todo: &Receiver<Order>, report: &Sender<Finding>) {
+        let ended = self.work(todo, report);
+        if let Err(error) = self.monitor.stop() {
+            tracing::warn!("DAMON's monitor could not be stopped: {error}");
+        }
+        // Last: whoever reads it may start another one.
+        if let Some(why) = ended {
+            let _ = report.send(Finding::Ended(why));
+        }
+    }
+
+    /// Works off orders and looks, until it is told to stop, or answers with why there is nothing to
+    /// see any more.
+    fn work(&mut self, todo: &Receiver<Order>, report: &Sender<Finding>) -> Option<String> {
         let mut failures = 0;
         let mut due = Instant::now() + PAUSE;
         loop {
@@ -322,7 +348,7 @@ impl Watcher {
                     }
                     continue;
                 }
-                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
                 Err(RecvTimeoutError::Timeout) => {}
             }
             match self.look() {
@@ -332,17 +358,15 @@ impl Watcher {
                     self.account(report);
                 }
                 Err(error) => {
+                    // A kdamond that is gone does not come back by itself.
+                    let is_gone = !self.monitor.is_running().unwrap_or(true);
                     failures += 1;
-                    if failures == FAILURES_MAX {
-                        let _ = report.send(Finding::Ended(error.to_string()));
-                        break;
+                    if is_gone || failures == FAILURES_MAX {
+                        return Some(why_ended(&error, is_gone));
                     }
                 }
             }
             due = Instant::now() + PAUSE;
-        }
-        if let Err(error) = self.monitor.stop() {
-            tracing::warn!("DAMON's monitor could not be stopped: {error}");
         }
     }
 
@@ -410,6 +434,13 @@ impl Watcher {
             Ok(stats) => _ = report.send(Finding::PagedOut(stats)),
             Err(error) => tracing::debug!("what was paged out is not known: {error}"),
         }
+    }
+}
+
+fn why_ended(error: &DamonError, is_gone: bool) -> String {
+    match error {
+        DamonError::File(_) if is_gone => "its kdamond has ended, or was stopped".into(),
+        other => other.to_string(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! memtide-agent: observes a guest, steals its cold memory blocks, asks them back.
 //!
 //! ```text
-//!  senses, damon_watch ──► agent ──► policy::guest (decides)
+//!  senses, watching    ──► agent ──► policy::guest (decides)
 //!  (what the guest is)       │
 //!                            ├──► hands, worker ──► memory blocks (offline, online)
 //!                            └──► link ──► virtio ──► the device, and so the host
@@ -48,4 +48,5 @@ pub mod takeover;
 mod views;
 pub mod virtio;
 mod waiting;
+pub mod watching;
 pub mod worker;

@@ -41,6 +41,8 @@ pub struct Reclaiming {
     space: SwapSpace,
     last: Option<Reclaim>,
     stats: PageoutStats,
+    /// What earlier schemes have done: each counts from its own start on.
+    before: PageoutStats,
     /// PSI's counter of some task's stall, and when it was read.
     stalled: Option<(Instant, u64)>,
     /// The processors' time when it was looked at last, and what that left of each second for paging out.
@@ -55,10 +57,23 @@ impl Reclaiming {
             space,
             last: None,
             stats: PageoutStats::default(),
+            before: PageoutStats::default(),
             stalled: None,
             cpu: CpuTimes::default(),
             effort: reclaim_effort(PpMillion(0)),
         }
+    }
+
+    /// The same after DAMON has ended and was started anew.
+    pub fn go_on(self, space: SwapSpace) -> Self {
+        let Self { before, stats, cpu, effort, .. } = self;
+        let before = PageoutStats {
+            tried: before.tried + stats.tried,
+            applied: before.applied + stats.applied,
+            exceeded: before.exceeded.saturating_add(stats.exceeded),
+            effective: None,
+        };
+        Self { before, cpu, effort, ..Self::new(space) }
     }
 
     /// What there is of swap.
@@ -112,8 +127,8 @@ impl Reclaiming {
     pub fn status(&self, swap: Swap) -> ReclaimStatus {
         ReclaimStatus {
             doing: self.last.map_or_else(|| "starting".into(), |last| last.to_string()),
-            paged_out: self.stats.applied,
-            tried: self.stats.tried,
+            paged_out: self.before.applied + self.stats.applied,
+            tried: self.before.tried + self.stats.tried,
             per_second: self.stats.effective,
             swap_total: swap.total,
             swap_free: swap.free,
@@ -149,6 +164,18 @@ mod tests {
         let thoughts = [on(1), on(2), full(1), full(2), Reclaim::Off(NoReclaim::NotNeeded)];
         let news = thoughts.map(|thought| reclaiming.take(thought).is_some());
         assert_eq!(news, [true, false, true, false, true]);
+    }
+
+    #[test]
+    fn what_was_paged_out_is_counted_on_when_damon_begins_anew() {
+        let mut reclaiming = Reclaiming::new(SwapSpace::Existing);
+        for applied in [7, 5] {
+            let (tried, applied) = (ByteSize::from_mib(100), ByteSize::from_mib(applied));
+            reclaiming.take_stats(PageoutStats { tried, applied, ..PageoutStats::default() });
+            reclaiming = reclaiming.go_on(SwapSpace::Existing);
+        }
+        let status = reclaiming.status(Swap::default());
+        assert_eq!((status.paged_out.mib(), status.tried.mib()), (12, 200));
     }
 
     #[test]

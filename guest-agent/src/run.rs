@@ -14,7 +14,6 @@ use crate::agent::{Agent, Parts, Woken};
 use crate::blocks::Blocks;
 use crate::config::{Config, ConfigError, Conversion};
 use crate::conversion::convert;
-use crate::damon_watch::{DamonWatch, Wanted};
 use crate::decisions::Decisions;
 use crate::dma::{Area, DmaError, Pin};
 use crate::handback::Returning;
@@ -23,17 +22,16 @@ use crate::hardware::{self, Attention, Hardware};
 use crate::link::{ANSWER_DEADLINE, Kind, Link};
 use crate::overcommit::{Found, Overcommit, OvercommitUse};
 use crate::pieces;
-use crate::reclaiming::{Reclaiming, pageout_config};
 use crate::remove::{PlugError, Plugger};
 use crate::runtime::{RuntimeDir, RuntimeError};
 use crate::senses::Senses;
 use crate::signals::Signals;
 use crate::status::Lack;
-use crate::swap_space::{SwapSpace, SwapUse, SystemTools};
 use crate::takeover::{self, TakeoverError};
 use crate::virtio::caps::CapsError;
 use crate::virtio::transport::{Transport, TransportError};
 use crate::waiting::wait_for;
+use crate::watching::{Means, Watching};
 use crate::worker::Worker;
 
 /// For saying goodbye.
@@ -255,17 +253,17 @@ fn assemble(
     lacks.extend(no_psi.map(|why| Lack::psi(&why)));
     lacks.extend((hardware.attention() == Attention::NoInterrupt).then(Lack::interrupt));
     lacks.extend(matches!(hardware.kind(), Kind::Plain(_)).then(Lack::gate));
-    // Without PSI the kernel's loop would take every stall for none.
-    let pageout = (config.swap != SwapUse::Off && senses.trigger().is_some())
-        .then(|| pageout_config(&limits, blocks.present(), config.for_tests.cold_after));
-    let ranges = blocks.ranges(&blocks.in_use());
-    let wanted = Wanted { ranges, blocks: blocks.count(), pageout };
-    let damon = watch(config, root, wanted, &mut lacks, &runtime.damon_stat());
-    let pager = damon.as_ref().filter(|_| senses.trigger().is_some());
-    let reclaiming =
-        pager.and_then(|damon| reclaiming(config, damon, (root, &runtime, &blocks), &mut lacks));
+    let mut watching = Watching::new(Means {
+        root: root.clone(),
+        damon: config.damon,
+        swap: config.swap,
+        cold_after: senses.trigger().map(|_| config.for_tests.cold_after),
+        stat_mark: runtime.damon_stat(),
+        zram_mark: runtime.zram(),
+    });
+    watching.see_to(now, &blocks, &limits);
     let overcommit = overcommit(config, root, &runtime, &mut lacks);
-    for lack in &lacks {
+    for lack in lacks.iter().chain(watching.lacks()) {
         tracing::warn!("this guest lacks {}: {}", lack.what, lack.effect);
     }
     let (how_online, kernel_zone) = match config.conversion {
@@ -295,8 +293,7 @@ fn assemble(
         controller,
         wish: config.wish,
         senses,
-        damon,
-        reclaiming,
+        watching,
         pieces,
         overcommit,
         how_online,
@@ -336,48 +333,6 @@ fn lacks(root: &Root, blocks: &Blocks, conversion: Conversion) -> Vec<Lack> {
         lacks.push(Lack::stealable());
     }
     lacks
-}
-
-fn watch(
-    config: &Config,
-    root: &Root,
-    wanted: Wanted,
-    lacks: &mut Vec<Lack>,
-    mark: &std::path::Path,
-) -> Option<DamonWatch> {
-    match DamonWatch::start(root, config.damon, wanted, mark) {
-        Ok(watch) => {
-            if watch.has_paused_stat() {
-                tracing::info!("damon_stat is off for as long as the agent watches");
-            }
-            Some(watch)
-        }
-        Err(why) => {
-            lacks.push(Lack::damon(&why));
-            None
-        }
-    }
-}
-
-/// Somewhere to page out to, where there is somebody to do it: no swap is made for nothing.
-fn reclaiming(
-    config: &Config,
-    damon: &DamonWatch,
-    (root, runtime, blocks): (&Root, &RuntimeDir, &Blocks),
-    lacks: &mut Vec<Lack>,
-) -> Option<Reclaiming> {
-    if config.swap != SwapUse::Off && damon.feedback().is_none() {
-        lacks.push(Lack::pageout());
-        return None;
-    }
-    let (present, mark) = (blocks.present(), runtime.zram());
-    match SwapSpace::prepare(root, config.swap, present, &mark, &SystemTools) {
-        Ok(space) => Some(Reclaiming::new(space)),
-        Err(why) => {
-            lacks.push(Lack::swap(&why));
-            None
-        }
-    }
 }
 
 /// How the device was at the end.

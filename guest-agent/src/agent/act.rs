@@ -1,6 +1,6 @@
 //! How each action of a plan is carried out.
 
-use memtide_policy::guest::{Action, DeviceState, Outcome, Reclaim, StealFailure, Swap, Urgency};
+use memtide_policy::guest::{Action, DeviceState, Outcome, StealFailure, Urgency};
 use memtide_units::{BlockId, ByteSize, Instant};
 use memtide_wire::block::{self, Request, ReturnRequest};
 
@@ -25,25 +25,6 @@ impl Agent {
                 Action::TakeUnasked(blocks) => self.take_unasked(&blocks),
             }
         }
-    }
-
-    /// Has cold memory paged out, or no longer.
-    pub(super) fn see_to_reclaim(&mut self, now: Instant, reclaim: Reclaim) {
-        let Some(reclaiming) = &mut self.parts.reclaiming else { return };
-        if let Some(news) = reclaiming.take(reclaim) {
-            tracing::debug!("{news}");
-            let at_ms = self.parts.access.monotonic_ms(now);
-            self.parts.decisions.remark(at_ms, news.to_string());
-        }
-        if let Some(damon) = &mut self.parts.damon {
-            damon.page_out(reclaiming.paging(reclaim));
-        }
-    }
-
-    /// What can be paged out to.
-    pub(super) fn swap(&self) -> Option<Swap> {
-        let reclaiming = self.parts.reclaiming.as_ref()?;
-        Some(reclaiming.swap(&self.parts.root, &self.reading.meminfo))
     }
 
     fn steal(&mut self, blocks: &[BlockId], keep: ByteSize) {

@@ -249,12 +249,4 @@ impl Agent {
             self.rewatch();
         }
     }
-
-    /// Has DAMON watch what is online now.
-    pub(super) fn rewatch(&mut self) {
-        if let Some(damon) = &mut self.parts.damon {
-            let blocks = &self.parts.blocks;
-            damon.watch(blocks.ranges(&blocks.in_use()), blocks.count());
-        }
-    }
 }

@@ -8,8 +8,10 @@
 //! * `events`: what answers and ended jobs change.
 //! * `act`: how each action of a plan is carried out.
 //! * `removal`: what is stolen whole loses its `struct page`s.
+//! * `access`: what DAMON has seen, and who watches if it ends.
 //! * `report`: telemetry for the host, the status for people.
 
+mod access;
 mod act;
 mod events;
 mod removal;
@@ -20,7 +22,6 @@ mod tests;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use memtide_access::Amounts;
 use memtide_policy::guest::{
     BlockView, Census, Controller, FreeMemory, HeatMap, Limits, LimitsWish, Memory, Mode,
     Observation, Outcome, Plan, StealState,
@@ -30,20 +31,20 @@ use memtide_sysfs::{Error, Root, hugetlb};
 use memtide_units::{BlockId, GpaRange, Instant};
 use memtide_wire::block::{Hello, RANGES_MAX, Request};
 
-use crate::access::{AccessHistory, Present};
+use crate::access::AccessHistory;
 use crate::blocks::{Blocks, Hold, Surprise};
-use crate::damon_watch::{Closeness, DamonWatch, Finding};
+use crate::damon_watch::Closeness;
 use crate::decisions::Decisions;
 use crate::hands::Hands;
 use crate::link::{Guest, Link};
 use crate::overcommit::{Need, Overcommit};
 use crate::pieces::Pieces;
-use crate::reclaiming::Reclaiming;
 use crate::remove::Plugger;
 use crate::returns::Returns;
 use crate::runtime::{RuntimeDir, Seen};
 use crate::senses::{Reading, Senses};
 use crate::status::{Counters, Lack};
+use crate::watching::Watching;
 
 /// Telemetry, the status file and a look at the device's health: once a second.
 const SECOND: Duration = Duration::from_secs(1);
@@ -83,14 +84,12 @@ pub struct Parts {
     pub wish: LimitsWish,
     /// Reads the guest's state.
     pub senses: Senses,
-    /// Watches access, where possible.
-    pub damon: Option<DamonWatch>,
+    /// Watches access and pages cold memory out, where and while that can be done.
+    pub watching: Watching,
     /// What was touched, for people.
     pub access: AccessHistory,
     /// What was decided, for people.
     pub decisions: Decisions,
-    /// Pages cold memory out, where that can be done.
-    pub reclaiming: Option<Reclaiming>,
     /// Memory in place of blocks that cannot be emptied, where the guest can have that.
     pub pieces: Option<Pieces>,
     /// Lets programs map more than what is online, where the agent may.
@@ -185,7 +184,7 @@ impl Agent {
     pub fn turn(&mut self, now: Instant, woken: Woken) -> Result<Duration, crate::run::RunError> {
         self.listen(now, woken);
         self.take_ended_jobs(now);
-        self.take_findings(now);
+        self.see_to_watching(now);
         if now >= self.due.refresh && !self.parts.hands.is_busy() {
             self.due.refresh = now + REFRESH;
             self.refresh()?;
@@ -254,47 +253,6 @@ impl Agent {
         while let Some(done) = self.parts.hands.take() {
             self.on_done(now, done);
             self.exchange(now);
-        }
-    }
-
-    fn take_findings(&mut self, now: Instant) {
-        let findings = self.parts.damon.as_ref().map(DamonWatch::findings).unwrap_or_default();
-        for finding in findings {
-            match finding {
-                Finding::Snapshot(regions, closeness) => {
-                    self.watching = Some(closeness);
-                    let present = self.present();
-                    self.heat.observe(&regions);
-                    if let Some(digest) = self.parts.access.observe(now, &regions, &present) {
-                        let Amounts { used, touched, .. } = digest.amounts;
-                        self.heat.set_used(used, touched);
-                    }
-                }
-                Finding::PagedOut(stats) => {
-                    if let Some(reclaiming) = &mut self.parts.reclaiming {
-                        reclaiming.take_stats(stats);
-                    }
-                }
-                Finding::Ended(why) => {
-                    tracing::warn!("DAMON has ended ({why}): blocks are chosen from the top now");
-                    self.heat.forget();
-                    self.watching = None;
-                    self.parts.access.ended();
-                    self.parts.reclaiming = None;
-                    self.parts.lacks.push(Lack::damon(&why));
-                }
-            }
-        }
-    }
-
-    /// What memory there is, for the history of access.
-    fn present(&self) -> Present {
-        let blocks = &self.parts.blocks;
-        let offline = blocks.offline();
-        Present {
-            memory: blocks.ranges(&blocks.all()),
-            offline: blocks.given(&offline),
-            free: self.reading.meminfo.free,
         }
     }
 

@@ -42,7 +42,7 @@ impl Agent {
             self.parts.link.post(Request::Telemetry(telemetry));
         }
         self.tell_stall(now);
-        if let Some(reclaiming) = &mut self.parts.reclaiming
+        if let Some((reclaiming, _)) = self.parts.watching.pager()
             && let Some(cpu) = self.parts.senses.cpu()
         {
             reclaiming.take_cpu(cpu);
@@ -62,11 +62,12 @@ impl Agent {
 
     /// For a DAMON that cannot read PSI itself.
     fn tell_stall(&mut self, now: Instant) {
-        let (Some(reclaiming), Some(psi)) = (&mut self.parts.reclaiming, self.reading.psi) else {
+        let (Some((reclaiming, damon)), Some(psi)) =
+            (self.parts.watching.pager(), self.reading.psi)
+        else {
             return;
         };
-        let stall_us = reclaiming.stall_us(now, psi.some.total_us);
-        if let (Some(stall_us), Some(damon)) = (stall_us, &self.parts.damon) {
+        if let Some(stall_us) = reclaiming.stall_us(now, psi.some.total_us) {
             damon.tell_stall(stall_us);
         }
     }
@@ -142,8 +143,8 @@ impl Agent {
             watching: self.watching(),
             reclaim: self
                 .parts
-                .reclaiming
-                .as_ref()
+                .watching
+                .reclaiming()
                 .map(|reclaiming| reclaiming.status(self.swap().unwrap_or_default())),
             gate: self.returns.ticket().map(|ticket| GateStatus {
                 ticket: ticket.ticket,
@@ -152,14 +153,14 @@ impl Agent {
                 reason: self.returns.reason().map(|reason| reason.name().to_string()),
             }),
             counters: self.counters,
-            lacks: self.parts.lacks.clone(),
+            lacks: [self.parts.lacks.as_slice(), self.parts.watching.lacks()].concat(),
         }
     }
 }
 
 impl Agent {
     fn watching(&self) -> Option<WatchStatus> {
-        let damon = self.parts.damon.as_ref()?;
+        let damon = self.parts.watching.damon()?;
         let Closeness { sample, aggregation, regions } = self.watching?;
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Some(WatchStatus {
@@ -170,7 +171,7 @@ impl Agent {
                 Tuner::Kernel => "kernel".into(),
                 Tuner::Agent => "agent".into(),
             },
-            damon_stat_is_off: damon.has_paused_stat(),
+            damon_stat_is_off: self.parts.watching.has_paused_stat(),
         })
     }
 

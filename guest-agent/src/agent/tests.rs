@@ -22,23 +22,27 @@ mod removal;
 mod reports;
 mod silence;
 mod strangers;
+mod watching;
 
 use super::{Agent, Parts, Woken};
 use crate::access::AccessHistory;
 use crate::blocks::Blocks;
-use crate::config::Conversion;
+use crate::config::{Conversion, DamonUse};
 use crate::decisions::Decisions;
 use crate::hands::Hands;
 use crate::link::Link;
 use crate::overcommit::Overcommit;
 use crate::pieces::tests::FakeGrip;
 use crate::pieces::{Pieces, enter};
+use crate::reclaiming::MIN_AGE;
 use crate::remove::Plugger;
 use crate::run::RunError;
 use crate::runtime::RuntimeDir;
 use crate::senses::Senses;
+use crate::swap_space::SwapUse;
 use crate::virtio::balloon_queues::Way;
 use crate::virtio::fake::{FakeDevice, Given, answer};
+use crate::watching::{Means, Watching};
 use crate::worker::Worker;
 
 const SIZE: BlockSize = BlockSize::X86_SMALL;
@@ -269,6 +273,14 @@ fn agent(fake: &FakeRoot, device: &FakeDevice, runtime: &TempDir, now: u64) -> A
         gate_deadline: Some(Duration::from_secs(10)),
         first_ticket: 1,
     });
+    let watching = Watching::new(Means {
+        root: root.clone(),
+        damon: DamonUse::TakeOver,
+        swap: SwapUse::Existing,
+        cold_after: Some(MIN_AGE),
+        stat_mark: runtime.damon_stat(),
+        zram_mark: runtime.zram(),
+    });
     let enable = Box::new(|| Ok(()));
     let link = Link::new(Instant::from_millis(now), device.transport(), device.area(), enable);
     Agent::new(Parts {
@@ -283,8 +295,7 @@ fn agent(fake: &FakeRoot, device: &FakeDevice, runtime: &TempDir, now: u64) -> A
         link,
         controller,
         wish,
-        damon: None,
-        reclaiming: None,
+        watching,
         pieces,
         overcommit: None,
         how_online: StateRequest::OnlineMovable,

@@ -10,8 +10,15 @@ fn stat(fake: &FakeRoot) -> String {
     fake.get("sys/module/damon_stat/parameters/enabled")
 }
 
-fn start(fake: &FakeRoot, how: DamonUse, dir: &tempfile::TempDir) -> Result<DamonWatch, String> {
-    DamonWatch::start(&fake.root(), how, wanted(), &dir.path().join("damon_stat"))
+/// The switch is dropped after what needs it.
+fn start(
+    fake: &FakeRoot,
+    how: DamonUse,
+    dir: &tempfile::TempDir,
+) -> Result<(DamonWatch, StatSwitch), Unwatched> {
+    let mut stat = StatSwitch::new(&fake.root(), dir.path().join("damon_stat"));
+    let watch = DamonWatch::start(&fake.root(), how, wanted(), &mut stat)?;
+    Ok((watch, stat))
 }
 
 pub(crate) fn config() -> MonitorConfig {
@@ -38,7 +45,7 @@ fn damon_stat_comes_back_by_the_hand_of_a_later_agent() {
     std::mem::forget(killed);
     assert_eq!(stat(&fake), "N\n");
     let later = start(&fake, DamonUse::TakeOver, &dir).unwrap();
-    assert!(later.has_paused_stat());
+    assert!(later.1.is_off());
     drop(later);
     assert_eq!(stat(&fake), "Y\n");
     // Somebody has switched it on again meanwhile.
@@ -55,7 +62,7 @@ fn damon_stat_makes_room_and_comes_back() {
     fake.add_damon(FakeDamon::V7_3);
     let dir = tempfile::tempdir().unwrap();
     let watch = start(&fake, DamonUse::TakeOver, &dir).unwrap();
-    assert!(watch.has_paused_stat());
+    assert!(watch.1.is_off());
     assert_eq!(stat(&fake), "N\n");
     drop(watch);
     assert_eq!(stat(&fake), "Y\n");
@@ -65,12 +72,18 @@ fn damon_stat_makes_room_and_comes_back() {
 fn whoever_is_polite_or_has_no_damon_is_told_why_there_is_nothing_to_see() {
     let fake = FakeRoot::new();
     let dir = tempfile::tempdir().unwrap();
-    let start = |how| start(&fake, how, &dir).unwrap_err();
-    assert!(start(DamonUse::TakeOver).contains("no DAMON"));
+    let start = |how| {
+        let why = start(&fake, how, &dir).unwrap_err();
+        (why.to_string(), why.may_pass())
+    };
+    let (why, may_pass) = start(DamonUse::TakeOver);
+    assert!(why.contains("no DAMON") && !may_pass, "{why}");
     fake.add_damon(FakeDamon::V7_3);
-    assert!(start(DamonUse::Polite).contains("damon_stat uses DAMON"));
+    let (why, may_pass) = start(DamonUse::Polite);
+    assert!(why.contains("damon_stat uses DAMON") && may_pass, "{why}");
     assert_eq!(stat(&fake), "Y\n");
-    assert!(start(DamonUse::Off).contains("switched off"));
+    let (why, may_pass) = start(DamonUse::Off);
+    assert!(why.contains("switched off") && !may_pass, "{why}");
 }
 
 #[test]
@@ -78,7 +91,7 @@ fn orders_are_carried_out_once_each() {
     crate::alarm::install_handler().unwrap();
     let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
     fake.add_damon(FakeDamon::V6_8);
-    let mut watch = start(&fake, DamonUse::Polite, &dir).unwrap();
+    let (mut watch, _stat) = start(&fake, DamonUse::Polite, &dir).unwrap();
     assert_eq!(watch.feedback(), Some(Feedback::User));
     watch.tell_stall(3);
     watch.page_out(Paging::On(Duration::from_millis(15)));
@@ -104,7 +117,7 @@ fn the_same_memory_is_ordered_once() {
     crate::alarm::install_handler().unwrap();
     let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
     fake.add_damon(FakeDamon::V6_12);
-    let mut watch = start(&fake, DamonUse::Polite, &dir).unwrap();
+    let (mut watch, _stat) = start(&fake, DamonUse::Polite, &dir).unwrap();
     assert_eq!(watch.tuner(), Tuner::Agent);
     watch.watch(vec![range(0, 512)], 4);
     watch.watch(vec![range(0, 384)], 4);
@@ -125,7 +138,7 @@ fn who_tunes_is_found_by_what_the_kernel_has() {
     let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
     fake.add_damon(FakeDamon::V7_3);
     let watch = start(&fake, DamonUse::TakeOver, &dir).unwrap();
-    assert_eq!(watch.tuner(), Tuner::Kernel);
+    assert_eq!(watch.0.tuner(), Tuner::Kernel);
     let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
     fake.add_damon(FakeDamon::V6_12);
     fake.set_damon_regions(&[Region { range: range(0, 512), nr_accesses: 0, age: 9 }]);

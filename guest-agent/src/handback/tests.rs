@@ -1,6 +1,6 @@
 use super::*;
 use crate::config::Wishes;
-use crate::damon_watch::{DamonWatch, Wanted};
+use crate::damon_watch::{DamonWatch, StatSwitch, Wanted};
 use memtide_sysfs::fake::{FakeBlock, FakeDamon, FakeRoot};
 use memtide_sysfs::memory::{State, Zone, read, write_state};
 use memtide_units::BlockSize;
@@ -111,9 +111,10 @@ fn damon_is_stopped_before_its_statistics_come_back() {
     let mark = guest.dir.path().join("damon_stat");
     let root = guest.fake.root();
     let wanted = Wanted { ranges: vec![range], blocks: 4, pageout: None };
-    let watch = DamonWatch::start(&root, DamonUse::TakeOver, wanted, &mark);
+    let mut stat = StatSwitch::new(&root, mark.clone());
+    let watch = DamonWatch::start(&root, DamonUse::TakeOver, wanted, &mut stat);
     // As after kill -9.
-    std::mem::forget(watch.unwrap());
+    std::mem::forget((watch.unwrap(), stat));
     guest.hand_back(Stolen::Leave).unwrap();
     assert_eq!(guest.fake.get(DAMON_STAT), "Y\n");
     assert!(!mark.exists());

@@ -1,0 +1,78 @@
+//! What DAMON has seen, what it pages out, and who watches when it has ended.
+
+use memtide_access::Amounts;
+use memtide_policy::guest::{Reclaim, Swap};
+use memtide_units::Instant;
+
+use super::Agent;
+use crate::access::Present;
+use crate::damon_watch::Finding;
+
+impl Agent {
+    /// Takes in what was found, and has somebody watch again where nobody does.
+    pub(super) fn see_to_watching(&mut self, now: Instant) {
+        for finding in self.parts.watching.findings() {
+            match finding {
+                Finding::Snapshot(regions, closeness) => {
+                    self.watching = Some(closeness);
+                    let present = self.present();
+                    self.heat.observe(&regions);
+                    if let Some(digest) = self.parts.access.observe(now, &regions, &present) {
+                        let Amounts { used, touched, .. } = digest.amounts;
+                        self.heat.set_used(used, touched);
+                    }
+                }
+                Finding::PagedOut(stats) => {
+                    if let Some((reclaiming, _)) = self.parts.watching.pager() {
+                        reclaiming.take_stats(stats);
+                    }
+                }
+                Finding::Ended(why) => {
+                    tracing::warn!("DAMON has ended ({why}): blocks are chosen from the top now");
+                    self.heat.forget();
+                    self.watching = None;
+                    self.parts.access.ended();
+                    self.parts.watching.ended(now, &why);
+                }
+            }
+        }
+        let limits = self.parts.controller.settings().limits;
+        self.parts.watching.see_to(now, &self.parts.blocks, &limits);
+    }
+
+    /// What memory there is, for the history of access.
+    pub(super) fn present(&self) -> Present {
+        let blocks = &self.parts.blocks;
+        let offline = blocks.offline();
+        Present {
+            memory: blocks.ranges(&blocks.all()),
+            offline: blocks.given(&offline),
+            free: self.reading.meminfo.free,
+        }
+    }
+
+    /// Has DAMON watch what is online now.
+    pub(super) fn rewatch(&mut self) {
+        if let Some(damon) = self.parts.watching.damon_mut() {
+            let blocks = &self.parts.blocks;
+            damon.watch(blocks.ranges(&blocks.in_use()), blocks.count());
+        }
+    }
+
+    /// Has cold memory paged out, or no longer.
+    pub(super) fn see_to_reclaim(&mut self, now: Instant, reclaim: Reclaim) {
+        let Some((reclaiming, damon)) = self.parts.watching.pager() else { return };
+        damon.page_out(reclaiming.paging(reclaim));
+        if let Some(news) = reclaiming.take(reclaim) {
+            tracing::debug!("{news}");
+            let at_ms = self.parts.access.monotonic_ms(now);
+            self.parts.decisions.remark(at_ms, news.to_string());
+        }
+    }
+
+    /// What can be paged out to.
+    pub(super) fn swap(&self) -> Option<Swap> {
+        let reclaiming = self.parts.watching.reclaiming()?;
+        Some(reclaiming.swap(&self.parts.root, &self.reading.meminfo))
+    }
+}

@@ -1,0 +1,248 @@
+//! Somebody watches what is touched, and pages out what is not, for as long as the agent runs.
+//!
+//! DAMON can be somebody else's when the agent starts, and it can end under its hands: somebody stops
+//! the kdamond, or it finds no memory for itself. So it is tried again, ever less often. It is never
+//! taken from anybody: what the kernel or another program uses now is waited for.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use memtide_policy::guest::Limits;
+use memtide_sysfs::Root;
+use memtide_units::Instant;
+
+use crate::blocks::Blocks;
+use crate::config::DamonUse;
+use crate::damon_watch::{DamonWatch, Finding, StatSwitch, Unwatched, Wanted};
+use crate::reclaiming::{Reclaiming, pageout_config};
+use crate::status::Lack;
+use crate::swap_space::{SwapSpace, SwapUse, SystemTools};
+
+/// From an end to the first attempt: whoever has stopped the kdamond to use DAMON itself has begun by
+/// then.
+const FIRST_PAUSE: Duration = Duration::from_secs(10);
+/// The longest pause between two attempts, each of which is some fifty writes to sysfs; and as long as
+/// this it must have watched for the next end to count as the first again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// What people read of that.
+const TRIED_AGAIN: &str = " (it is tried again, every five minutes at least)";
+
+/// What is wanted, and from where.
+#[derive(Clone, Debug)]
+pub struct Means {
+    /// Where the kernel's files are.
+    pub root: Root,
+    /// Whether DAMON is used, and taken from `damon_stat` at the start.
+    pub damon: DamonUse,
+    /// Where cold memory goes.
+    pub swap: SwapUse,
+    /// From which age on it is cold; `None` where nothing can be paged out, since without PSI the
+    /// kernel's loop would take every stall for none.
+    pub cold_after: Option<Duration>,
+    /// The mark that `damon_stat` has to be switched on again.
+    pub stat_mark: PathBuf,
+    /// The mark that a zram device is the agent's own.
+    pub zram_mark: PathBuf,
+}
+
+/// DAMON, while it is to be had, and what it pages out to.
+#[derive(Debug)]
+pub struct Watching {
+    means: Means,
+    damon: Option<DamonWatch>,
+    /// After the watch: no kdamond runs any more when `damon_stat` is switched on again.
+    stat: StatSwitch,
+    reclaiming: Option<Reclaiming>,
+    /// What was there to page out to while there was a DAMON to do it.
+    resting: Option<Reclaiming>,
+    lacks: Vec<Lack>,
+    attempts: Attempts,
+}
+
+impl Watching {
+    /// Nobody watches yet; the first attempt is due at once.
+    pub fn new(means: Means) -> Self {
+        let stat = StatSwitch::new(&means.root, means.stat_mark.clone());
+        Self {
+            means,
+            damon: None,
+            stat,
+            reclaiming: None,
+            resting: None,
+            lacks: Vec::new(),
+            attempts: Attempts::default(),
+        }
+    }
+
+    /// Starts where nobody watches and it is time to try. Takes some milliseconds then; up to a second
+    /// where it makes swap for the first time. True where somebody watches from now on.
+    pub fn see_to(&mut self, now: Instant, blocks: &Blocks, limits: &Limits) -> bool {
+        if !self.attempts.is_due(now) {
+            return false;
+        }
+        match self.start(blocks, limits) {
+            Ok(damon) => {
+                if !std::mem::take(&mut self.lacks).is_empty() {
+                    tracing::info!("DAMON is to be had now: what is touched is watched");
+                }
+                self.reclaiming = self.somewhere_to_page_out(&damon, blocks);
+                self.damon = Some(damon);
+                self.attempts.succeeded(now);
+                true
+            }
+            Err(why) if why.may_pass() => {
+                self.attempts.failed(now);
+                self.is_unwatched(&format!("{why}{TRIED_AGAIN}"));
+                false
+            }
+            Err(why) => {
+                self.attempts.give_up();
+                self.is_unwatched(&why.to_string());
+                false
+            }
+        }
+    }
+
+    /// DAMON has ended.
+    pub fn ended(&mut self, now: Instant, why: &str) {
+        self.damon = None;
+        if let Some(reclaiming) = self.reclaiming.take() {
+            self.resting = Some(reclaiming);
+        }
+        self.attempts.ended(now);
+        self.is_unwatched(&format!("{why}{TRIED_AGAIN}"));
+    }
+
+    /// What has been found since the last call.
+    pub fn findings(&self) -> Vec<Finding> {
+        self.damon.as_ref().map(DamonWatch::findings).unwrap_or_default()
+    }
+
+    /// Whoever watches, if somebody does.
+    pub fn damon(&self) -> Option<&DamonWatch> {
+        self.damon.as_ref()
+    }
+
+    /// The same, to order something.
+    pub fn damon_mut(&mut self) -> Option<&mut DamonWatch> {
+        self.damon.as_mut()
+    }
+
+    /// How cold memory is paged out, while it can be.
+    pub fn reclaiming(&self) -> Option<&Reclaiming> {
+        self.reclaiming.as_ref()
+    }
+
+    /// The same, to change it; with whoever watches.
+    pub fn pager(&mut self) -> Option<(&mut Reclaiming, &mut DamonWatch)> {
+        Some((self.reclaiming.as_mut()?, self.damon.as_mut()?))
+    }
+
+    /// What is missing now.
+    pub fn lacks(&self) -> &[Lack] {
+        &self.lacks
+    }
+
+    /// Whether `damon_stat` is off for this.
+    pub fn has_paused_stat(&self) -> bool {
+        self.stat.is_off()
+    }
+
+    fn start(&mut self, blocks: &Blocks, limits: &Limits) -> Result<DamonWatch, Unwatched> {
+        let Means { root, damon, swap, cold_after, .. } = &self.means;
+        let config = |age| pageout_config(limits, blocks.present(), age);
+        let wanted = Wanted {
+            ranges: blocks.ranges(&blocks.in_use()),
+            blocks: blocks.count(),
+            pageout: cold_after.filter(|_| *swap != SwapUse::Off).map(config),
+        };
+        let was_off = self.stat.is_off();
+        let started = DamonWatch::start(root, *damon, wanted, &mut self.stat);
+        match &started {
+            // Who switches `damon_stat` on from now on means it.
+            Ok(_) => self.means.damon = DamonUse::Polite,
+            Err(_) if !was_off => self.stat.restore(),
+            Err(_) => {}
+        }
+        if self.stat.is_off() && !was_off {
+            tracing::info!("damon_stat is off for as long as the agent runs");
+        }
+        started
+    }
+
+    /// Somewhere to page out to, where there is somebody to do it: no swap is made for nothing.
+    fn somewhere_to_page_out(&mut self, damon: &DamonWatch, blocks: &Blocks) -> Option<Reclaiming> {
+        let Means { root, swap, cold_after, zram_mark, .. } = &self.means;
+        (*cold_after)?;
+        if *swap != SwapUse::Off && damon.feedback().is_none() {
+            self.lacks.push(Lack::pageout());
+            return None;
+        }
+        match SwapSpace::prepare(root, *swap, blocks.present(), zram_mark, &SystemTools) {
+            Ok(space) => Some(match self.resting.take() {
+                Some(before) => before.go_on(space),
+                None => Reclaiming::new(space),
+            }),
+            Err(why) => {
+                self.lacks.push(Lack::swap(&why));
+                None
+            }
+        }
+    }
+
+    /// The log gets what is news; what is missing from the start on is told with all the rest.
+    fn is_unwatched(&mut self, why: &str) {
+        let lacks = vec![Lack::damon(why)];
+        if !self.lacks.is_empty() && self.lacks != lacks {
+            tracing::info!("what is touched is not watched: {why}");
+        }
+        self.lacks = lacks;
+    }
+}
+
+/// When to try.
+#[derive(Debug)]
+struct Attempts {
+    /// After the next failure, or end.
+    pause: Duration,
+    /// `None` while somebody watches, and where nobody ever will.
+    due: Option<Instant>,
+    /// Since when somebody has watched, or did last.
+    since: Instant,
+}
+
+impl Default for Attempts {
+    fn default() -> Self {
+        let (due, since) = (Some(Instant::default()), Instant::default());
+        Self { pause: FIRST_PAUSE, due, since }
+    }
+}
+
+impl Attempts {
+    fn is_due(&self, now: Instant) -> bool {
+        self.due.is_some_and(|due| now >= due)
+    }
+
+    fn succeeded(&mut self, now: Instant) {
+        (self.due, self.since) = (None, now);
+    }
+
+    fn give_up(&mut self) {
+        self.due = None;
+    }
+
+    fn failed(&mut self, now: Instant) {
+        self.due = Some(now + self.pause);
+        self.pause = self.pause.saturating_mul(2).min(LONGEST_PAUSE);
+    }
+
+    fn ended(&mut self, now: Instant) {
+        if now.since(self.since) >= LONGEST_PAUSE {
+            self.pause = FIRST_PAUSE;
+        }
+        self.failed(now);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -31,21 +31,22 @@ pub fn block_size(root: &Root) -> Result<BlockSize> {
     })
 }
 
-/// All blocks, by ascending number. A block that vanishes while this reads is left out.
+/// All blocks, by ascending number. A block that comes or goes while this reads is left out: its
+/// directory is made before its files, and goes after them (drivers/base/core.c, `device_add`).
 ///
 /// # Errors
 /// [`crate::Error::Missing`]: a kernel without memory hotplug, or one that can take nothing offline
-/// (see [`read`]). [`crate::Error::Garbage`].
+/// (see [`read`]), so that no block has the files. [`crate::Error::Garbage`].
 pub fn list(root: &Root) -> Result<Vec<Block>> {
-    let mut blocks = Vec::new();
+    let (mut blocks, mut incomplete) = (Vec::new(), None);
     for number in root.numbers(DIR, "memory")? {
-        let id = BlockId(number);
-        match read(root, id) {
-            Err(error) if error.is_missing() && !root.exists(directory(id)) => {}
-            block => blocks.push(block?),
+        match read(root, BlockId(number)) {
+            Ok(block) => blocks.push(block),
+            Err(error) if error.is_missing() => incomplete = Some(error),
+            Err(error) => return Err(error),
         }
     }
-    Ok(blocks)
+    incomplete.filter(|_| blocks.is_empty()).map_or(Ok(blocks), Err)
 }
 
 /// One block.
@@ -120,6 +121,18 @@ mod tests {
         fake.put("sys/devices/system/memory/memory3/state", "busy\n");
         assert!(matches!(list(&fake.root()), Err(Error::Garbage { read, .. }) if read == "busy\n"));
         assert!(read(&fake.root(), BlockId(4)).unwrap_err().is_missing());
+    }
+
+    #[test]
+    fn a_block_that_is_just_being_made_is_left_out() {
+        let fake = FakeRoot::new();
+        fake.add_blocks(BlockSize::X86_SMALL, [(0, FakeBlock::KERNEL), (1, FakeBlock::MOVABLE)]);
+        for file in ["valid_zones", "state"] {
+            fake.remove(&format!("sys/devices/system/memory/memory1/{file}"));
+            let ids: Vec<u64> =
+                list(&fake.root()).unwrap().iter().map(|block| block.id.0).collect();
+            assert_eq!(ids, [0]);
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! count at the end.
 
 mod guests;
+mod last_lines;
 
 use std::time::Instant;
 
@@ -53,6 +54,7 @@ pub(crate) fn run(arguments: &Test) -> Result<()> {
         tally.join(guests::run(arguments.kernel, arguments.scenario.as_deref(), arguments.jobs)?);
     }
     println!("took {:.1} minutes", start.elapsed().as_secs_f64() / 60.0);
+    tally.last_lines.iter().for_each(|lines| print!("{lines}"));
     for failure in &tally.failures {
         println!("{failure}");
     }
@@ -71,6 +73,8 @@ struct Tally {
     /// Those that did not: the line that told so, which is shown once more at the end. Only the end
     /// of a long log may be kept.
     failures: Vec<String>,
+    /// What the logs of failed scenarios end with.
+    last_lines: Vec<String>,
 }
 
 impl Tally {
@@ -83,6 +87,7 @@ impl Tally {
     fn join(&mut self, other: Self) {
         self.passed += other.passed;
         self.failures.extend(other.failures);
+        self.last_lines.extend(other.last_lines);
     }
 }
 
@@ -159,6 +164,7 @@ fn count(text: &str) -> Tally {
     Tally {
         passed: text.lines().filter(|line| line.starts_with("test result:")).map(passed).sum(),
         failures: text.lines().filter(is_failure).map(String::from).collect(),
+        ..Tally::default()
     }
 }
 
@@ -172,7 +178,7 @@ mod tests {
             test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n\
             test result: ok. 41 passed; 0 failed; 0 ignored\n";
         let failures = vec!["test b ... FAILED".to_owned()];
-        assert_eq!(count(text), Tally { passed: 42, failures });
+        assert_eq!(count(text), Tally { passed: 42, failures, ..Tally::default() });
     }
 
     #[test]

@@ -17,7 +17,7 @@ use memtide_scenarios::{
     screen, stock_driver, truth, two_balloons,
 };
 
-use super::Tally;
+use super::{Tally, last_lines};
 use crate::lab::{self, Result};
 use crate::programs;
 use crate::torture::What;
@@ -152,5 +152,7 @@ fn play(scenario: &Scenario, lab: &Lab, programs: &Built) -> std::result::Result
     let checks = scenario.play(lab, programs, &logs);
     let took = start.elapsed().as_secs_f64();
     println!("{name} took {took:.0} s, its logs are in {}", logs.display());
-    Ok(Tally { passed: checks.passed(), failures: checks.failures().to_vec() })
+    let failures = checks.failures().to_vec();
+    let last_lines = (!failures.is_empty()).then(|| last_lines::read(&logs)).into_iter().collect();
+    Ok(Tally { passed: checks.passed(), failures, last_lines })
 }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use memtide_policy::guest::{Limits, Reclaim, Swap, reclaim_effort};
+use memtide_policy::guest::{Limits, Reclaim, ReclaimEffort, Swap};
 use memtide_sysfs::Root;
 use memtide_sysfs::cpu::CpuTimes;
 use memtide_sysfs::damon::{PageoutConfig, PageoutStats, Paging};
@@ -47,7 +47,7 @@ pub struct Reclaiming {
     stalled: Option<(Instant, u64)>,
     /// The processors' time when it was looked at last, and what that left of each second for paging out.
     cpu: CpuTimes,
-    effort: Duration,
+    effort: ReclaimEffort,
 }
 
 impl Reclaiming {
@@ -60,7 +60,7 @@ impl Reclaiming {
             before: PageoutStats::default(),
             stalled: None,
             cpu: CpuTimes::default(),
-            effort: reclaim_effort(PpMillion(0)),
+            effort: ReclaimEffort::default(),
         }
     }
 
@@ -105,20 +105,20 @@ impl Reclaiming {
     }
 
     /// Takes the processors' time in, once a second or so.
-    pub fn take_cpu(&mut self, cpu: CpuTimes) {
+    pub fn take_cpu(&mut self, now: Instant, cpu: CpuTimes) {
         let total = cpu.total.saturating_sub(self.cpu.total);
         let idle = cpu.idle.saturating_sub(self.cpu.idle);
         self.cpu = cpu;
         // Nothing is known of no time at all.
         if total > 0 {
-            self.effort = reclaim_effort(PpMillion::of_time(idle, total));
+            self.effort.look(now, PpMillion::of_time(idle, total));
         }
     }
 
     /// The scheme's switch for a decision.
     pub fn paging(&self, reclaim: Reclaim) -> Paging {
         match reclaim {
-            Reclaim::On(_) => Paging::On(self.effort),
+            Reclaim::On(_) => Paging::On(self.effort.time()),
             Reclaim::Off(_) => Paging::Off,
         }
     }
@@ -190,18 +190,19 @@ mod tests {
     fn a_guest_at_rest_pages_out_faster_than_one_at_work() {
         let mut reclaiming = Reclaiming::new(SwapSpace::Existing);
         let on = Reclaim::On(Gain::Room);
-        let mut after = |idle, total| {
-            reclaiming.take_cpu(CpuTimes { idle, total });
+        let mut after = |s: u64, idle, total| {
+            reclaiming.take_cpu(Instant::from_millis(s * 1_000), CpuTimes { idle, total });
             match reclaiming.paging(on) {
                 Paging::On(time) => time.as_millis(),
                 Paging::Off => 0,
             }
         };
-        assert_eq!(after(10, 100), 15);
-        assert_eq!(after(190, 300), 250, "nine tenths of the time since");
-        assert_eq!(after(190, 300), 250, "no time has passed");
-        assert_eq!(after(200, 500), 15);
-        assert_eq!(after(0, 600), 15, "a counter that went back");
+        assert_eq!(after(0, 10, 100), 15);
+        assert_eq!(after(1, 190, 300), 15, "nine tenths of the time since");
+        assert_eq!(after(31, 2_890, 3_300), 250, "and for half a minute");
+        assert_eq!(after(31, 2_890, 3_300), 250, "no time has passed");
+        assert_eq!(after(32, 2_900, 3_500), 15);
+        assert_eq!(after(63, 0, 3_600), 15, "a counter that went back");
         assert_eq!(reclaiming.paging(Reclaim::Off(NoReclaim::NotNeeded)), Paging::Off);
     }
 }

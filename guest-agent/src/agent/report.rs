@@ -45,7 +45,7 @@ impl Agent {
         if let Some((reclaiming, _)) = self.parts.watching.pager()
             && let Some(cpu) = self.parts.senses.cpu()
         {
-            reclaiming.take_cpu(cpu);
+            reclaiming.take_cpu(now, cpu);
         }
         let path = self.parts.runtime.status();
         if let Err(error) = self.status(now).write(&path) {

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use memtide_units::PpMillion;
+use memtide_units::{Instant, PpMillion};
 
 /// ACMA's bound: 15 ms of each second. It is what a guest at work bears unnoticed.
 const AT_WORK: Duration = Duration::from_millis(15);
@@ -11,29 +11,85 @@ const AT_WORK: Duration = Duration::from_millis(15);
 const AT_REST: Duration = Duration::from_millis(250);
 /// With less than half of the processors' time left over, somebody works.
 const RESTS: PpMillion = PpMillion(500_000);
+/// A guest that works in turns of seconds is at work. Each change is a commit of all of DAMON's files, so
+/// this is also what bounds them: one up and one down in half a minute.
+const SETTLES: Duration = Duration::from_secs(30);
 
-/// Processor time of each second that paging out may take in a guest whose processors idled for this
-/// share of the last second or so. Its own work counts as work: with one processor it leaves three
-/// quarters idle, and goes on.
-pub fn reclaim_effort(idle: PpMillion) -> Duration {
-    if idle > RESTS { AT_REST } else { AT_WORK }
+/// Less at once when somebody works, more once nobody has for half a minute.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReclaimEffort {
+    /// Since when nobody works.
+    resting: Option<Instant>,
+    /// The last time that it was looked at.
+    looked: Instant,
+}
+
+impl ReclaimEffort {
+    /// At `now` the processors had idled for this share of the last second or so. The work of paging out
+    /// counts as well: with one processor it leaves three quarters idle, and goes on.
+    pub fn look(&mut self, now: Instant, idle: PpMillion) {
+        let since = self.resting.unwrap_or(now);
+        self.resting = (idle > RESTS).then_some(since);
+        self.looked = now;
+    }
+
+    /// Processor time of each second that paging out may take.
+    pub fn time(&self) -> Duration {
+        let is_settled = |since| self.looked.since(since) >= SETTLES;
+        if self.resting.is_some_and(is_settled) { AT_REST } else { AT_WORK }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec::Vec;
+
     use super::*;
+    use proptest::prelude::*;
+
+    /// What it is from second to second.
+    fn times(idle: impl IntoIterator<Item = u32>) -> Vec<Duration> {
+        let mut effort = ReclaimEffort::default();
+        let look = |(s, idle): (u64, u32)| {
+            effort.look(Instant::from_millis(s * 1_000), PpMillion(idle));
+            effort.time()
+        };
+        (7..).zip(idle).map(look).collect()
+    }
 
     #[test]
     fn who_works_is_left_alone() {
+        assert_eq!(ReclaimEffort::default().time(), AT_WORK);
         for idle in [0, 200_000, 500_000] {
-            assert_eq!(reclaim_effort(PpMillion(idle)), AT_WORK);
+            assert_eq!(times([idle; 40]), [AT_WORK; 40]);
         }
-        assert_eq!(reclaim_effort(PpMillion(500_001)), AT_REST);
+    }
+
+    #[test]
+    fn half_a_minute_of_rest_is_used_and_ends_at_once() {
+        let idle = [[500_001; 31], [0; 31], [900_000; 31]].concat();
+        let expected = [[AT_WORK; 30].as_slice(), &[AT_REST], &[AT_WORK; 61], &[AT_REST]].concat();
+        assert_eq!(times(idle), expected);
     }
 
     #[test]
     fn its_own_work_does_not_end_it_on_one_processor() {
         let left = 1_000_000 - u32::try_from(AT_REST.as_micros()).unwrap();
-        assert_eq!(reclaim_effort(PpMillion(left)), AT_REST);
+        assert_eq!(times([left; 40])[39], AT_REST);
+    }
+
+    proptest! {
+        #[test]
+        fn it_changes_four_times_a_minute_at_most(
+            turns in prop::collection::vec((1_usize..50, any::<bool>()), 1..30),
+        ) {
+            let idle = |(s, rests): &(usize, bool)| [if *rests { 800_000 } else { 0 }].repeat(*s);
+            let times = times(turns.iter().flat_map(idle));
+            let changes = |minute: &[Duration]| {
+                minute.windows(2).filter(|pair| pair[0] != pair[1]).count()
+            };
+            // 60 changes are possible between 61 looks.
+            prop_assert!(times.windows(61).all(|minute| changes(minute) <= 4));
+        }
     }
 }

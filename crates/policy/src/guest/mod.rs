@@ -64,7 +64,7 @@ mod transcript;
 
 pub use controller::{Controller, KernelZone, ScaleBy, Settings};
 pub use convert::{Conversions, MOVABLE_PER_KERNEL_MAX, conversions};
-pub use effort::reclaim_effort;
+pub use effort::ReclaimEffort;
 pub use headroom::Headroom;
 pub use heat::{AccessRegion, Heat, HeatMap};
 pub use idle::IdleTimes;

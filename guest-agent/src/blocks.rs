@@ -149,9 +149,9 @@ impl Blocks {
         self.kept.extend(blocks);
     }
 
-    /// Says which may be taken in pieces.
-    pub fn allow_pieces(&mut self, which: ByPieces) {
-        self.by_pieces = which;
+    /// Says which may be taken in pieces; answers with which might before.
+    pub fn allow_pieces(&mut self, which: ByPieces) -> ByPieces {
+        std::mem::replace(&mut self.by_pieces, which)
     }
 
     /// What is known of one block.

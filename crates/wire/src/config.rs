@@ -4,7 +4,8 @@
 //!  0 num_pages u32   4 actual u32   8 free_page_hint_cmd_id u32   12 poison_val u32
 //! 16 magic u32      20 version u16 22 block_queue u16
 //! 24 request_max u32               28 generation u32
-//! 32 hello_epoch u32               36 reclaim_unit u32            40.. zero
+//! 32 hello_epoch u32               36 reclaim_unit u32
+//! 40 piece u32                     44.. zero
 //! ```
 //! All little-endian. A stock driver reads the first 16 bytes only.
 
@@ -68,6 +69,9 @@ pub struct Extension {
     /// What the host is sure to reclaim, in bytes: the largest page size of its that is under this
     /// guest.
     pub reclaim_unit: U32,
+    /// The least that a request names by itself, in bytes: [`PIECE`](crate::block::PIECE). 0 from a device
+    /// that knows whole memory blocks only, since it is older than this field.
+    pub piece: U32,
 }
 
 impl Extension {
@@ -81,6 +85,7 @@ impl Extension {
             generation: U32::new(0),
             hello_epoch: U32::new(1),
             reclaim_unit: U32::new(u32::try_from(reclaim_unit.bytes()).unwrap_or(u32::MAX)),
+            piece: U32::new(crate::block::PIECE.bytes() as u32),
         }
     }
 
@@ -193,6 +198,7 @@ mod tests {
         space().read(0, &mut bytes);
         let found = Extension::find(&bytes).unwrap();
         assert_eq!((found.block_queue.get(), found.reclaim_unit.get()), (5, 4096));
+        assert_eq!((&bytes[40..44], &bytes[44..]), (&[0, 0, 32, 0][..], &[0; 20][..]), "2 MiB");
         assert_eq!(Extension::find(&bytes[..16]), Err(NoExtension::TooShort(16)));
         assert_eq!(Extension::find(&[0; 64]), Err(NoExtension::Magic(0)));
         bytes[20] = 9;

@@ -470,11 +470,11 @@ impl Device {
     fn configure(&self, offset: u8, bytes: [u8; 4]) {
         use zerocopy::IntoBytes;
         let state = &mut *self.0.borrow_mut();
-        let at = usize::from(offset % 40);
+        let at = usize::from(offset % 44);
         for (n, byte) in bytes.into_iter().enumerate() {
             match at + n {
                 at @ ..16 => state.config.balloon.as_mut_bytes()[at] = byte,
-                at @ 16..40 => state.config.extension.as_mut_bytes()[at - 16] = byte,
+                at @ 16..44 => state.config.extension.as_mut_bytes()[at - 16] = byte,
                 _ => {}
             }
         }

@@ -34,6 +34,7 @@ impl Agent {
                 self.counters.device_losses += 1;
                 self.returns.lost(now, now + AFTER_LOSS);
             }
+            LinkEvent::Grain(grain) => self.on_grain(grain),
             LinkEvent::NotOffline(ranges) => {
                 for block in self.parts.blocks.in_ranges(&ranges) {
                     self.on_not_offline(block);

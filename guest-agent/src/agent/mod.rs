@@ -7,6 +7,7 @@
 //!
 //! * `events`: what answers and ended jobs change.
 //! * `act`: how each action of a plan is carried out.
+//! * `grain`: what becomes of pieces where the device takes none.
 //! * `removal`: what is stolen whole loses its `struct page`s.
 //! * `access`: what DAMON has seen, and who watches if it ends.
 //! * `report`: telemetry for the host, the status for people.
@@ -14,6 +15,7 @@
 mod access;
 mod act;
 mod events;
+mod grain;
 mod removal;
 mod report;
 #[cfg(test)]
@@ -32,7 +34,7 @@ use memtide_units::{BlockId, GpaRange, Instant};
 use memtide_wire::block::{Hello, RANGES_MAX, Request};
 
 use crate::access::AccessHistory;
-use crate::blocks::{Blocks, Hold, Surprise};
+use crate::blocks::{Blocks, ByPieces, Hold, Surprise};
 use crate::damon_watch::Closeness;
 use crate::decisions::Decisions;
 use crate::hands::Hands;
@@ -120,6 +122,8 @@ pub struct Agent {
     /// Blocks that are being taken back without a grant.
     unasked: BTreeSet<BlockId>,
     counters: Counters,
+    /// Which blocks may be taken in pieces by a device that takes any.
+    set_aside: ByPieces,
     /// How DAMON made its last snapshot.
     watching: Option<Closeness>,
     reading: Reading,
@@ -147,6 +151,7 @@ impl Agent {
             outcomes: Vec::new(),
             unasked: BTreeSet::new(),
             counters: Counters::default(),
+            set_aside: ByPieces::None,
             watching: None,
             reading: Reading::default(),
             note: "starting".into(),

@@ -1,6 +1,7 @@
 //! What kind of balloon it is.
 
 use memtide_units::ByteSize;
+use memtide_wire::block::PIECE;
 use memtide_wire::config::{Extension, NoExtension};
 
 /// One report names so many of the host's pages at most, or one range: dropping 256 MiB of 4 KiB
@@ -24,6 +25,23 @@ pub enum Plainness {
     Foreign,
     /// It is a Memtide device of another version, and so a process of its own that may die.
     OtherVersion,
+}
+
+/// The least that a device lets a request name by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grain {
+    /// A memory block: the device is older than what an agent can take.
+    Block,
+    /// A piece of 2 MiB.
+    Piece,
+}
+
+impl Grain {
+    /// What the extension's field says.
+    pub(super) fn of(piece: u32) -> Self {
+        let piece = ByteSize::from_bytes(piece.into());
+        if piece.is_zero() || piece > PIECE { Self::Block } else { Self::Piece }
+    }
 }
 
 impl Kind {

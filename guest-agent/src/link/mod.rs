@@ -30,7 +30,7 @@ use memtide_units::{ByteSize, GpaRange, Instant, Pfn};
 use memtide_wire::block::{Hello, RefuseReason, Request, Response, Verdict};
 use memtide_wire::stats::Stat;
 
-pub use self::kind::{Kind, Plainness};
+pub use self::kind::{Grain, Kind, Plainness};
 
 use self::carrier::{Carrier, Received};
 use self::outbox::Outbox;
@@ -54,6 +54,7 @@ const LOOKS_APART: Duration = Duration::from_millis(250);
 const NUM_PAGES: usize = 0;
 const GENERATION: usize = 28;
 const HELLO_EPOCH: usize = 32;
+const PIECE: usize = 40;
 
 /// Something that has happened on the link.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +67,9 @@ pub enum LinkEvent {
     Silent,
     /// The device was lost, and why. What had not been answered never will be.
     Lost(String),
+    /// The device takes more, or less, than it did; a new link takes pieces. Nothing is in flight, and a
+    /// hello comes next.
+    Grain(Grain),
     /// These were to be reported stolen and have not been: they are not offline any more.
     NotOffline(Vec<GpaRange>),
 }
@@ -146,6 +150,7 @@ pub struct Link {
     state: State,
     outbox: Outbox,
     config: HostConfig,
+    grain: Grain,
     /// When the device was last seen well.
     well: Instant,
     /// The last reset was seen to end.
@@ -167,6 +172,7 @@ impl Link {
             state: State::Down { area: Some(area), retry: Some(now), pause: RETRY_FIRST },
             outbox: Outbox::default(),
             config: HostConfig::default(),
+            grain: Grain::Piece,
             well: now,
             is_stopped: true,
             guaranteed: ByteSize::ZERO,
@@ -299,6 +305,16 @@ impl Link {
         }
     }
 
+    /// What the device takes, where that is not what it took before: it may be another one.
+    fn other_grain(&mut self) -> Option<Grain> {
+        if self.is_plain() {
+            return None;
+        }
+        let field = self.transport.config_u32(PIECE)?;
+        let before = std::mem::replace(&mut self.grain, Grain::of(field));
+        (self.grain != before).then_some(self.grain)
+    }
+
     /// Reads and clears the interrupt status: whether there was one. What it says proves nothing more.
     pub fn acknowledge_interrupt(&self) -> bool {
         self.transport.acknowledge_interrupt() != 0
@@ -384,6 +400,9 @@ impl Link {
         }
         if self.needs_hello() {
             self.look();
+            if let Some(grain) = self.other_grain() {
+                return Ok(Some(LinkEvent::Grain(grain)));
+            }
         }
         let epoch = self.config.hello_epoch;
         let (next, changed) = if self.needs_hello() {

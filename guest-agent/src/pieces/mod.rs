@@ -58,6 +58,12 @@ pub enum Unfit {
     /// The device is no Memtide device.
     #[error("a plain balloon takes whole blocks only")]
     Plain,
+    /// The device is older than pieces are.
+    #[error(
+        "this device takes whole blocks only, since it is older than the agent: upgrade \
+         vhost-user-balloon on the host"
+    )]
+    Device,
     /// There is nowhere to keep them.
     #[error("no file system of 2 MiB pages is mounted: mount hugetlbfs at /dev/hugepages")]
     NoMount,

@@ -103,3 +103,50 @@ fn pieces_are_taken_back_when_nobody_decides() {
     assert_eq!((host(&world), in_pieces(&world)), (0, vec![]));
     assert!(world.heard.iter().any(|request| matches!(request, Request::Taken(_))));
 }
+
+/// The device from now on is another one, whose configuration says so of pieces.
+fn replace_device(world: &World, piece: ByteSize) {
+    world.device.configure(|config| {
+        config.extension.piece.set(u32::try_from(piece.bytes()).unwrap());
+        let next = config.extension.hello_epoch.get() + 1;
+        config.extension.hello_epoch.set(next);
+    });
+}
+
+/// What the status says of a device that takes none.
+fn lacks(world: &World) -> usize {
+    let status = world.agent.status(Instant::from_millis(world.now));
+    let says = |lack: &&crate::status::Lack| lack.what.contains("upgrade vhost-user-balloon");
+    status.lacks.iter().filter(says).count()
+}
+
+#[test]
+fn a_device_that_is_older_than_pieces_is_not_told_of_any() {
+    let mut world = world();
+    replace_device(&world, ByteSize::ZERO);
+    world.steals = Verdict::Refused(RefuseReason::Misaligned);
+    world.restart();
+    world.run(60_000);
+    assert!(!world.heard.iter().any(|request| matches!(request, Request::Steal(_))));
+    assert_eq!(lacks(&world), 1);
+    // Whole blocks go all the same.
+    world.steals = Verdict::Ok;
+    (2..8).for_each(|block| world.fake.allow_block(BlockId(block)));
+    world.run(120_000);
+    assert_eq!((world.offline().len(), in_pieces(&world)), (5, vec![]));
+}
+
+#[test]
+fn a_device_may_be_replaced_by_an_older_one_and_by_a_newer_one_again() {
+    let mut world = taken();
+    replace_device(&world, ByteSize::ZERO);
+    world.heard.clear();
+    world.run(2_000);
+    assert_eq!((host(&world), in_pieces(&world)), (0, vec![]), "no hello named any");
+    assert!(pieces(&world).left().is_empty());
+    assert_eq!((lacks(&world), world.agent.counters.device_losses), (1, 0));
+    replace_device(&world, ByteSize::from_mib(2));
+    world.run(120_000);
+    assert_eq!((host(&world), in_pieces(&world)), (256, vec![0, 1]));
+    assert_eq!(lacks(&world), 0);
+}

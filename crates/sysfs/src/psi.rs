@@ -8,10 +8,11 @@ use rustix::fs::{Mode, OFlags};
 use crate::{Error, Result, Root};
 
 const FILE: &str = "proc/pressure/memory";
+const IO_FILE: &str = "proc/pressure/io";
 const LINE: &str =
     "\"some\" and \"full\" lines such as some avg10=0.12 avg60=0.00 avg300=0.00 total=34";
 
-/// One line of `/proc/pressure/memory`.
+/// One line of `/proc/pressure/memory` or `io`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Line {
     /// Share of time stalled over the last 10 s.
@@ -24,12 +25,12 @@ pub struct Line {
     pub total_us: u64,
 }
 
-/// The memory pressure of the whole system.
+/// The pressure on memory, or on disks, of the whole system.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Psi {
-    /// At least one task waited for memory.
+    /// At least one task waited for it.
     pub some: Line,
-    /// All tasks that could run waited for memory.
+    /// All tasks that could run waited for it.
     pub full: Line,
 }
 
@@ -43,6 +44,14 @@ impl Psi {
     /// absence of pressure for granted.
     pub fn read(root: &Root) -> Result<Self> {
         root.parsed(FILE, LINE, parse)
+    }
+
+    /// Reads `/proc/pressure/io`: how long tasks wait for input and output.
+    ///
+    /// # Errors
+    /// As [`Psi::read`].
+    pub fn read_io(root: &Root) -> Result<Self> {
+        root.parsed(IO_FILE, LINE, parse)
     }
 }
 
@@ -138,6 +147,9 @@ mod tests {
         assert_eq!(psi.some.total_us, 2_514_410);
         assert_eq!(psi.full.avg10, PpMillion(1_200));
         assert_eq!(psi.full.avg300, PpMillion(0));
+        assert!(Psi::read_io(&fake.root()).unwrap_err().is_missing());
+        fake.put(IO_FILE, PRESSED);
+        assert_eq!(Psi::read_io(&fake.root()).unwrap(), psi);
     }
 
     #[test]

@@ -36,6 +36,19 @@ impl SwapArea {
     pub fn is_device(&self, name: &str) -> bool {
         self.kind == SwapKind::Device && self.path.rsplit('/').next() == Some(name)
     }
+
+    /// True where it keeps its content in memory: zram.
+    pub fn is_in_memory(&self) -> bool {
+        let number = self.path.rsplit('/').next().and_then(|name| name.strip_prefix("zram"));
+        self.kind == SwapKind::Device && number.is_some_and(|number| number.parse::<u32>().is_ok())
+    }
+}
+
+/// Where the next page goes: of the areas that have room, the one with the highest priority; a disk where
+/// several have that, since they take turns then (swapon(2)).
+pub fn next(areas: &[SwapArea]) -> Option<&SwapArea> {
+    let with_room = areas.iter().filter(|area| area.used < area.size);
+    with_room.max_by_key(|area| (area.priority, !area.is_in_memory()))
 }
 
 /// All areas; none where there is no swap.
@@ -71,6 +84,25 @@ fn parse(line: &str) -> Option<SwapArea> {
 mod tests {
     use super::*;
     use crate::fake::FakeRoot;
+
+    #[test]
+    fn the_next_page_goes_where_there_is_room_and_a_disk_is_told_from_memory() {
+        let area = |path: &str, used, priority| SwapArea {
+            path: path.into(),
+            kind: SwapKind::Device,
+            size: ByteSize::from_mib(64),
+            used: ByteSize::from_mib(used),
+            priority,
+        };
+        let of =
+            |areas: &[SwapArea]| next(areas).map(|area| (area.path.clone(), area.is_in_memory()));
+        let (zram, disk) = (("/zram0".to_string(), true), ("/dev/vdb".to_string(), false));
+        assert_eq!(of(&[area("/dev/vdb", 0, -2), area("/zram0", 1, 100)]), Some(zram));
+        assert_eq!(of(&[area("/dev/vdb", 0, -2), area("/zram0", 64, 100)]), Some(disk.clone()));
+        assert_eq!(of(&[area("/dev/vdb", 0, 5), area("/zram0", 0, 5)]), Some(disk));
+        assert_eq!(of(&[area("/dev/vdb", 64, 5)]), None);
+        assert!(!area("/dev/zram", 0, 0).is_in_memory());
+    }
 
     #[test]
     fn areas_are_read() {

@@ -42,10 +42,12 @@ impl Agent {
             self.parts.link.post(Request::Telemetry(telemetry));
         }
         self.tell_stall(now);
-        if let Some((reclaiming, _)) = self.parts.watching.pager()
-            && let Some(cpu) = self.parts.senses.cpu()
-        {
-            reclaiming.take_cpu(now, cpu);
+        if let Some((reclaiming, _)) = self.parts.watching.pager() {
+            if let Some(cpu) = self.parts.senses.cpu() {
+                reclaiming.take_cpu(now, cpu);
+            }
+            let goal = self.parts.controller.settings().limits.psi_goal();
+            reclaiming.look_at_disk(now, &self.parts.root, goal);
         }
         let path = self.parts.runtime.status();
         if let Err(error) = self.status(now).write(&path) {

@@ -11,16 +11,20 @@ const AT_WORK: Duration = Duration::from_millis(15);
 const AT_REST: Duration = Duration::from_millis(250);
 /// With less than half of the processors' time left over, somebody works.
 const RESTS: PpMillion = PpMillion(500_000);
+/// The least that the kernel knows, for where somebody else waits for the disk that pages go to.
+const DISK_IS_BUSY: Duration = Duration::from_millis(1);
 /// A guest that works in turns of seconds is at work. Each change is a commit of all of DAMON's files, so
-/// this is also what bounds them: one up and one down in half a minute.
+/// this is also what bounds them: one up and one down in half a minute, for each of the two reasons.
 const SETTLES: Duration = Duration::from_secs(30);
 
-/// Less at once when somebody works, more once nobody has for half a minute.
+/// Less at once when somebody works or waits for the disk, more once nobody has for half a minute.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReclaimEffort {
     /// Since when nobody works.
     resting: Option<Instant>,
-    /// The last time that it was looked at.
+    /// When somebody last waited for the disk that pages go to.
+    disk_was_busy: Option<Instant>,
+    /// The last time that anything was looked at.
     looked: Instant,
 }
 
@@ -33,8 +37,24 @@ impl ReclaimEffort {
         self.looked = now;
     }
 
+    /// Where pages go to a disk: at `now` some task had waited for input or output for this share of the
+    /// last second or so. What paging out waits for itself, in the time that it has beside a guest at work,
+    /// and what the pressure `goal` accepts besides, is nobody else's wait.
+    ///
+    /// Idle processors do not tell: a guest that waits for its disk has them as well.
+    pub fn look_at_disk(&mut self, now: Instant, stall: PpMillion, goal: PpMillion) {
+        let own = PpMillion::of_time(AT_WORK.as_millis() as u64, 1_000);
+        if stall.0 > own.0.saturating_add(goal.0) {
+            self.disk_was_busy = Some(now);
+        }
+        self.looked = now;
+    }
+
     /// Processor time of each second that paging out may take.
     pub fn time(&self) -> Duration {
+        if self.disk_was_busy.is_some_and(|at| self.looked.since(at) < SETTLES) {
+            return DISK_IS_BUSY;
+        }
         let is_settled = |since| self.looked.since(since) >= SETTLES;
         if self.resting.is_some_and(is_settled) { AT_REST } else { AT_WORK }
     }
@@ -76,6 +96,21 @@ mod tests {
     fn its_own_work_does_not_end_it_on_one_processor() {
         let left = 1_000_000 - u32::try_from(AT_REST.as_micros()).unwrap();
         assert_eq!(times([left; 40])[39], AT_REST);
+    }
+
+    #[test]
+    fn a_disk_that_somebody_waits_for_is_left_to_them_for_half_a_minute() {
+        let mut effort = ReclaimEffort::default();
+        let goal = PpMillion(1_000);
+        let mut look = |s: u64, stall| {
+            let now = Instant::from_millis(s * 1_000);
+            effort.look(now, PpMillion(900_000));
+            effort.look_at_disk(now, PpMillion(stall), goal);
+            effort.time()
+        };
+        assert_eq!((look(0, 16_000), look(30, 16_000)), (AT_WORK, AT_REST), "it may be its own");
+        assert_eq!(look(31, 16_001), DISK_IS_BUSY, "at once, however idle the processors");
+        assert_eq!((look(60, 0), look(61, 0)), (DISK_IS_BUSY, AT_REST));
     }
 
     proptest! {

@@ -357,6 +357,8 @@ impl<'m> World<'m> {
                 let ranges = memory::ranges().into_iter().enumerate();
                 self.host.memory = ranges.filter(|(n, _)| kept(*n)).map(|(_, r)| r).collect();
                 self.balloon.set_memory(self.host.memory.iter().copied(), ByteSize::from_kib(4));
+                // As the session does: what is under way is looked at anew.
+                (0..QUEUES).for_each(|n| self.unpark(n));
             }
             Step::Config { offset, bytes } => {
                 self.balloon.write_config(offset.into(), bytes);

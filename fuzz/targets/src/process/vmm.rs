@@ -336,8 +336,9 @@ impl<'m> Vmm<'m> {
         if !self.in_step {
             return;
         }
-        // One question after the other, and what was sent behind the last one.
-        for _ in 0..=self.questions() {
+        // One question after the other, and what was sent behind the last one. A transfer that begins
+        // behind a question begins when that is answered, and takes too long a round later.
+        for _ in 0..=2 * self.questions() {
             self.now += 20_000;
             self.round();
         }

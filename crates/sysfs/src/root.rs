@@ -15,6 +15,9 @@ use crate::{Error, Result};
 /// hundred KiB on machines with very many devices. A limit, so that a wrong file cannot eat memory.
 const MAX_TEXT: u64 = 4 << 20;
 
+/// Room for a text file at first: the kernel's are mostly smaller.
+const TEXT: usize = 8 << 10;
+
 /// Takes writes in place of the kernel's files: how a fake root answers like a kernel.
 pub trait Writer: Send + Sync {
     /// Handles `text` written to `path`, which is relative to the root.
@@ -66,7 +69,8 @@ impl Root {
     /// [`Error::Missing`], [`Error::Disabled`], [`Error::Io`]; [`Error::Garbage`] past 4 MiB.
     pub fn read(&self, relative: impl AsRef<Path>) -> Result<String> {
         let path = self.path(relative);
-        let mut bytes = Vec::new();
+        // With no room at first it would be read in pieces of 32 bytes that double.
+        let mut bytes = Vec::with_capacity(TEXT);
         File::open(&path)
             .and_then(|file| file.take(MAX_TEXT + 1).read_to_end(&mut bytes))
             .map_err(|error| Error::reading(&path, error))?;

@@ -280,11 +280,13 @@ impl Controller {
             return (Vec::new(), Decision::Rest(WaitReason::Denied));
         }
         let blocks = self.returnable(seen, figures, wanted);
+        if blocks.is_empty() {
+            let missing = missing(seen, figures);
+            let reason = WaitReason::NothingToReturn { available, missing };
+            return (Vec::new(), Decision::Rest(reason));
+        }
         self.quiet.returning(now);
         self.gauges.asked(now);
-        if blocks.is_empty() {
-            return (Vec::new(), Decision::Rest(WaitReason::NothingToReturn { available }));
-        }
         self.open_ticket(blocks, wanted.urgency, seen, figures)
     }
 
@@ -409,6 +411,17 @@ impl Controller {
 }
 
 type Next = (Vec<Action>, Decision);
+
+/// What is too little available; none where a task stalls right now, where nobody tells whether one does,
+/// and where nobody could be given anything.
+fn missing(seen: &Observation, figures: &Figures) -> ByteSize {
+    let is_told = seen.psi.is_some() && seen.device == DeviceState::Ready;
+    if figures.trigger_fired || !is_told {
+        return ByteSize::ZERO;
+    }
+    let ahead = seen.memory.available - figures.hot_cache - figures.growth.ahead;
+    figures.headroom.low - ahead
+}
 
 /// Watchful while something runs, and calm while nothing could come back. Else the next look comes
 /// before a guest that begins to grow now, as fast as guests do, has used up what is there for that:

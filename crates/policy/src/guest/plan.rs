@@ -218,6 +218,8 @@ pub enum WaitReason {
     NothingToReturn {
         /// What is available.
         available: ByteSize,
+        /// What it is short of; none where a task stalls right now, or nobody tells whether one does.
+        missing: ByteSize,
     },
     /// The gate has denied a return a short while ago.
     Denied,
@@ -266,7 +268,7 @@ impl fmt::Display for WaitReason {
                 write!(f, "no block can be stolen now ({cooling} cool down after a failure)")
             }
             Self::Restoring => f.write_str("everything is to stay with the guest"),
-            Self::NothingToReturn { available } => {
+            Self::NothingToReturn { available, .. } => {
                 write!(f, "{available} available is little, and there is no block to ask back")
             }
             Self::Denied => f.write_str("the gate denied a return lately"),

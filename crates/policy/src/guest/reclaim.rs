@@ -3,8 +3,9 @@
 //! How much of it goes, and how fast, is DAMON's feedback loop's to find out; here is decided only
 //! whether there is anything to gain. That is so while the guest may shrink, and all that keeps it
 //! from shrinking is that too little is available: what is paged out is available then, and the next
-//! block can be stolen. While a return is pending, or pressure is over the goal, it would make
-//! worse what is bad already.
+//! block can be stolen. A guest that has all its blocks and little available is short of what its own
+//! cold memory holds. While a return is pending, or pressure is over the goal, it would make worse what
+//! is bad already.
 
 use core::fmt;
 use core::time::Duration;
@@ -41,6 +42,11 @@ pub enum Gain {
         /// Bytes.
         missing: ByteSize,
     },
+    /// The guest has all that it may have, and so much too little of it is available.
+    Headroom {
+        /// Bytes.
+        missing: ByteSize,
+    },
     /// The kernel has too little free for the next block's pages to move to.
     Room,
     /// What becomes free reaches the host as it is.
@@ -51,6 +57,9 @@ impl fmt::Display for Gain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Block { missing } => write!(f, "one more block needs {missing} more"),
+            Self::Headroom { missing } => {
+                write!(f, "{missing} more should be available, and no block is stolen")
+            }
             Self::Room => f.write_str("too little is free"),
             Self::Reported => f.write_str("what becomes free reaches the host"),
         }
@@ -171,9 +180,15 @@ impl Reclaimer {
             }
             WaitReason::AfterStall { .. } => Reclaim::Off(NoReclaim::Pressure),
             WaitReason::UsedLately { .. } => Reclaim::Off(NoReclaim::NotNeeded),
-            WaitReason::AfterReturn { .. }
-            | WaitReason::NothingToReturn { .. }
-            | WaitReason::Denied => Reclaim::Off(NoReclaim::Returning),
+            WaitReason::NothingToReturn { missing: ByteSize::ZERO, .. } => {
+                Reclaim::Off(NoReclaim::Pressure)
+            }
+            WaitReason::NothingToReturn { missing, .. } => {
+                self.unless_stalled(now, Gain::Headroom { missing })
+            }
+            WaitReason::AfterReturn { .. } | WaitReason::Denied => {
+                Reclaim::Off(NoReclaim::Returning)
+            }
             WaitReason::NoPsi
             | WaitReason::DeviceSilent
             | WaitReason::AtTarget { .. }
@@ -256,6 +271,22 @@ mod tests {
         assert_eq!(said[1..4], [on, on, on]);
         assert_eq!(said[4], "cold memory is paged out: too little is free");
         assert_eq!(said[5], stays("nothing is to be gained by it"));
+    }
+
+    /// Else a guest whose programs hold much that they never touch would never shrink again once it has
+    /// needed all of its blocks.
+    #[test]
+    fn a_guest_that_is_whole_and_short_of_memory_pages_out_unless_tasks_stall() {
+        let short = |missing| {
+            let (available, missing) = (ByteSize::from_mib(100), ByteSize::from_mib(missing));
+            Decision::Rest(WaitReason::NothingToReturn { available, missing })
+        };
+        let said =
+            story(&[(0, short(90)), (1, short(0)), (2, OVER), (3, short(90)), (12, short(90))]);
+        let on =
+            "cold memory is paged out: 90 MiB more should be available, and no block is stolen";
+        let off = "cold memory stays: tasks stall for memory, or did lately";
+        assert_eq!(said, [on, off, off, off, on]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use memtide_bench::{HugePagesUse, Options, PACKAGES, Report, footprint};
+use memtide_bench::{HugePagesUse, Options, PACKAGES, Report, footprint, size};
 use memtide_lab::Kernel;
 use memtide_lab::cargo::{self, Profile};
 use memtide_units::ByteSize;
@@ -20,6 +20,36 @@ pub(crate) enum Task {
     /// How much of the host's memory a guest holds over time, with nothing to give memory back, with
     /// free page reporting, with `DAMON_RECLAIM` besides, and with Memtide. Takes about twenty minutes.
     Footprint(Footprint),
+    /// Whether a guest finds its size by itself: a workload that stays as it is, beside the same in a guest
+    /// that nothing shrinks; a quarter of the guest at once; and guests of fixed sizes. Takes about twenty
+    /// minutes.
+    Size(Size),
+}
+
+/// Options of `bench size`.
+#[derive(Debug, Args)]
+pub(crate) struct Size {
+    /// The guests' kernel; 6.1 has no DAMON.
+    #[arg(long, value_name = "VERSION", default_value = "7.3")]
+    kernel: Kernel,
+    /// Memory of each guest but those of fixed sizes, from 2GiB to 32GiB.
+    #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = guest_memory)]
+    memory: ByteSize,
+    /// Pairs of windows that are compared.
+    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pairs: u32,
+    /// Surges of each guest.
+    #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(1..=100))]
+    surges: u32,
+    /// Measure these only: steady, surge, sweep [default: all].
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    only: Vec<size::Part>,
+    /// Write the report here as JSON [default: artifacts/bench-size/report.json].
+    #[arg(long, value_name = "FILE", value_parser = output_file)]
+    report: Option<PathBuf>,
+    /// Write the picture here (SVG) [default: artifacts/bench-size/size.svg].
+    #[arg(long, value_name = "FILE", value_parser = output_file)]
+    picture: Option<PathBuf>,
 }
 
 /// Options of `bench footprint`.
@@ -71,6 +101,7 @@ pub(crate) struct Reclaim {
 /// Where files go; made anew by each run.
 pub(crate) const ARTIFACTS: &str = "artifacts/bench-reclaim";
 const FOOTPRINT_ARTIFACTS: &str = "artifacts/bench-footprint";
+const SIZE_ARTIFACTS: &str = "artifacts/bench-size";
 
 /// Smaller guests have too few blocks to move, and larger ones take too long.
 fn guest_memory(text: &str) -> std::result::Result<ByteSize, String> {
@@ -88,6 +119,7 @@ pub(crate) fn run(task: &Task) -> Result<()> {
     match task {
         Task::Reclaim(arguments) => reclaim(arguments),
         Task::Footprint(arguments) => footprint(arguments),
+        Task::Size(arguments) => size(arguments),
     }
 }
 
@@ -118,7 +150,41 @@ fn footprint(arguments: &Footprint) -> Result<()> {
     write(&file, &format!("{}\n", serde_json::to_string_pretty(&report)?))?;
     println!("\n{}", footprint::table(&report));
     println!("picture: {}\nreport:  {}", picture.display(), file.display());
-    match report.broken().as_slice() {
+    none_broken(&report.broken())
+}
+
+fn size(arguments: &Size) -> Result<()> {
+    let lab = lab::set_up(&[arguments.kernel])?;
+    eprintln!("building Memtide's programs (a few minutes the first time) ...");
+    let programs = cargo::build(&size::PACKAGES, Profile::Release)?;
+    let artifacts = PathBuf::from(SIZE_ARTIFACTS);
+    fresh_dir(&artifacts)?;
+    let options = size::Options {
+        kernel: arguments.kernel,
+        memory: arguments.memory,
+        pairs: arguments.pairs,
+        surges: arguments.surges,
+        parts: match arguments.only.as_slice() {
+            [] => size::Part::ALL.to_vec(),
+            only => only.to_vec(),
+        },
+        artifacts: artifacts.clone(),
+    };
+    memtide_scenarios::interrupt::listen();
+    let started = std::time::Instant::now();
+    let mut say = |text: &str| println!("{:>6.1} s  {text}", started.elapsed().as_secs_f64());
+    let report = size::run(&lab, &programs, &options, &mut say)?;
+    let picture = arguments.picture.clone().unwrap_or_else(|| artifacts.join("size.svg"));
+    write(&picture, &size::picture(&report))?;
+    let file = arguments.report.clone().unwrap_or_else(|| artifacts.join("report.json"));
+    write(&file, &format!("{}\n", serde_json::to_string_pretty(&report)?))?;
+    println!("\n{}", size::table(&report));
+    println!("picture: {}\nreport:  {}", picture.display(), file.display());
+    none_broken(&report.broken())
+}
+
+fn none_broken(broken: &[String]) -> Result<()> {
+    match broken {
         [] => Ok(()),
         broken => Err(broken.join("; ").into()),
     }

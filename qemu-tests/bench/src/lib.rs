@@ -1,6 +1,7 @@
 //! Measures what Memtide does, side by side with what a user would choose instead: how fast a guest's
 //! memory goes to the host and comes back ([`run`]), beside QEMU's own balloon and virtio-mem and what
-//! the kernels can do at most; and what a guest holds over time ([`footprint`]).
+//! the kernels can do at most; what a guest holds over time
+//! ([`footprint`]); and whether it finds its size by itself ([`size`]).
 //!
 //! All run on the same QEMU and the same guest kernel with as much memory, in one go, in turns.
 //! Memory that is to go has been touched, and is free in the guest: the case that all of them are
@@ -23,6 +24,7 @@ mod qemu_devices;
 mod raw;
 mod reclaim;
 mod report;
+pub mod size;
 mod subject;
 mod table;
 mod touch;

@@ -12,11 +12,14 @@ use crate::error::{BenchError, Result};
 use crate::subject::Subject;
 
 /// What all guests have in common.
+#[derive(Clone)]
 pub(crate) struct Machines<'a> {
     pub(crate) lab: &'a Lab,
     pub(crate) programs: &'a Built,
     pub(crate) kernel: Kernel,
     pub(crate) memory: ByteSize,
+    /// Virtual processors of each.
+    pub(crate) vcpus: u32,
     pub(crate) artifacts: PathBuf,
     /// Programs of ours that are in each guest.
     pub(crate) tools: &'static [&'static str],
@@ -38,6 +41,25 @@ impl Machines<'_> {
     /// A guest with nothing that moves its memory.
     pub(crate) fn plain(&self, name: &'static str) -> Result<Subject> {
         self.start(name, |_| {})
+    }
+
+    /// The same guests, with other memory.
+    pub(crate) fn with_memory(&self, memory: ByteSize) -> Self {
+        Self { memory, ..self.clone() }
+    }
+
+    /// A guest with nothing that moves its memory, and with these modules.
+    pub(crate) fn with_modules(&self, name: &'static str, modules: &[&str]) -> Result<Subject> {
+        self.start(name, |spec| spec.modules = modules.iter().map(|m| (*m).to_owned()).collect())
+    }
+
+    /// A guest with QEMU's balloon, which gives way where the guest is out of memory.
+    pub(crate) fn with_deflation(&self, name: &'static str) -> Result<Subject> {
+        self.start(name, |spec| {
+            let device = "virtio-balloon-pci,id=balloon0,deflate-on-oom=on";
+            spec.qemu_arguments = words(["-device", device]);
+            spec.modules = words(["virtio_balloon"]);
+        })
     }
 
     /// A guest with QEMU's balloon, which is asked for nothing but its size: with free page
@@ -109,6 +131,7 @@ impl Machines<'_> {
         let artifacts = self.artifacts.join(name);
         let mut spec = MachineSpec::new(name, self.kernel, tools.path(), artifacts);
         spec.memory_mib = self.memory.mib();
+        spec.vcpus = self.vcpus;
         spec.kernel_arguments = words([NO_TIMER_CHECK]);
         differ(&mut spec);
         if matches!(spec.balloon, Balloon::VhostUser { .. }) {

@@ -84,6 +84,7 @@ pub fn run(
         programs,
         kernel: options.kernel,
         memory: options.memory,
+        vcpus: 2,
         artifacts: options.artifacts.clone(),
         tools: &["memtide-agent"],
         agent_options: "--scale-by target",

@@ -1,5 +1,6 @@
 //! A guest under test, from outside.
 
+use std::path::Path;
 use std::time::Duration;
 
 use memtide_lab::machine::Machine;
@@ -30,6 +31,16 @@ fallocate -l $1MiB $dir/b
 wait $first
 umount $dir
 "#;
+
+/// What whoever wonders about a figure would ask the guest.
+const STATE: &str = "\
+for file in meminfo buddyinfo zoneinfo swaps pressure/memory; do echo \"== $file\"; cat /proc/$file; done
+echo '== stat: name, user and system time in hundredths of a second, resident pages'
+cat /proc/uptime; cut -d ' ' -f 2,14,15,24 /proc/[0-9]*/stat 2> /dev/null | grep -v ' 0 [0-9] '
+cd /sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/schemes 2> /dev/null && grep -r . */stats
+PATH=$PATH:/opt/memtide/bin
+for view in status explain wss; do memtide-agent $view; done
+true";
 
 /// A guest that runs, or is stopped while another one's turn is.
 pub(crate) struct Subject {
@@ -118,6 +129,14 @@ impl Subject {
         let some = text.lines().find_map(|line| line.strip_prefix("some ")?.split_once("total="));
         let total = some.and_then(|(_, total)| total.trim().parse().ok());
         total.ok_or_else(|| self.unexpected("/proc/pressure/memory", text))
+    }
+
+    /// How the guest is now, for people: `guest.txt` in `directory`.
+    pub(crate) fn keep_state(&self, directory: &Path) -> Result<()> {
+        let text = self.bash_with(STATE, &[])?;
+        let path = directory.join("guest.txt");
+        let failed = |source| BenchError::File { doing: "write", path: path.clone(), source };
+        std::fs::write(&path, text).map_err(failed)
     }
 
     /// The error that a guest's text is not what it should be.

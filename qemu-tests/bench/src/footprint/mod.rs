@@ -12,7 +12,7 @@ mod report;
 mod script;
 mod table;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use memtide_lab::cargo::Built;
@@ -24,9 +24,8 @@ pub use picture::picture;
 pub use report::{Report, Run};
 pub use table::table;
 
-use crate::error::{BenchError, Result};
+use crate::error::Result;
 use crate::machines::Machines;
-use crate::subject::Subject;
 pub use means::{Means, NoSuchMeans};
 use report::Setting;
 
@@ -66,6 +65,7 @@ pub fn run(
         programs,
         kernel: options.kernel,
         memory: options.memory,
+        vcpus: 2,
         artifacts: options.artifacts.clone(),
         tools: &["memtide-agent", "memtide-workload"],
         agent_options: "",
@@ -76,7 +76,7 @@ pub fn run(
         say(&format!("{}: the guest boots", means.name()));
         let guest = means.start(&machines, sockets.path())?;
         let run = play::play(&guest.subject, &script)?;
-        keep_state(&guest.subject, &options.artifacts.join(means.name()))?;
+        guest.subject.keep_state(&options.artifacts.join(means.name()))?;
         say(&format!(
             "{}: {:.2} GiB·min in {:.0} s, {:.2} GiB after the last rest",
             means.name(),
@@ -96,22 +96,4 @@ pub fn run(
         report.runs.insert(means.name().to_owned(), run);
     }
     Ok(report)
-}
-
-/// What whoever wonders about a figure would ask the guest.
-const STATE: &str = "\
-for file in meminfo buddyinfo zoneinfo swaps pressure/memory; do echo \"== $file\"; cat /proc/$file; done
-echo '== stat: name, user and system time in hundredths of a second, resident pages'
-cat /proc/uptime; cut -d ' ' -f 2,14,15,24 /proc/[0-9]*/stat 2> /dev/null | grep -v ' 0 [0-9] '
-cd /sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/schemes 2> /dev/null && grep -r . */stats
-PATH=$PATH:/opt/memtide/bin
-for view in status explain wss; do memtide-agent $view; done
-true";
-
-/// How the guest is at the end, for people: `guest.txt` beside its logs.
-fn keep_state(subject: &Subject, logs: &Path) -> Result<()> {
-    let text = subject.bash_with(STATE, &[])?;
-    let path = logs.join("guest.txt");
-    let failed = |source| BenchError::File { doing: "write", path: path.clone(), source };
-    std::fs::write(&path, text).map_err(failed)
 }

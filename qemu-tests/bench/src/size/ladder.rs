@@ -1,0 +1,78 @@
+//! The same workload in guests of fixed sizes, from large to small, two at a time.
+
+use std::time::Duration;
+
+use super::means::{ZRAM, pin};
+use super::report::FixedSize;
+use super::script;
+use super::steady::{ENDS, FILL};
+use super::watched::{Watched, listen_for};
+use crate::error::Result;
+use crate::machines::Machines;
+use crate::subject::Subject;
+
+/// Sizes, in sixteenths of the whole guest; from all of it to hardly more than the hot set with the
+/// system's own and the cold rest in compressed memory.
+const RUNGS: [(u64, &str); 6] = [
+    (16, "fixed-16"),
+    (12, "fixed-12"),
+    (11, "fixed-11"),
+    (10, "fixed-10"),
+    (9, "fixed-9"),
+    (8, "fixed-8"),
+];
+/// After the workload has its memory, until the kernel has found what is cold.
+const SETTLE: Duration = Duration::from_secs(45);
+const WINDOW: Duration = Duration::from_secs(61);
+
+/// Measures all sizes.
+pub(super) fn measure(
+    machines: &Machines<'_>,
+    say: &mut dyn FnMut(&str),
+) -> Result<Vec<FixedSize>> {
+    let mut found = Vec::new();
+    for pair in RUNGS.chunks(2) {
+        let names: Vec<&str> = pair.iter().map(|(_, name)| *name).collect();
+        say(&format!("guests of fixed sizes: {}", names.join(" and ")));
+        let subjects =
+            pair.iter().map(|rung| start(machines, *rung)).collect::<Result<Vec<_>>>()?;
+        found.extend(play(machines, &subjects)?);
+    }
+    Ok(found)
+}
+
+fn start(machines: &Machines<'_>, (count, name): (u64, &'static str)) -> Result<Subject> {
+    let memory = script::sixteenths(machines.memory, count);
+    let subject = machines.with_memory(memory).with_modules(name, &["zram"])?;
+    // As much as a guest of the whole size would have.
+    subject.bash_with(ZRAM, &[(machines.memory.mib() / 2).to_string()])?;
+    Ok(subject)
+}
+
+fn play(machines: &Machines<'_>, subjects: &[Subject]) -> Result<Vec<FixedSize>> {
+    let script = script::steady_at_once(machines.memory);
+    for (turn, subject) in subjects.iter().enumerate() {
+        pin(subject, turn)?;
+    }
+    let started: Result<Vec<Watched<'_>>> =
+        subjects.iter().map(|subject| Watched::start(subject, &script)).collect();
+    let mut watched = started?;
+    watched.iter_mut().try_for_each(|guest| guest.await_hot(FILL))?;
+    let mut all: Vec<&mut Watched<'_>> = watched.iter_mut().collect();
+    listen_for(&mut all, SETTLE)?;
+    let marks: Vec<_> = all.iter().map(|guest| guest.mark()).collect();
+    listen_for(&mut all, WINDOW)?;
+    let windows: Vec<_> = all.iter().zip(&marks).map(|(guest, mark)| guest.since(*mark)).collect();
+    let mut sizes = Vec::new();
+    for (guest, window) in watched.into_iter().zip(windows) {
+        let oom_kills = guest.subject().oom_kills()?;
+        sizes.push(FixedSize {
+            size_mib: window.total.mib(),
+            pages_per_second: window.pages_per_second,
+            stalls: window.stalls,
+            oom_kills,
+            pages_bad: guest.end(ENDS)?,
+        });
+    }
+    Ok(sizes)
+}

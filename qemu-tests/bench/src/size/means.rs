@@ -1,0 +1,81 @@
+//! What the parts share: the guests, and the processor that each runs on.
+
+use std::time::Duration;
+
+use memtide_units::ByteSize;
+use rustix::process::Pid;
+
+use crate::error::{BenchError, Result};
+use crate::machines::Machines;
+use crate::processors;
+use crate::subject::Subject;
+
+/// The guests that live through several parts, and whoever listens.
+pub(super) struct Bench<'a> {
+    pub(super) machines: Machines<'a>,
+    pub(super) memtide: Subject,
+    pub(super) plain: Subject,
+    pub(super) say: &'a mut dyn FnMut(&str),
+}
+
+/// Somewhere to page out to, of so many MiB, as the agent sets up where there is none.
+pub(super) const ZRAM: &str = r#"
+set -e
+zram=/sys/block/zram0
+[ -e $zram ] || cat /sys/class/zram-control/hot_add
+echo $1M > $zram/disksize
+mkswap /dev/zram0 > /dev/null
+swapon /dev/zram0
+"#;
+
+/// Has all threads of a guest run on one processor, so that what two guests get done beside each other can
+/// be compared. Where there is only one they share it.
+pub(super) fn pin(subject: &Subject, turn: usize) -> Result<()> {
+    let allowed = processors::allowed();
+    let cpu = allowed[turn % allowed.len()];
+    let tasks = format!("/proc/{}/task", subject.machine().qemu_pid());
+    let failed = BenchError::call("the threads of QEMU cannot be listed");
+    for entry in std::fs::read_dir(tasks).map_err(&failed)? {
+        let name = entry.map_err(&failed)?.file_name();
+        let tid = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+        if tid.is_some() {
+            processors::run_on(tid, cpu)?;
+        }
+    }
+    Ok(())
+}
+
+/// What this guest's kernel has of memory, and how much of it could be had.
+pub(super) fn total_and_available(subject: &Subject) -> Result<(ByteSize, ByteSize)> {
+    Ok((subject.meminfo("MemTotal")?, subject.meminfo("MemAvailable")?))
+}
+
+/// Waits a moment, unless somebody has pressed Ctrl-C.
+pub(super) fn pause(time: Duration) -> Result<()> {
+    memtide_scenarios::interrupt::check()?;
+    std::thread::sleep(time);
+    Ok(())
+}
+
+/// The middle one, or the mean of the two in the middle; zero of none.
+pub(super) fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match (sorted.len() / 2, sorted.len() % 2) {
+        (0, 0) => 0.0,
+        (half, 0) => f64::midpoint(sorted[half - 1], sorted[half]),
+        (half, _) => sorted[half],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median(&[]), 0.0);
+        assert_eq!(median(&[3.0, 1.0, 9.0]), 3.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 9.0]), 3.0);
+    }
+}

@@ -1,0 +1,114 @@
+//! Whether the guest finds its size by itself, and what that costs the workload.
+//!
+//! A workload keeps a known part of its memory hot and never touches the rest again. Beside each other,
+//! each on a processor of its own, run a guest that Memtide shrinks and one that nothing does, and what
+//! both get done is compared, window by window. Then the same workload runs in guests of fixed sizes: the
+//! smallest that does not hurt is what the agent should have found. Last a surge: a quarter of the
+//! guest's memory is wanted at once, while more than that is stolen.
+
+mod find;
+mod ladder;
+mod means;
+mod picture;
+mod report;
+mod script;
+mod steady;
+mod surge;
+mod table;
+mod watched;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use memtide_lab::cargo::Built;
+use memtide_lab::machine::Backing;
+use memtide_lab::rundir::RunDir;
+use memtide_lab::{Kernel, Lab};
+use memtide_units::ByteSize;
+
+pub use find::{NoSuchPart, Part};
+pub use picture::picture;
+pub use report::Report;
+pub use table::table;
+
+use crate::error::Result;
+use crate::machines::Machines;
+use crate::memtide::Device;
+use means::Bench;
+use report::Setting;
+
+/// The packages whose programs are used, for `memtide_lab::cargo::build`.
+pub const PACKAGES: [&str; 4] = super::footprint::PACKAGES;
+
+/// What is measured.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The guests' kernel.
+    pub kernel: Kernel,
+    /// Memory of each guest but those of fixed sizes.
+    pub memory: ByteSize,
+    /// Pairs of windows that are compared.
+    pub pairs: u32,
+    /// Surges of each guest.
+    pub surges: u32,
+    /// What is measured; they follow each other in the order of [`Part::ALL`].
+    pub parts: Vec<Part>,
+    /// Where logs go.
+    pub artifacts: PathBuf,
+}
+
+/// Measures; `say` gets a line for each step.
+///
+/// # Errors
+/// The first step that fails. Guests and processes are gone in any case.
+pub fn run(
+    lab: &Lab,
+    programs: &Built,
+    options: &Options,
+    say: &mut dyn FnMut(&str),
+) -> Result<Report> {
+    let (started, sockets) = (Instant::now(), RunDir::new()?);
+    let machines = Machines {
+        lab,
+        programs,
+        kernel: options.kernel,
+        memory: options.memory,
+        vcpus: 1,
+        artifacts: options.artifacts.clone(),
+        tools: &["memtide-agent", "memtide-workload"],
+        agent_options: "",
+    };
+    let log = options.artifacts.join("memtide-device.log");
+    say("two guests boot, one with Memtide");
+    let device = Device::start(programs, &sockets.path().join("memtide"), &log)?;
+    let memtide = machines.with_memtide("memtide", device.socket(), Backing::Memfd)?;
+    let plain = machines.plain("plain")?;
+    let mut report = Report {
+        setting: Setting {
+            kernel: plain.kernel().to_owned(),
+            qemu: lab.qemu().version().to_string(),
+            accelerator: plain.machine().acceleration().engine.to_string(),
+            processors: std::thread::available_parallelism().map_or(0, usize::from),
+            guest_memory_mib: options.memory.mib(),
+            script: script::steady(options.memory),
+            seconds: 0,
+        },
+        ..Report::default()
+    };
+    let mut bench = Bench { machines, memtide, plain, say };
+    let wants = |part| options.parts.contains(&part);
+    if wants(Part::Steady) {
+        report.steady = Some(steady::measure(&mut bench, options.pairs)?);
+    }
+    if wants(Part::Surge) {
+        surge::measure(&mut bench, options.surges, &mut report)?;
+    }
+    // Two of them take the places of the two that are there.
+    let Bench { machines, say, .. } = bench;
+    drop(device);
+    if wants(Part::Sweep) {
+        report.sweep = ladder::measure(&machines, say)?;
+    }
+    report.setting.seconds = started.elapsed().as_secs();
+    Ok(report)
+}

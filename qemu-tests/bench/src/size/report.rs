@@ -1,0 +1,302 @@
+//! The result, as it is written to a file.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::error::Result;
+use crate::subject::Subject;
+
+/// The goal that the agent has for stalls, in ‰ of the time (`acceptable_pressure`'s default).
+const GOAL: f64 = 1.0;
+/// Of the windows so many may be over it.
+const WITHIN: f64 = 0.95;
+/// A fixed size that gets less done than this, of what the whole guest does, hurts.
+const UNHURT: f64 = 0.98;
+
+/// What was measured; parts that were not are absent.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// How it was measured.
+    pub setting: Setting,
+    /// A workload that stays as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steady: Option<Steady>,
+    /// A quarter of the guest at once: `none`, `memtide`, `deflate_on_oom`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub surge: BTreeMap<String, Surge>,
+    /// The agent in a guest in which nothing happens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rest: Option<Cost>,
+    /// Fixed sizes, the largest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sweep: Vec<FixedSize>,
+}
+
+/// How it was measured.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Setting {
+    /// The guests' `uname -r`.
+    pub kernel: String,
+    /// QEMU's version.
+    pub qemu: String,
+    /// `kvm` or `tcg`.
+    pub accelerator: String,
+    /// The host's processors.
+    pub processors: usize,
+    /// Memory of each guest but those of fixed sizes, in MiB.
+    pub guest_memory_mib: u64,
+    /// What is played where nothing changes.
+    pub script: String,
+    /// How long all of it took.
+    pub seconds: u64,
+}
+
+/// What the same workload got done in the same time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Pair {
+    /// Pages checked in a second, with Memtide.
+    pub with: f64,
+    /// And without.
+    pub without: f64,
+}
+
+impl Pair {
+    /// By how much longer the same work takes with Memtide, in percent; below zero where it is faster.
+    pub fn slower_percent(&self) -> f64 {
+        if self.with > 0.0 { (self.without / self.with - 1.0) * 100.0 } else { f64::INFINITY }
+    }
+}
+
+/// The workload that stays as it is.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Steady {
+    /// Each pair of windows.
+    pub pairs: Vec<Pair>,
+    /// The median of what they are slower by, in percent.
+    pub slower_percent: f64,
+    /// What of the guest's memory the host does not hold with Memtide, in percent.
+    pub saved_percent: f64,
+    /// What the host holds with Memtide, and without, in MiB.
+    pub held_mib: u64,
+    /// And without.
+    pub held_without_mib: u64,
+    /// The guest's `MemTotal` once settled, in MiB.
+    pub size_mib: u64,
+    /// When it shrank for the last time, in seconds from when the workload had its memory.
+    pub settled_after_s: f64,
+    /// Of ten seconds each, the share in which some task stalled for memory, in ‰.
+    pub stalls: Vec<f64>,
+    /// The same in the guest without Memtide.
+    pub stalls_without: Vec<f64>,
+    /// What the agent and DAMON cost meanwhile.
+    pub cost: Cost,
+    /// Pages of the workload's that were not what they had to be.
+    pub pages_bad: u64,
+}
+
+/// Processor time of a guest's processes over some time, and memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Cost {
+    /// Of the agent, in percent of one processor.
+    pub agent_percent: f64,
+    /// Of DAMON's threads.
+    pub damon_percent: f64,
+    /// Resident memory of the agent, in MiB.
+    pub agent_mib: f64,
+    /// Not shared: seconds so far.
+    #[serde(skip)]
+    seconds: f64,
+}
+
+/// Time since boot; then of each process of ours its name, user and system time in hundredths of a
+/// second, and resident pages (proc_pid_stat(5)).
+const COST: &str = r#"
+read -r up _ < /proc/uptime
+echo "up $up 0 0"
+for stat in /proc/[0-9]*/stat; do
+  read -r -a field < $stat || continue
+  case ${field[1]} in
+    "(memtide-agent)"|"(kdamond."*) echo "${field[1]} ${field[13]} ${field[14]} ${field[23]}";;
+  esac
+done 2> /dev/null
+true
+"#;
+
+impl Cost {
+    /// Since boot, in seconds instead of percents: for [`Self::since`].
+    pub(super) fn so_far(subject: &Subject) -> Result<Self> {
+        let text = subject.bash_with(COST, &[])?;
+        Self::parse(&text).ok_or_else(|| subject.unexpected("the look at /proc", text))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut cost = Self::default();
+        for line in text.lines() {
+            let (name, numbers) = line.split_once(' ')?;
+            let numbers: Vec<f64> =
+                numbers.split(' ').map_while(|word| word.parse().ok()).collect();
+            let [first, second, pages] = numbers[..] else { return None };
+            let seconds = (first + second) / 100.0;
+            match name {
+                "up" => cost.seconds = first,
+                "(memtide-agent)" => {
+                    cost.agent_percent += seconds;
+                    cost.agent_mib = pages / 256.0;
+                }
+                _ => cost.damon_percent += seconds,
+            }
+        }
+        (cost.seconds > 0.0).then_some(cost)
+    }
+
+    /// What came since.
+    pub(super) fn since(&self, before: &Self) -> Self {
+        let seconds = (self.seconds - before.seconds).max(0.01);
+        let percent = |now: f64, then: f64| (now - then).max(0.0) * 100.0 / seconds;
+        Self {
+            agent_percent: percent(self.agent_percent, before.agent_percent),
+            damon_percent: percent(self.damon_percent, before.damon_percent),
+            agent_mib: self.agent_mib,
+            seconds,
+        }
+    }
+}
+
+/// What a guest of a fixed size did.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct FixedSize {
+    /// Its `MemTotal`, in MiB.
+    pub size_mib: u64,
+    /// Pages that the workload checked in a second.
+    pub pages_per_second: f64,
+    /// Of ten seconds each, the share in which some task stalled for memory, in ‰.
+    pub stalls: Vec<f64>,
+    /// Tasks that the guest's OOM killer ended.
+    pub oom_kills: u64,
+    /// Pages of the workload's that were not what they had to be.
+    pub pages_bad: u64,
+}
+
+/// What surges took.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Surge {
+    /// What could be had before the last one, in MiB.
+    pub available_mib: u64,
+    /// Each one that succeeded.
+    pub seconds: Vec<f64>,
+    /// Those that did not: the process was ended.
+    pub failures: u64,
+    /// Tasks that the guest's OOM killer ended.
+    pub oom_kills: u64,
+}
+
+/// The part of the windows that were within the goal for stalls, from 0 to 1; 1 of none.
+pub(super) fn within_goal(stalls: &[f64]) -> f64 {
+    let within = stalls.iter().filter(|stall| **stall <= GOAL).count();
+    if stalls.is_empty() { 1.0 } else { within as f64 / stalls.len() as f64 }
+}
+
+impl Report {
+    /// Whether a fixed size hurts the workload: it gets less done than in the whole guest, or stalls more
+    /// than the goal allows.
+    pub(super) fn hurts(&self, size: &FixedSize) -> bool {
+        let whole = self.sweep.first().map_or(0.0, |whole| whole.pages_per_second);
+        size.pages_per_second < UNHURT * whole
+            || within_goal(&size.stalls) < WITHIN
+            || size.oom_kills > 0
+    }
+
+    /// The smallest fixed size that does not hurt, none larger of which does, in MiB.
+    pub fn smallest_unhurt_mib(&self) -> Option<u64> {
+        let unhurt = self.sweep.iter().take_while(|size| !self.hurts(size));
+        unhurt.last().map(|size| size.size_mib)
+    }
+
+    /// Promises that were not kept, a sentence each: nothing is worth a page or a process of the
+    /// guest's.
+    pub fn broken(&self) -> Vec<String> {
+        let bad = self.steady.as_ref().map_or(0, |steady| steady.pages_bad)
+            + self.sweep.iter().map(|size| size.pages_bad).sum::<u64>();
+        let surge = self.surge.get("memtide");
+        let lost = surge.map_or(0, |surge| surge.failures + surge.oom_kills);
+        let mut broken = Vec::new();
+        broken.extend((bad > 0).then(|| format!("{bad} pages were not what they had to be")));
+        broken.extend((lost > 0).then(|| format!("a surge ended in {lost} OOM kills or failures")));
+        broken
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(crate) fn report() -> Report {
+        let size = |size_mib, pages_per_second, stall| FixedSize {
+            size_mib,
+            pages_per_second,
+            stalls: vec![0.1, stall],
+            ..FixedSize::default()
+        };
+        let surge = |seconds: [f64; 3], oom_kills| Surge {
+            available_mib: 400,
+            seconds: seconds.into(),
+            oom_kills,
+            failures: 0,
+        };
+        Report {
+            setting: Setting { guest_memory_mib: 2048, ..Setting::default() },
+            steady: Some(Steady {
+                pairs: vec![Pair { with: 99.0, without: 100.0 }; 5],
+                slower_percent: 1.0,
+                saved_percent: 46.0,
+                held_mib: 1100,
+                held_without_mib: 1700,
+                size_mib: 1200,
+                settled_after_s: 150.0,
+                stalls: vec![0.2, 0.4, 3.0, 0.0],
+                ..Steady::default()
+            }),
+            surge: [
+                ("none".into(), surge([1.0, 1.1, 0.9], 0)),
+                ("memtide".into(), surge([1.2, 1.3, 1.1], 0)),
+                ("deflate_on_oom".into(), surge([4.0, 4.4, 3.0], 2)),
+            ]
+            .into(),
+            rest: Some(Cost { agent_percent: 0.4, damon_percent: 0.3, ..Cost::default() }),
+            sweep: vec![
+                size(1960, 100.0, 0.2),
+                size(1400, 99.0, 0.9),
+                size(1200, 97.0, 0.1),
+                size(1100, 99.5, 0.1),
+            ],
+        }
+    }
+
+    #[test]
+    fn a_size_that_gets_less_done_or_stalls_hurts_and_none_below_it_counts() {
+        let mut report = report();
+        assert_eq!(report.smallest_unhurt_mib(), Some(1400));
+        report.sweep[1].stalls = vec![0.0, 5.0];
+        assert_eq!(report.smallest_unhurt_mib(), Some(1960));
+        assert_eq!(Report::default().smallest_unhurt_mib(), None);
+    }
+
+    #[test]
+    fn cost_is_by_the_guests_own_clock() {
+        let before = "up 100.0 0 0\n(memtide-agent) 50 50 1024\n(kdamond.0) 0 200 0\n";
+        let after = "up 150.0 0 0\n(memtide-agent) 60 90 1280\n(kdamond.0) 0 225 0\n";
+        let parse = |text| Cost::parse(text).unwrap();
+        let cost = parse(after).since(&parse(before));
+        assert_eq!((cost.agent_percent, cost.damon_percent, cost.agent_mib), (1.0, 0.5, 5.0));
+        assert_eq!(Cost::parse("bash: no such file"), None);
+    }
+
+    #[test]
+    fn harm_to_a_guest_is_named() {
+        let mut report = report();
+        assert_eq!(report.broken(), Vec::<String>::new(), "a balloon's OOM kills are not ours");
+        report.surge.get_mut("memtide").unwrap().failures = 1;
+        assert_eq!(report.broken(), ["a surge ended in 1 OOM kills or failures"]);
+    }
+}

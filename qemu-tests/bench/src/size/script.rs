@@ -1,0 +1,63 @@
+//! What the guests play. Sizes are shares of the memory that a guest has at first.
+
+use memtide_units::ByteSize;
+
+/// Kept hot; with the system's own about two fifths of the guest are in use, and three fifths are cold or
+/// free.
+const HOT: u64 = 5;
+/// Touched once, and never again.
+const COLD: u64 = 7;
+/// Wanted at once.
+const SURGE: u64 = 4;
+
+fn share(memory: ByteSize, sixteenths: u64) -> ByteSize {
+    ByteSize::from_mib(memory.mib() * sixteenths / 16)
+}
+
+/// What a guest is of a sixteenth's multiple.
+pub(super) fn sixteenths(memory: ByteSize, count: u64) -> ByteSize {
+    share(memory, count)
+}
+
+/// Plays until it is told to end. What is cold has been so for long: while a guest works, cold memory is
+/// paged out with 15 ms of processor time a second, which is 40 minutes' work for an emulated processor and
+/// one minute's for a real one.
+pub(super) fn steady(memory: ByteSize) -> String {
+    let (cold, rest) = without_rest(memory);
+    format!("{cold}; idle 240s; {rest}")
+}
+
+/// The same, for a guest whose kernel pages out what it must.
+pub(super) fn steady_at_once(memory: ByteSize) -> String {
+    let (cold, rest) = without_rest(memory);
+    format!("{cold}; {rest}")
+}
+
+fn without_rest(memory: ByteSize) -> (String, String) {
+    let (hot, cold) = (share(memory, HOT).mib(), share(memory, COLD).mib());
+    (format!("alloc cold {cold}MiB"), format!("alloc heap {hot}MiB; hot heap {hot}MiB 120min"))
+}
+
+/// How much a surge wants.
+pub(super) fn surge_size(memory: ByteSize) -> ByteSize {
+    share(memory, SURGE)
+}
+
+/// Wants it at once.
+pub(super) fn surge(memory: ByteSize) -> String {
+    format!("alloc surge {}MiB", surge_size(memory).mib())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_has_room_for_it() {
+        let memory = ByteSize::from_gib(2);
+        let script = "alloc cold 896MiB; alloc heap 640MiB; hot heap 640MiB 120min";
+        assert_eq!(steady_at_once(memory), script);
+        assert_eq!(steady(memory), script.replacen(';', "; idle 240s;", 1));
+        assert_eq!(surge(memory), "alloc surge 512MiB");
+    }
+}

@@ -1,0 +1,105 @@
+//! A workload that stays as it is, in the guest that Memtide shrinks and in the one that nothing does.
+
+use std::time::{Duration, Instant};
+
+use memtide_units::ByteSize;
+
+use super::means::{Bench, median, pause, pin};
+use super::report::{Cost, Pair, Steady};
+use super::script;
+use super::watched::{Watched, listen_for};
+use crate::error::Result;
+use crate::qemu_devices::resident;
+use crate::subject::Subject;
+
+/// For filling memory, under emulation, and the rest between.
+pub(super) const FILL: Duration = Duration::from_secs(600);
+/// Settled is what has not shrunk for so long: DAMON calls memory cold after a minute.
+const SETTLED: Duration = Duration::from_secs(75);
+/// Measured is after so long in any case.
+const SETTLES: Duration = Duration::from_secs(420);
+/// One window of a pair.
+const WINDOW: Duration = Duration::from_secs(30);
+/// After processors were changed.
+const CHANGE: Duration = Duration::from_secs(2);
+/// For the workload's last words.
+pub(super) const ENDS: Duration = Duration::from_secs(60);
+/// Between two tries.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Plays the workload in both guests, waits until Memtide has found its size, and compares.
+pub(super) fn measure(bench: &mut Bench<'_>, pairs: u32) -> Result<Steady> {
+    let script = script::steady(bench.machines.memory);
+    pin(&bench.memtide, 0)?;
+    pin(&bench.plain, 1)?;
+    let mut with = Watched::start(&bench.memtide, &script)?;
+    let mut without = Watched::start(&bench.plain, &script)?;
+    with.await_hot(FILL)?;
+    without.await_hot(FILL)?;
+    (bench.say)("the workload has its memory; Memtide finds the guest's size");
+    let settled_after = settle(&mut with, &mut without)?;
+    (bench.say)(&format!(
+        "it is {} after {:.0} s; {pairs} pairs of windows follow",
+        with.total(),
+        settled_after.as_secs_f64()
+    ));
+    let before = Cost::so_far(&bench.memtide)?;
+    let mut steady = Steady { settled_after_s: settled_after.as_secs_f64(), ..Steady::default() };
+    for turn in 0..pairs as usize {
+        // The processors take turns too: they may not be alike.
+        pin(&bench.memtide, turn)?;
+        pin(&bench.plain, turn + 1)?;
+        listen_for(&mut [&mut with, &mut without], CHANGE)?;
+        let marks = (with.mark(), without.mark());
+        listen_for(&mut [&mut with, &mut without], WINDOW)?;
+        let (with, without) = (with.since(marks.0), without.since(marks.1));
+        steady.stalls.extend(with.stalls);
+        steady.stalls_without.extend(without.stalls);
+        steady.size_mib = with.total.mib();
+        steady.pairs.push(Pair { with: with.pages_per_second, without: without.pages_per_second });
+    }
+    bench.memtide.keep_state(&bench.machines.artifacts.join("memtide"))?;
+    steady.cost = Cost::so_far(&bench.memtide)?.since(&before);
+    steady.held_mib = held(&bench.memtide)?.mib();
+    steady.held_without_mib = held(&bench.plain)?.mib();
+    let slower: Vec<f64> = steady.pairs.iter().map(Pair::slower_percent).collect();
+    steady.slower_percent = median(&slower);
+    steady.saved_percent =
+        100.0 - steady.held_mib as f64 * 100.0 / bench.machines.memory.mib() as f64;
+    (bench.say)(&format!(
+        "slower by {:.1} %, {:.0} % of the guest is saved",
+        steady.slower_percent, steady.saved_percent
+    ));
+    steady.pages_bad = with.end(ENDS)? + without.end(ENDS)?;
+    Ok(steady)
+}
+
+/// How long it took until the guest shrank no further.
+fn settle<'a>(with: &mut Watched<'a>, without: &mut Watched<'a>) -> Result<Duration> {
+    let started = Instant::now();
+    let (mut least, mut since) = (with.total(), Duration::ZERO);
+    loop {
+        listen_for(&mut [with, without], LOOK)?;
+        let now = started.elapsed();
+        if with.total() < least {
+            (least, since) = (with.total(), now);
+        }
+        if now.saturating_sub(since) > SETTLED || now > SETTLES {
+            return Ok(since);
+        }
+    }
+}
+
+fn held(subject: &Subject) -> Result<ByteSize> {
+    Ok(ByteSize::from_bytes(resident(subject.machine().memory())?))
+}
+
+/// What the agent and DAMON cost in a guest in which nothing happens.
+pub(super) fn at_rest(subject: &Subject, time: Duration) -> Result<Cost> {
+    let before = Cost::so_far(subject)?;
+    let started = Instant::now();
+    while started.elapsed() < time {
+        pause(LOOK)?;
+    }
+    Ok(Cost::so_far(subject)?.since(&before))
+}

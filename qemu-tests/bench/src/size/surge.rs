@@ -1,0 +1,163 @@
+//! A quarter of the guest's memory at once, while more than that is stolen; beside it the same in a guest
+//! that nothing shrank, and in one with as little memory to be had as the first, in which QEMU's balloon
+//! holds the rest and deflates when memory is out.
+
+use std::time::{Duration, Instant};
+
+use memtide_lab::guest::Event;
+use memtide_lab::guest::protocol::Stream;
+use memtide_units::ByteSize;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::means::{Bench, median, pause, pin, total_and_available};
+use super::report::{Report, Surge};
+use super::{script, steady};
+use crate::error::{BenchError, Result};
+use crate::subject::Subject;
+
+/// For stealing, and for the balloon.
+const SHRINKS: Duration = Duration::from_secs(240);
+/// So long nothing more was stolen.
+const STEADY: Duration = Duration::from_secs(10);
+/// For the surge.
+const SURGES: Duration = Duration::from_secs(120);
+/// The agent at rest is watched for so long.
+const REST: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(500);
+
+#[derive(Debug, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum Line {
+    PhaseDone {
+        duration_ms: u64,
+    },
+    Error {
+        message: String,
+    },
+    #[serde(other)]
+    Other,
+}
+
+/// Measures all three, and the agent at rest.
+pub(super) fn measure(bench: &mut Bench<'_>, count: u32, report: &mut Report) -> Result<()> {
+    let script = script::surge(bench.machines.memory);
+    pin(&bench.memtide, 0)?;
+    pin(&bench.plain, 1)?;
+    let mut memtide = Surge::default();
+    for turn in 1..=count {
+        let available = shrunk(bench)?;
+        (bench.say)(&format!("surge {turn} of {count}: {available} can be had in Memtide's guest"));
+        memtide.available_mib = available.mib();
+        once(&bench.memtide, &script, &mut memtide)?;
+    }
+    shrunk(bench)?;
+    (bench.say)("the agent is watched at rest");
+    report.rest = Some(steady::at_rest(&bench.memtide, REST)?);
+    let mut plain = Surge::default();
+    plain.available_mib = total_and_available(&bench.plain)?.1.mib();
+    for _ in 0..count {
+        once(&bench.plain, &script, &mut plain)?;
+    }
+    let mut balloon = Surge::default();
+    let subject = bench.machines.with_deflation("balloon")?;
+    pin(&subject, 1)?;
+    for _ in 0..count {
+        balloon.available_mib = inflate(&subject, ByteSize::from_mib(memtide.available_mib))?.mib();
+        once(&subject, &script, &mut balloon)?;
+    }
+    let surges = [("none", plain), ("memtide", memtide), ("deflate_on_oom", balloon)];
+    report.surge = surges.map(|(name, surge)| (name.to_owned(), surge)).into();
+    let base = report.surge["none"].median_seconds();
+    for (name, surge) in &report.surge {
+        let times = surge.median_seconds() / base;
+        (bench.say)(&format!(
+            "surge, {name}: {:.1} s, {times:.2} times as long as in a guest that nothing shrank",
+            surge.median_seconds()
+        ));
+    }
+    Ok(())
+}
+
+/// Waits until as much as the surge wants is stolen, and no more is being stolen; what could be had then.
+fn shrunk(bench: &Bench<'_>) -> Result<ByteSize> {
+    let whole = total_and_available(&bench.plain)?.0;
+    let wanted = script::surge_size(bench.machines.memory);
+    let started = Instant::now();
+    let (mut least, mut since) = (whole, Instant::now());
+    loop {
+        let (total, available) = total_and_available(&bench.memtide)?;
+        if total < least {
+            (least, since) = (total, Instant::now());
+        }
+        if least + wanted <= whole && since.elapsed() > STEADY {
+            return Ok(available);
+        }
+        if started.elapsed() > SHRINKS {
+            let (who, what) = (bench.memtide.name().to_owned(), "enough is stolen");
+            let seen = format!("{total} of {whole}");
+            return Err(BenchError::Late { who, what, waited: SHRINKS, seen });
+        }
+        pause(LOOK)?;
+    }
+}
+
+fn once(subject: &Subject, script: &str, surge: &mut Surge) -> Result<()> {
+    let kills = subject.oom_kills()?;
+    let argv = ["/opt/memtide/bin/memtide-workload", "play", script];
+    let process = subject.machine().guest().spawn("surge", &argv)?;
+    let (mut took, mut is_over, started) = (None, false, Instant::now());
+    while !is_over {
+        if started.elapsed() > SURGES {
+            let (who, what) = (subject.name().to_owned(), "the surge is over");
+            return Err(BenchError::Late { who, what, waited: SURGES, seen: String::new() });
+        }
+        for event in process.next_event(LOOK).into_iter().chain(process.new_events()) {
+            match event {
+                Event::Line(Stream::Stdout, line) => match serde_json::from_str(&line) {
+                    Ok(Line::PhaseDone { duration_ms }) => took = Some(duration_ms),
+                    Ok(Line::Error { message }) => return Err(subject.unexpected("surge", message)),
+                    Ok(Line::Other) | Err(_) => {}
+                },
+                Event::Line(Stream::Stderr, _) => {}
+                Event::Exited(_) => is_over = true,
+            }
+        }
+        memtide_scenarios::interrupt::check()?;
+    }
+    match took {
+        Some(ms) => surge.seconds.push(ms as f64 / 1000.0),
+        None => surge.failures += 1,
+    }
+    surge.oom_kills += subject.oom_kills()? - kills;
+    Ok(())
+}
+
+/// Inflates QEMU's balloon until so much can be had.
+fn inflate(subject: &Subject, wanted: ByteSize) -> Result<ByteSize> {
+    let qmp = subject.machine().qmp();
+    let started = Instant::now();
+    loop {
+        let available = subject.meminfo("MemAvailable")?;
+        // Within a megabyte of it: the guest itself moves as much.
+        if available <= wanted + ByteSize::from_mib(1) {
+            return Ok(available);
+        }
+        let actual = qmp.execute("query-balloon", json!({}))?["actual"].as_u64().unwrap_or(0);
+        let left = actual.saturating_sub((available - wanted).bytes());
+        qmp.execute("balloon", json!({ "value": left }))?;
+        if started.elapsed() > SHRINKS {
+            let (who, what) = (subject.name().to_owned(), "the balloon is inflated");
+            let seen = format!("{available} can be had still");
+            return Err(BenchError::Late { who, what, waited: SHRINKS, seen });
+        }
+        pause(LOOK)?;
+    }
+}
+
+impl Surge {
+    /// The middle one; 0 where none succeeded.
+    pub(super) fn median_seconds(&self) -> f64 {
+        median(&self.seconds)
+    }
+}

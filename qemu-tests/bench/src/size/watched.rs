@@ -1,0 +1,300 @@
+//! A guest whose workload plays, and what is heard of both.
+
+use std::time::Duration;
+
+use memtide_lab::guest::protocol::Stream;
+use memtide_lab::guest::{Event, Process};
+use memtide_units::ByteSize;
+use serde::Deserialize;
+
+use super::means::pause;
+use crate::error::{BenchError, Result};
+use crate::subject::Subject;
+
+/// Stalls are looked at in pieces of so long, as `avg10` of the kernel's own is.
+const PIECE: Duration = Duration::from_secs(10);
+/// Between two readings of what a guest prints.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Prints once a second the guest's time, its stall for memory since boot and what memory it has. Bash
+/// alone, for a process a second would be a workload of its own.
+const SAMPLER: &str = r#"
+exec 9<> <(:)
+while :; do
+  read -r stall < /proc/pressure/memory
+  read -r _ kib _ < /proc/meminfo
+  echo "${EPOCHREALTIME/[.,]/} ${stall##*=} $kib"
+  read -r -t 1 -u 9 _
+done
+"#;
+
+/// What the guest said of itself at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sample {
+    at_us: u64,
+    stalled_us: u64,
+    total: ByteSize,
+}
+
+/// How far the workload was at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Work {
+    at_ms: u64,
+    pages: u64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum Line {
+    Phase {
+        name: String,
+    },
+    Progress {
+        pages_checked: u64,
+        at_ms: u64,
+    },
+    BadPage {},
+    Error {
+        message: String,
+    },
+    Summary {
+        pages_bad: u64,
+    },
+    #[serde(other)]
+    Other,
+}
+
+/// What is heard of one guest.
+#[derive(Debug, Default)]
+struct Heard {
+    samples: Vec<Sample>,
+    work: Vec<Work>,
+    phase: String,
+    /// Bad pages, once the workload has ended.
+    summary: Option<u64>,
+    error: Option<String>,
+}
+
+/// A moment, to look at what was heard since.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Mark {
+    samples: usize,
+    work: usize,
+}
+
+/// What was heard from one moment to another.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Window {
+    /// Pages that the workload checked in each second.
+    pub(super) pages_per_second: f64,
+    /// Of each piece of ten seconds, the part in which some task stalled for memory, in ‰.
+    pub(super) stalls: Vec<f64>,
+    /// What memory the guest had in the end.
+    pub(super) total: ByteSize,
+}
+
+/// A guest, its workload and its sampler.
+pub(super) struct Watched<'a> {
+    subject: &'a Subject,
+    workload: Process,
+    sampler: Process,
+    heard: Heard,
+}
+
+impl<'a> Watched<'a> {
+    /// Starts both.
+    pub(super) fn start(subject: &'a Subject, script: &str) -> Result<Self> {
+        let guest = subject.machine().guest();
+        let sampler = guest.spawn("sampler", &["bash", "-c", SAMPLER])?;
+        let argv = ["/opt/memtide/bin/memtide-workload", "play", script];
+        let workload = guest.spawn("workload", &argv)?;
+        Ok(Self { subject, workload, sampler, heard: Heard::default() })
+    }
+
+    pub(super) fn subject(&self) -> &Subject {
+        self.subject
+    }
+
+    /// Takes in what was printed.
+    pub(super) fn listen(&mut self) -> Result<()> {
+        for event in self.sampler.new_events() {
+            self.heard.of_sampler(event);
+        }
+        for event in self.workload.new_events() {
+            self.heard.of_workload(event);
+        }
+        match self.heard.error.take() {
+            Some(text) => Err(self.subject.unexpected("the workload or its sampler", text)),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until the workload is in its last phase.
+    pub(super) fn await_hot(&mut self, within: Duration) -> Result<()> {
+        let mut waited = Duration::ZERO;
+        while !self.heard.phase.starts_with("hot") {
+            self.listen()?;
+            if waited > within {
+                return Err(BenchError::Late {
+                    who: self.subject.name().to_owned(),
+                    what: "the workload has all of its memory",
+                    waited: within,
+                    seen: self.heard.phase.clone(),
+                });
+            }
+            pause(LOOK)?;
+            waited += LOOK;
+        }
+        Ok(())
+    }
+
+    pub(super) fn mark(&self) -> Mark {
+        Mark { samples: self.heard.samples.len(), work: self.heard.work.len() }
+    }
+
+    pub(super) fn since(&self, mark: Mark) -> Window {
+        self.heard.since(mark)
+    }
+
+    /// What memory the guest has now.
+    pub(super) fn total(&self) -> ByteSize {
+        self.heard.samples.last().map_or(ByteSize::ZERO, |sample| sample.total)
+    }
+
+    /// Ends both; how many of the workload's pages were bad.
+    pub(super) fn end(mut self, within: Duration) -> Result<u64> {
+        const SIGTERM: i32 = 15;
+        self.workload.kill(SIGTERM)?;
+        self.sampler.kill(SIGTERM)?;
+        let mut waited = Duration::ZERO;
+        while self.heard.summary.is_none() {
+            for event in self.workload.new_events() {
+                self.heard.of_workload(event);
+            }
+            if waited > within {
+                let (who, what) = (self.subject.name().to_owned(), "the workload ends");
+                return Err(BenchError::Late { who, what, waited, seen: self.heard.phase });
+            }
+            pause(LOOK)?;
+            waited += LOOK;
+        }
+        Ok(self.heard.summary.unwrap_or_default())
+    }
+}
+
+/// Listens to both for so long.
+pub(super) fn listen_for(watched: &mut [&mut Watched<'_>], time: Duration) -> Result<()> {
+    let started = std::time::Instant::now();
+    while started.elapsed() < time {
+        pause(LOOK)?;
+        watched.iter_mut().try_for_each(|guest| guest.listen())?;
+    }
+    Ok(())
+}
+
+impl Heard {
+    fn of_sampler(&mut self, event: Event) {
+        match event {
+            Event::Line(Stream::Stdout, line) => match sample(&line) {
+                Some(sample) => self.samples.push(sample),
+                None => self.error = Some(line),
+            },
+            Event::Line(Stream::Stderr, line) => self.error = Some(line),
+            Event::Exited(ending) => self.error = Some(format!("the sampler ended: {ending}")),
+        }
+    }
+
+    fn of_workload(&mut self, event: Event) {
+        match event {
+            Event::Line(Stream::Stdout, line) => self.read(&line),
+            Event::Line(Stream::Stderr, line) => self.error = Some(line),
+            Event::Exited(ending) if self.summary.is_none() => {
+                self.error = Some(format!("it ended: {ending}"));
+            }
+            Event::Exited(_) => {}
+        }
+    }
+
+    fn read(&mut self, line: &str) {
+        match serde_json::from_str(line) {
+            Ok(Line::Phase { name }) => self.phase = name,
+            Ok(Line::Progress { pages_checked: pages, at_ms }) => {
+                self.work.push(Work { at_ms, pages });
+            }
+            Ok(Line::BadPage {}) => self.error = Some(line.to_owned()),
+            Ok(Line::Error { message }) => self.error = Some(message),
+            Ok(Line::Summary { pages_bad }) => self.summary = Some(pages_bad),
+            Ok(Line::Other) => {}
+            Err(_) => self.error = Some(line.to_owned()),
+        }
+    }
+
+    fn since(&self, mark: Mark) -> Window {
+        let (samples, work) = (&self.samples[mark.samples..], &self.work[mark.work..]);
+        Window {
+            pages_per_second: speed(work),
+            stalls: stalls(samples),
+            total: samples.last().map_or(ByteSize::ZERO, |sample| sample.total),
+        }
+    }
+}
+
+fn sample(line: &str) -> Option<Sample> {
+    let mut numbers = line.split(' ').map(|word| word.parse::<u64>().ok());
+    let mut next = || numbers.next().flatten();
+    Some(Sample { at_us: next()?, stalled_us: next()?, total: ByteSize::from_kib(next()?) })
+}
+
+fn speed(work: &[Work]) -> f64 {
+    match (work.first(), work.last()) {
+        (Some(first), Some(last)) if last.at_ms > first.at_ms => {
+            (last.pages - first.pages) as f64 * 1000.0 / (last.at_ms - first.at_ms) as f64
+        }
+        _ => 0.0,
+    }
+}
+
+/// Whole pieces only.
+fn stalls(samples: &[Sample]) -> Vec<f64> {
+    let mut shares = Vec::new();
+    let Some(mut first) = samples.first() else { return shares };
+    for sample in samples {
+        let took = sample.at_us.saturating_sub(first.at_us);
+        if u128::from(took) + 100_000 >= PIECE.as_micros() {
+            let stalled = sample.stalled_us.saturating_sub(first.stalled_us);
+            shares.push(stalled as f64 * 1000.0 / took as f64);
+            first = sample;
+        }
+    }
+    shares
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn speed_is_by_the_guests_own_clock() {
+        let work = |at_ms, pages| Work { at_ms, pages };
+        assert_eq!(speed(&[work(1000, 50), work(1500, 60), work(3000, 150)]), 50.0);
+        assert_eq!(speed(&[work(1000, 50)]), 0.0);
+    }
+
+    #[test]
+    fn stalls_are_shares_of_ten_seconds() {
+        let line = |second: u64, stall: u64| format!("{} {stall} 2000000", 1_000_000 * second);
+        let samples: Vec<Sample> =
+            (0..25).map(|n| sample(&line(n, n.saturating_sub(10) * 20_000)).unwrap()).collect();
+        assert_eq!(stalls(&samples), [0.0, 20.0]);
+        assert_eq!(sample("some avg10=0"), None);
+    }
+
+    #[test]
+    fn a_bad_page_ends_the_measurement() {
+        let mut heard = Heard::default();
+        heard.read(r#"{"event":"progress","name":"hot heap","pages_checked":9,"at_ms":500}"#);
+        assert_eq!((heard.work.len(), &heard.error), (1, &None));
+        heard.read(r#"{"event":"bad_page","kind":"zeroed","region":"heap","at_ms":600}"#);
+        assert!(heard.error.is_some());
+    }
+}

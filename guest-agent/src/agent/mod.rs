@@ -132,6 +132,8 @@ pub struct Agent {
     /// Devices through which the kernel tells the host what is free.
     reporters: Vec<String>,
     due: Due,
+    /// The next turn's time where free memory stays what it is.
+    latest: Option<Duration>,
     generation: u32,
     /// Goodbye has not been said yet.
     is_leaving: bool,
@@ -157,6 +159,7 @@ impl Agent {
             note: "starting".into(),
             reporters: Vec::new(),
             due: Due::default(),
+            latest: None,
             generation: 0,
             is_leaving: false,
             is_marked_silent: false,
@@ -206,8 +209,17 @@ impl Agent {
             self.report(now);
         }
         let until = |at: Instant| at.since(now).max(Duration::from_millis(1));
-        let link_due = self.parts.link.due().map_or(plan.wait, until);
-        Ok(plan.wait.min(link_due).min(until(self.due.report)))
+        let report = until(self.due.report);
+        let latest = self.parts.link.due().map_or(report, |due| until(due).min(report));
+        let only_growth_counts = !self.parts.hands.is_busy() && self.returns.ticket().is_none();
+        self.latest = only_growth_counts.then_some(latest);
+        Ok(plan.wait.min(latest))
+    }
+
+    /// How long no turn is needed, counted from the last one, while free memory stays what it was, where
+    /// that is longer than the turn said: it said when to look whether the guest has begun to grow.
+    pub fn latest_while_unstirred(&self) -> Option<Duration> {
+        self.latest
     }
 
     /// Hears the host: its answers, and what it may have changed.

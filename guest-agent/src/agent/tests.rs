@@ -367,6 +367,20 @@ fn a_return_is_asked_again_as_soon_as_the_host_rings() {
     assert!(world.online() > 3);
 }
 
+/// Who waits for an answer or a block must not be left alone because memory lies still.
+#[test]
+fn an_agent_may_be_left_alone_for_a_second_only_while_nothing_is_under_way() {
+    let mut world = World::new();
+    world.run(20_000);
+    let second = Duration::from_secs(1);
+    let latest = world.agent.latest_while_unstirred().unwrap();
+    assert!(latest > Duration::ZERO && latest <= second, "{latest:?}");
+    world.returns = Verdict::Held(HoldReason::HostBudget);
+    world.grow_to(350);
+    world.run(500);
+    assert_eq!(world.agent.latest_while_unstirred(), None, "a return is held");
+}
+
 #[test]
 fn a_restarted_agent_tells_what_it_finds_and_leaves_what_was_never_its_own() {
     let mut world = World::new();

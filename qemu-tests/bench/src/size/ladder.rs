@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::means::{ZRAM, pin};
+use super::guests::{ZRAM, pin};
 use super::report::FixedSize;
 use super::script;
 use super::steady::{ENDS, FILL};

@@ -6,9 +6,10 @@
 //! smallest that does not hurt is what the agent should have found. Last a surge: a quarter of the
 //! guest's memory is wanted at once, while more than that is stolen.
 
-mod find;
+mod cost;
+mod guests;
 mod ladder;
-mod means;
+mod parts;
 mod picture;
 mod report;
 mod script;
@@ -26,16 +27,16 @@ use memtide_lab::rundir::RunDir;
 use memtide_lab::{Kernel, Lab};
 use memtide_units::ByteSize;
 
-pub use find::{NoSuchPart, Part};
+pub use cost::Cost;
+pub use parts::{NoSuchPart, Part};
 pub use picture::picture;
-pub use report::Report;
+pub use report::{FixedSize, Pair, Report, Setting, Steady, Surge};
 pub use table::table;
 
 use crate::error::Result;
 use crate::machines::Machines;
 use crate::memtide::Device;
-use means::Bench;
-use report::Setting;
+use guests::Bench;
 
 /// The packages whose programs are used, for `memtide_lab::cargo::build`.
 pub const PACKAGES: [&str; 4] = super::footprint::PACKAGES;

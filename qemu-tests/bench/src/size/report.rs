@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::error::Result;
-use crate::subject::Subject;
+use super::cost::Cost;
 
 /// The goal that the agent has for stalls, in ‰ of the time (`acceptable_pressure`'s default).
 const GOAL: f64 = 1.0;
@@ -93,74 +92,6 @@ pub struct Steady {
     pub cost: Cost,
     /// Pages of the workload's that were not what they had to be.
     pub pages_bad: u64,
-}
-
-/// Processor time of a guest's processes over some time, and memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Cost {
-    /// Of the agent, in percent of one processor.
-    pub agent_percent: f64,
-    /// Of DAMON's threads.
-    pub damon_percent: f64,
-    /// Resident memory of the agent, in MiB.
-    pub agent_mib: f64,
-    /// Not shared: seconds so far.
-    #[serde(skip)]
-    seconds: f64,
-}
-
-/// Time since boot; then of each process of ours its name, user and system time in hundredths of a
-/// second, and resident pages (proc_pid_stat(5)).
-const COST: &str = r#"
-read -r up _ < /proc/uptime
-echo "up $up 0 0"
-for stat in /proc/[0-9]*/stat; do
-  read -r -a field < $stat || continue
-  case ${field[1]} in
-    "(memtide-agent)"|"(kdamond."*) echo "${field[1]} ${field[13]} ${field[14]} ${field[23]}";;
-  esac
-done 2> /dev/null
-true
-"#;
-
-impl Cost {
-    /// Since boot, in seconds instead of percents: for [`Self::since`].
-    pub(super) fn so_far(subject: &Subject) -> Result<Self> {
-        let text = subject.bash_with(COST, &[])?;
-        Self::parse(&text).ok_or_else(|| subject.unexpected("the look at /proc", text))
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        let mut cost = Self::default();
-        for line in text.lines() {
-            let (name, numbers) = line.split_once(' ')?;
-            let numbers: Vec<f64> =
-                numbers.split(' ').map_while(|word| word.parse().ok()).collect();
-            let [first, second, pages] = numbers[..] else { return None };
-            let seconds = (first + second) / 100.0;
-            match name {
-                "up" => cost.seconds = first,
-                "(memtide-agent)" => {
-                    cost.agent_percent += seconds;
-                    cost.agent_mib = pages / 256.0;
-                }
-                _ => cost.damon_percent += seconds,
-            }
-        }
-        (cost.seconds > 0.0).then_some(cost)
-    }
-
-    /// What came since.
-    pub(super) fn since(&self, before: &Self) -> Self {
-        let seconds = (self.seconds - before.seconds).max(0.01);
-        let percent = |now: f64, then: f64| (now - then).max(0.0) * 100.0 / seconds;
-        Self {
-            agent_percent: percent(self.agent_percent, before.agent_percent),
-            damon_percent: percent(self.damon_percent, before.damon_percent),
-            agent_mib: self.agent_mib,
-            seconds,
-        }
-    }
 }
 
 /// What a guest of a fixed size did.
@@ -280,16 +211,6 @@ pub(super) mod tests {
         report.sweep[1].stalls = vec![0.0, 5.0];
         assert_eq!(report.smallest_unhurt_mib(), Some(1960));
         assert_eq!(Report::default().smallest_unhurt_mib(), None);
-    }
-
-    #[test]
-    fn cost_is_by_the_guests_own_clock() {
-        let before = "up 100.0 0 0\n(memtide-agent) 50 50 1024\n(kdamond.0) 0 200 0\n";
-        let after = "up 150.0 0 0\n(memtide-agent) 60 90 1280\n(kdamond.0) 0 225 0\n";
-        let parse = |text| Cost::parse(text).unwrap();
-        let cost = parse(after).since(&parse(before));
-        assert_eq!((cost.agent_percent, cost.damon_percent, cost.agent_mib), (1.0, 0.5, 5.0));
-        assert_eq!(Cost::parse("bash: no such file"), None);
     }
 
     #[test]

@@ -19,12 +19,11 @@ pub(super) fn sixteenths(memory: ByteSize, count: u64) -> ByteSize {
     share(memory, count)
 }
 
-/// Plays until it is told to end. What is cold has been so for long: while a guest works, cold memory is
-/// paged out with 15 ms of processor time a second, which is 40 minutes' work for an emulated processor and
-/// one minute's for a real one.
+/// Plays until it is told to end. What is cold has been so for long: an emulated processor pages out 1.5 MiB
+/// a second while the guest rests, and 0.3 while it works.
 pub(super) fn steady(memory: ByteSize) -> String {
     let (cold, rest) = without_rest(memory);
-    format!("{cold}; idle 240s; {rest}")
+    format!("{cold}; idle 600s; {rest}")
 }
 
 /// The same, for a guest whose kernel pages out what it must.
@@ -57,7 +56,7 @@ mod tests {
         let memory = ByteSize::from_gib(2);
         let script = "alloc cold 896MiB; alloc heap 640MiB; hot heap 640MiB 120min";
         assert_eq!(steady_at_once(memory), script);
-        assert_eq!(steady(memory), script.replacen(';', "; idle 240s;", 1));
+        assert_eq!(steady(memory), script.replacen(';', "; idle 600s;", 1));
         assert_eq!(surge(memory), "alloc surge 512MiB");
     }
 }

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use memtide_units::ByteSize;
 
-use super::means::{Bench, median, pause, pin};
-use super::report::{Cost, Pair, Steady};
+use super::cost::{Cost, Used};
+use super::guests::{Bench, median, pause, pin};
+use super::report::{Pair, Steady};
 use super::script;
 use super::watched::{Watched, listen_for};
 use crate::error::Result;
@@ -13,7 +14,7 @@ use crate::qemu_devices::resident;
 use crate::subject::Subject;
 
 /// For filling memory, under emulation, and the rest between.
-pub(super) const FILL: Duration = Duration::from_secs(600);
+pub(super) const FILL: Duration = Duration::from_secs(1000);
 /// Settled is what has not shrunk for so long: DAMON calls memory cold after a minute.
 const SETTLED: Duration = Duration::from_secs(75);
 /// Measured is after so long in any case.
@@ -43,7 +44,7 @@ pub(super) fn measure(bench: &mut Bench<'_>, pairs: u32) -> Result<Steady> {
         with.total(),
         settled_after.as_secs_f64()
     ));
-    let before = Cost::so_far(&bench.memtide)?;
+    let before = Used::so_far(&bench.memtide)?;
     let mut steady = Steady { settled_after_s: settled_after.as_secs_f64(), ..Steady::default() };
     for turn in 0..pairs as usize {
         // The processors take turns too: they may not be alike.
@@ -59,7 +60,7 @@ pub(super) fn measure(bench: &mut Bench<'_>, pairs: u32) -> Result<Steady> {
         steady.pairs.push(Pair { with: with.pages_per_second, without: without.pages_per_second });
     }
     bench.memtide.keep_state(&bench.machines.artifacts.join("memtide"))?;
-    steady.cost = Cost::so_far(&bench.memtide)?.since(&before);
+    steady.cost = Used::so_far(&bench.memtide)?.since(&before);
     steady.held_mib = held(&bench.memtide)?.mib();
     steady.held_without_mib = held(&bench.plain)?.mib();
     let slower: Vec<f64> = steady.pairs.iter().map(Pair::slower_percent).collect();
@@ -96,10 +97,10 @@ fn held(subject: &Subject) -> Result<ByteSize> {
 
 /// What the agent and DAMON cost in a guest in which nothing happens.
 pub(super) fn at_rest(subject: &Subject, time: Duration) -> Result<Cost> {
-    let before = Cost::so_far(subject)?;
+    let before = Used::so_far(subject)?;
     let started = Instant::now();
     while started.elapsed() < time {
         pause(LOOK)?;
     }
-    Ok(Cost::so_far(subject)?.since(&before))
+    Ok(Used::so_far(subject)?.since(&before))
 }

@@ -10,7 +10,7 @@ use memtide_units::ByteSize;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::means::{Bench, median, pause, pin, total_and_available};
+use super::guests::{Bench, median, pause, pin, total_and_available};
 use super::report::{Report, Surge};
 use super::{script, steady};
 use crate::error::{BenchError, Result};

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::report::{Cost, FixedSize, Report, Steady, within_goal};
+use super::cost::Cost;
+use super::report::{FixedSize, Report, Steady, within_goal};
 
 /// The report as text.
 pub fn table(report: &Report) -> String {

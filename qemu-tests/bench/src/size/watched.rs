@@ -7,7 +7,7 @@ use memtide_lab::guest::{Event, Process};
 use memtide_units::ByteSize;
 use serde::Deserialize;
 
-use super::means::pause;
+use super::guests::pause;
 use crate::error::{BenchError, Result};
 use crate::subject::Subject;
 

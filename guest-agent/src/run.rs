@@ -363,7 +363,7 @@ fn serve(
         };
         let is_ready = agent.has_greeted() || now.as_millis() > READY_AT_LAST.as_millis() as u64;
         systemd.tell(now, is_ready, agent.note());
-        woken = match wait_for(&agent, &mut hardware, signals, wait) {
+        woken = match wait_for(&agent, &mut hardware, signals, (clock, wait)) {
             Ok(woken) => woken,
             Err(error) => break Err(error),
         };

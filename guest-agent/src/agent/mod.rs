@@ -30,7 +30,7 @@ use memtide_policy::guest::{
 };
 use memtide_sysfs::memory::StateRequest;
 use memtide_sysfs::{Error, Root, hugetlb};
-use memtide_units::{BlockId, GpaRange, Instant};
+use memtide_units::{BlockId, ByteSize, GpaRange, Instant};
 use memtide_wire::block::{Hello, RANGES_MAX, Request};
 
 use crate::access::AccessHistory;
@@ -63,6 +63,8 @@ pub struct Woken {
     pub by_trigger: bool,
     /// The device has interrupted: it lives, and there may be something to see.
     pub by_device: bool,
+    /// When memory was last known to be what it was at the turn before.
+    pub still_at: Option<Instant>,
 }
 
 /// The parts that an agent is made of.
@@ -111,6 +113,15 @@ struct Due {
     removal: Instant,
 }
 
+/// The next turn is for nothing but to see whether the guest has begun to grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Still {
+    /// Whatever happens, a turn is due after so long.
+    pub latest: Duration,
+    /// It has not, as long as so much is free.
+    pub free: ByteSize,
+}
+
 /// The agent.
 #[derive(Debug)]
 pub struct Agent {
@@ -132,8 +143,7 @@ pub struct Agent {
     /// Devices through which the kernel tells the host what is free.
     reporters: Vec<String>,
     due: Due,
-    /// The next turn's time where free memory stays what it is.
-    latest: Option<Duration>,
+    still: Option<Still>,
     generation: u32,
     /// Goodbye has not been said yet.
     is_leaving: bool,
@@ -159,7 +169,7 @@ impl Agent {
             note: "starting".into(),
             reporters: Vec::new(),
             due: Due::default(),
-            latest: None,
+            still: None,
             generation: 0,
             is_leaving: false,
             is_marked_silent: false,
@@ -190,6 +200,9 @@ impl Agent {
     /// That the guest's memory cannot be read, or its runtime directory not be written: nothing can
     /// be decided any more.
     pub fn turn(&mut self, now: Instant, woken: Woken) -> Result<Duration, crate::run::RunError> {
+        if let Some(at) = woken.still_at {
+            self.parts.controller.lay_still(at);
+        }
         self.listen(now, woken);
         self.take_ended_jobs(now);
         self.see_to_watching(now);
@@ -211,15 +224,15 @@ impl Agent {
         let until = |at: Instant| at.since(now).max(Duration::from_millis(1));
         let report = until(self.due.report);
         let latest = self.parts.link.due().map_or(report, |due| until(due).min(report));
-        let only_growth_counts = !self.parts.hands.is_busy() && self.returns.ticket().is_none();
-        self.latest = only_growth_counts.then_some(latest);
+        let is_idle = self.parts.link.is_idle() && !self.parts.hands.is_busy();
+        let still = |free: ByteSize| Still { latest, free };
+        self.still = plan.while_free.filter(|_| is_idle).map(still);
         Ok(plan.wait.min(latest))
     }
 
-    /// How long no turn is needed, counted from the last one, while free memory stays what it was, where
-    /// that is longer than the turn said: it said when to look whether the guest has begun to grow.
-    pub fn latest_while_unstirred(&self) -> Option<Duration> {
-        self.latest
+    /// What lets the next turn wait longer than the last one said.
+    pub fn still(&self) -> Option<Still> {
+        self.still
     }
 
     /// Hears the host: its answers, and what it may have changed.

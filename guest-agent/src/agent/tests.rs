@@ -127,7 +127,7 @@ impl World {
     fn run(&mut self, ms: u64) {
         let end = self.now + ms;
         while self.now < end {
-            self.step(Woken { by_device: self.answers, by_trigger: false });
+            self.step(Woken { by_device: self.answers, ..Woken::default() });
         }
     }
 
@@ -373,12 +373,12 @@ fn an_agent_may_be_left_alone_for_a_second_only_while_nothing_is_under_way() {
     let mut world = World::new();
     world.run(20_000);
     let second = Duration::from_secs(1);
-    let latest = world.agent.latest_while_unstirred().unwrap();
-    assert!(latest > Duration::ZERO && latest <= second, "{latest:?}");
+    let still = world.agent.still().unwrap();
+    assert!(still.latest > Duration::ZERO && still.latest <= second, "{still:?}");
     world.returns = Verdict::Held(HoldReason::HostBudget);
     world.grow_to(350);
     world.run(500);
-    assert_eq!(world.agent.latest_while_unstirred(), None, "a return is held");
+    assert_eq!(world.agent.still(), None, "a return is held");
 }
 
 #[test]

@@ -134,6 +134,12 @@ impl Controller {
         self.settings.limits = limits;
     }
 
+    /// Until `at` memory was what it was at the last step, as far as is known: what it has grown by at
+    /// the next one it has grown by since.
+    pub fn lay_still(&mut self, at: Instant) {
+        self.gauges.lay_still(at);
+    }
+
     /// Decides on what was seen at `now`.
     pub fn step(&mut self, now: Instant, seen: &Observation) -> Plan {
         self.learn(now, &seen.outcomes);
@@ -148,7 +154,8 @@ impl Controller {
             actions.insert(0, Action::AbortSteal);
         }
         let reclaim = self.reclaimer.decide(now, figures.around(seen), &report);
-        Plan { actions, wait: wait(seen, &figures), report, reclaim }
+        let while_free = while_free(seen, &figures, &report);
+        Plan { actions, wait: wait(seen, &figures), while_free, report, reclaim }
     }
 
     fn learn(&mut self, now: Instant, outcomes: &[Outcome]) {
@@ -281,13 +288,29 @@ impl Controller {
         }
         let blocks = self.returnable(seen, figures, wanted);
         if blocks.is_empty() {
-            let missing = missing(seen, figures);
-            let reason = WaitReason::NothingToReturn { available, missing };
+            let reason = match figures.trigger_fired {
+                true => WaitReason::Trigger,
+                false => {
+                    WaitReason::NothingToReturn { available, missing: self.missing(seen, figures) }
+                }
+            };
             return (Vec::new(), Decision::Rest(reason));
         }
         self.quiet.returning(now);
         self.gauges.asked(now);
         self.open_ticket(blocks, wanted.urgency, seen, figures)
+    }
+
+    /// What is too little available, where paging that much out leads to anything: somebody tells whether
+    /// tasks stall, and blocks may go one day.
+    fn missing(&self, seen: &Observation, figures: &Figures) -> Option<ByteSize> {
+        let Settings { limits, block, scale_by, .. } = &self.settings;
+        let is_told = seen.psi.is_some() && seen.device == DeviceState::Ready;
+        let may_shrink = figures.online >= limits.min() + block.size();
+        let ahead = seen.memory.available - figures.hot_cache - figures.growth.ahead;
+        let missing = figures.headroom.low - ahead;
+        let is_useful = is_told && may_shrink && *scale_by == ScaleBy::Use && !missing.is_zero();
+        is_useful.then_some(missing)
     }
 
     fn open_ticket(
@@ -412,15 +435,22 @@ impl Controller {
 
 type Next = (Vec<Action>, Decision);
 
-/// What is too little available; none where a task stalls right now, where nobody tells whether one does,
-/// and where nobody could be given anything.
-fn missing(seen: &Observation, figures: &Figures) -> ByteSize {
-    let is_told = seen.psi.is_some() && seen.device == DeviceState::Ready;
-    if figures.trigger_fired || !is_told {
-        return ByteSize::ZERO;
-    }
-    let ahead = seen.memory.available - figures.hot_cache - figures.growth.ahead;
-    figures.headroom.low - ahead
+/// Free memory, where only growth could make a decision sooner than in a second: nothing is under way,
+/// nobody stalls, and so much is free that growth takes from that, and not from page cache, unseen.
+fn while_free(seen: &Observation, figures: &Figures, report: &Decision) -> Option<ByteSize> {
+    let Decision::Rest(reason) = report else { return None };
+    let is_urgent = matches!(
+        reason,
+        WaitReason::Denied
+            | WaitReason::Pressure { .. }
+            | WaitReason::Trigger
+            | WaitReason::NoFree { .. }
+            | WaitReason::NothingToReturn { .. }
+    );
+    let is_calm = !is_urgent && figures.over_goal.is_none() && !figures.trigger_fired;
+    let is_still = seen.steal == StealState::Idle && seen.ticket.is_none();
+    let is_seen = seen.memory.free >= figures.headroom.low;
+    (is_calm && is_still && is_seen).then_some(seen.memory.free)
 }
 
 /// Watchful while something runs, and calm while nothing could come back. Else the next look comes

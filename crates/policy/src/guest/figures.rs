@@ -150,6 +150,11 @@ impl Gauges {
         self.over_goal.restart(now);
     }
 
+    /// Until then memory was what it was at the last look.
+    pub(super) fn lay_still(&mut self, at: Instant) {
+        self.trend.lay_still(at);
+    }
+
     /// A return took so long from its grant to being online.
     pub(super) fn return_took(&mut self, time: Duration) {
         self.trend.return_took(time);

@@ -16,6 +16,9 @@ pub struct Plan {
     pub actions: Vec<Action>,
     /// Look again after this time at the latest, sooner when something happens.
     pub wait: Duration,
+    /// Where the next look is for nothing but growth: as long as free memory stays at this, it need not be
+    /// had for a second.
+    pub while_free: Option<ByteSize>,
     /// Why.
     pub report: Decision,
     /// Whether cold memory is to be paged out meanwhile, and why.
@@ -218,8 +221,8 @@ pub enum WaitReason {
     NothingToReturn {
         /// What is available.
         available: ByteSize,
-        /// What it is short of; none where a task stalls right now, or nobody tells whether one does.
-        missing: ByteSize,
+        /// What it is short of, where paging out that much would be of use.
+        missing: Option<ByteSize>,
     },
     /// The gate has denied a return a short while ago.
     Denied,

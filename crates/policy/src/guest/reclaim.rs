@@ -42,7 +42,7 @@ pub enum Gain {
         /// Bytes.
         missing: ByteSize,
     },
-    /// The guest has all that it may have, and so much too little of it is available.
+    /// No block can be asked back, and so much too little is available.
     Headroom {
         /// Bytes.
         missing: ByteSize,
@@ -58,7 +58,7 @@ impl fmt::Display for Gain {
         match self {
             Self::Block { missing } => write!(f, "one more block needs {missing} more"),
             Self::Headroom { missing } => {
-                write!(f, "{missing} more should be available, and no block is stolen")
+                write!(f, "{missing} more should be available, and no block can be asked back")
             }
             Self::Room => f.write_str("too little is free"),
             Self::Reported => f.write_str("what becomes free reaches the host"),
@@ -180,11 +180,11 @@ impl Reclaimer {
             }
             WaitReason::AfterStall { .. } => Reclaim::Off(NoReclaim::Pressure),
             WaitReason::UsedLately { .. } => Reclaim::Off(NoReclaim::NotNeeded),
-            WaitReason::NothingToReturn { missing: ByteSize::ZERO, .. } => {
-                Reclaim::Off(NoReclaim::Pressure)
-            }
-            WaitReason::NothingToReturn { missing, .. } => {
+            WaitReason::NothingToReturn { missing: Some(missing), .. } => {
                 self.unless_stalled(now, Gain::Headroom { missing })
+            }
+            WaitReason::NothingToReturn { missing: None, .. } => {
+                Reclaim::Off(NoReclaim::NothingToGain)
             }
             WaitReason::AfterReturn { .. } | WaitReason::Denied => {
                 Reclaim::Off(NoReclaim::Returning)
@@ -278,15 +278,24 @@ mod tests {
     #[test]
     fn a_guest_that_is_whole_and_short_of_memory_pages_out_unless_tasks_stall() {
         let short = |missing| {
-            let (available, missing) = (ByteSize::from_mib(100), ByteSize::from_mib(missing));
+            let available = ByteSize::from_mib(100);
+            let missing = (missing > 0).then(|| ByteSize::from_mib(missing));
             Decision::Rest(WaitReason::NothingToReturn { available, missing })
         };
-        let said =
-            story(&[(0, short(90)), (1, short(0)), (2, OVER), (3, short(90)), (12, short(90))]);
-        let on =
-            "cold memory is paged out: 90 MiB more should be available, and no block is stolen";
+        let trigger = Decision::Rest(WaitReason::Trigger);
+        let said = story(&[
+            (0, short(90)),
+            (1, short(0)),
+            (2, OVER),
+            (3, trigger),
+            (4, short(90)),
+            (13, short(90)),
+        ]);
+        let on = "cold memory is paged out: 90 MiB more should be available, and no block can be \
+                  asked back";
+        let useless = "cold memory stays: nothing is to be gained by it";
         let off = "cold memory stays: tasks stall for memory, or did lately";
-        assert_eq!(said, [on, off, off, off, on]);
+        assert_eq!(said, [on, useless, off, off, off, on]);
     }
 
     #[test]

@@ -73,6 +73,14 @@ impl Trend {
         }
     }
 
+    /// What was used is still used, and nothing more, as far as is known without a look.
+    pub(super) fn lay_still(&mut self, at: Instant) {
+        if let Some((last, used)) = self.last.filter(|(last, _)| at.since(*last) >= SPAN) {
+            self.last = Some((at, used));
+            self.grew(at, ByteSize::ZERO, at.since(last));
+        }
+    }
+
     /// A return took so long from its grant to being online: from now on twice that is looked
     /// ahead, on top of half a second for the question; a quicker one lets it fall by a quarter.
     pub(super) fn return_took(&mut self, time: Duration) {
@@ -116,6 +124,22 @@ mod tests {
         assert_eq!(at(1_100, memory(1000, 580)), 0);
         assert_eq!(at(2_100, memory(872, 452)), 0, "stolen");
         assert_eq!(at(3_100, memory(872, 600)), 0, "shrinking");
+    }
+
+    /// Else what a guest grows by in a tenth of a second would count as a whole second's growth.
+    #[test]
+    fn growth_is_measured_from_when_memory_lay_still() {
+        let at = Instant::from_millis;
+        let grown = |still: Option<u64>| {
+            let mut trend = Trend::default();
+            trend.observe(at(0), &memory(1000, 600));
+            if let Some(still) = still {
+                trend.lay_still(at(still));
+            }
+            trend.observe(at(1000), &memory(1000, 560)).surge.mib()
+        };
+        assert_eq!((grown(None), grown(Some(900))), (20, 200));
+        assert_eq!(grown(Some(950)), 0, "too soon to tell");
     }
 
     #[test]

@@ -11,7 +11,7 @@ fn a_hello_never_names_a_block_that_is_on_its_way_back() {
     // The grant is read; before the kernel has put anything online the host wants a new hello.
     let turn = |world: &mut World| {
         world.now += STEP_MS;
-        world.turn(Woken { by_device: true, by_trigger: false });
+        world.turn(Woken { by_device: true, ..Woken::default() });
     };
     let granted = loop {
         turn(&mut world);

@@ -74,7 +74,7 @@ fn a_block_that_is_put_online_while_the_host_drops_it_is_told_of_loudly() {
     world.loses_steals = true;
     while !matches!(world.device.waiting(), Some(Request::Steal(_))) {
         assert!(world.now < 10_000, "nothing is stolen: {}", world.agent.note());
-        world.step(Woken { by_device: true, by_trigger: false });
+        world.step(Woken { by_device: true, ..Woken::default() });
     }
     put_online(&world, 7);
     world.loses_steals = false;

@@ -5,6 +5,7 @@
 
 mod gate;
 mod patience;
+mod whole;
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -24,6 +25,8 @@ struct Story {
     gate: Gate,
     last: String,
     text: String,
+    /// What was decided last of paging out, and whether the next look may wait.
+    last_of: Option<(Reclaim, Option<ByteSize>)>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -72,6 +75,7 @@ impl Story {
             gate: Gate::Grants,
             last,
             text,
+            last_of: None,
         }
     }
 
@@ -98,6 +102,7 @@ impl Story {
         }
         let plan = self.controller.step(Instant::from_millis(self.now), &self.seen);
         self.note(online, &plan.report.to_string());
+        self.last_of = Some((plan.reclaim, plan.while_free));
         self.seen.outcomes.clear();
         self.progress();
         for action in plan.actions {

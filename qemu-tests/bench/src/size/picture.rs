@@ -109,7 +109,7 @@ mod tests {
         let svg = picture(&report());
         assert_eq!(svg.matches("<circle").count(), 4);
         assert_eq!(svg.matches("<path").count(), 1);
-        assert!(svg.contains("1200 MiB, 46 % saved"));
+        assert!(svg.contains("1200 MiB, 29 % saved"));
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "a coordinate left the picture");
         assert!(picture(&Report::default()).ends_with("</svg>\n"));
     }

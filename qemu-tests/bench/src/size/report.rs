@@ -74,7 +74,7 @@ pub struct Steady {
     pub pairs: Vec<Pair>,
     /// The median of what they are slower by, in percent.
     pub slower_percent: f64,
-    /// What of the guest's memory the host does not hold with Memtide, in percent.
+    /// What the host holds less of with Memtide, in percent of the guest's memory.
     pub saved_percent: f64,
     /// What the host holds with Memtide, and without, in MiB.
     pub held_mib: u64,
@@ -180,7 +180,7 @@ pub(super) mod tests {
             steady: Some(Steady {
                 pairs: vec![Pair { with: 99.0, without: 100.0 }; 5],
                 slower_percent: 1.0,
-                saved_percent: 46.0,
+                saved_percent: 29.3,
                 held_mib: 1100,
                 held_without_mib: 1700,
                 size_mib: 1200,

@@ -65,8 +65,8 @@ pub(super) fn measure(bench: &mut Bench<'_>, pairs: u32) -> Result<Steady> {
     steady.held_without_mib = held(&bench.plain)?.mib();
     let slower: Vec<f64> = steady.pairs.iter().map(Pair::slower_percent).collect();
     steady.slower_percent = median(&slower);
-    steady.saved_percent =
-        100.0 - steady.held_mib as f64 * 100.0 / bench.machines.memory.mib() as f64;
+    let saved = steady.held_without_mib as f64 - steady.held_mib as f64;
+    steady.saved_percent = saved * 100.0 / bench.machines.memory.mib() as f64;
     (bench.say)(&format!(
         "slower by {:.1} %, {:.0} % of the guest is saved",
         steady.slower_percent, steady.saved_percent

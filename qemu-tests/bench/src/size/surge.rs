@@ -68,13 +68,18 @@ pub(super) fn measure(bench: &mut Bench<'_>, count: u32, report: &mut Report) ->
     }
     let surges = [("none", plain), ("memtide", memtide), ("deflate_on_oom", balloon)];
     report.surge = surges.map(|(name, surge)| (name.to_owned(), surge)).into();
-    let base = report.surge["none"].median_seconds();
+    let base = report.surge["none"].seconds();
     for (name, surge) in &report.surge {
-        let times = surge.median_seconds() / base;
-        (bench.say)(&format!(
-            "surge, {name}: {:.1} s, {times:.2} times as long as in a guest that nothing shrank",
-            surge.median_seconds()
-        ));
+        let text = match (surge.seconds(), base) {
+            (Some(seconds), Some(base)) => {
+                let times = seconds / base;
+                format!(
+                    "{seconds:.1} s, {times:.2} times as long as in a guest that nothing shrank"
+                )
+            }
+            _ => "failed".to_owned(),
+        };
+        (bench.say)(&format!("surge, {name}: {text}"));
     }
     Ok(())
 }
@@ -156,8 +161,10 @@ fn inflate(subject: &Subject, wanted: ByteSize) -> Result<ByteSize> {
 }
 
 impl Surge {
-    /// The middle one; 0 where none succeeded.
-    pub(super) fn median_seconds(&self) -> f64 {
-        median(&self.seconds)
+    /// The middle one, of all that were tried; `None` where half of them or more failed.
+    pub(super) fn seconds(&self) -> Option<f64> {
+        let failed = std::iter::repeat_n(f64::INFINITY, self.failures as usize);
+        let all: Vec<f64> = self.seconds.iter().copied().chain(failed).collect();
+        Some(median(&all)).filter(|seconds| seconds.is_finite() && *seconds > 0.0)
     }
 }

@@ -17,8 +17,8 @@ use crate::run::{Run, Stage};
 use crate::screen::Screen;
 
 /// Steps of growth while the host's budget is too small, each well within what the guest has
-/// online, so that it lives on however long the gate holds. The agent leaves two and a half blocks
-/// over its threshold at most: so many steps pass it.
+/// online, so that it lives on however long the gate holds. So many pass the agent's threshold, even
+/// where half of the guest could not be made movable: a third of it in all.
 const SMALL_STEPS: usize = 16;
 /// After a step the agent has this long to ask: it looks ten times a second when memory is short.
 const ASKS_WITHIN: Duration = Duration::from_millis(1200);
@@ -104,7 +104,7 @@ struct Sizes {
 impl Sizes {
     fn of(memory: ByteSize) -> Self {
         let share = |percent| ByteSize::from_mib(memory.mib() * percent / 100);
-        let step = ByteSize::from_mib((memory.mib() / 64).max(32));
+        let step = ByteSize::from_mib((memory.mib() / 48).max(32));
         let regrown = share(45).max(step.times(SMALL_STEPS as u64 + 1) + share(10));
         let rest = regrown - step.times(SMALL_STEPS as u64 + 1);
         Self { heap: share(50), hot: share(12), step, rest }

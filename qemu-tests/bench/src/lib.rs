@@ -24,13 +24,16 @@ mod qemu_devices;
 mod raw;
 mod reclaim;
 mod report;
+mod setting;
 pub mod size;
 mod subject;
 mod table;
 mod touch;
+mod workload;
 
 pub use error::BenchError;
 pub use picture::picture;
 pub use reclaim::{HugePagesUse, Options, PACKAGES, run};
 pub use report::Report;
+pub use setting::Setting;
 pub use table::table;

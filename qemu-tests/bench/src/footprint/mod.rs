@@ -26,8 +26,8 @@ pub use table::table;
 
 use crate::error::Result;
 use crate::machines::Machines;
+use crate::setting::Setting;
 pub use means::{Means, NoSuchMeans};
-use report::Setting;
 
 /// The packages whose programs are used, for `memtide_lab::cargo::build`.
 pub const PACKAGES: [&str; 4] =
@@ -84,15 +84,8 @@ pub fn run(
             run.seconds,
             run.gib_after_idle
         ));
-        report.setting = Setting {
-            kernel: guest.subject.kernel().to_owned(),
-            qemu: lab.qemu().version().to_string(),
-            accelerator: guest.subject.machine().acceleration().engine.to_string(),
-            processors: std::thread::available_parallelism().map_or(0, usize::from),
-            guest_memory_mib: options.memory.mib(),
-            script: script.clone(),
-            seconds: started.elapsed().as_secs(),
-        };
+        report.setting = Setting::of(&machines, &guest.subject, script.clone());
+        report.setting.seconds = started.elapsed().as_secs();
         report.runs.insert(means.name().to_owned(), run);
     }
     Ok(report)

@@ -2,41 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use memtide_lab::guest::protocol::Stream;
-use memtide_lab::guest::{Event, Process};
 use memtide_units::ByteSize;
-use serde::Deserialize;
 
 use super::report::{Point, Run};
 use crate::error::{BenchError, Result};
 use crate::qemu_devices::resident;
 use crate::subject::Subject;
+use crate::workload::{Heard, Line};
 
 /// Between two looks at the memfd.
 const LOOK: Duration = Duration::from_millis(250);
 /// For all of the script; under emulation most of it is filling and checking pages.
 const WHOLE: Duration = Duration::from_secs(900);
-
-/// Lines of the workload's that matter here.
-#[derive(Debug, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-enum Line {
-    Phase {
-        name: String,
-    },
-    PhaseDone {
-        name: String,
-        duration_ms: u64,
-    },
-    Error {
-        message: String,
-    },
-    Summary {
-        pages_bad: u64,
-    },
-    #[serde(other)]
-    Other,
-}
 
 /// What has been seen so far.
 struct Watch {
@@ -67,7 +44,7 @@ pub(super) fn play(subject: &Subject, script: &str) -> Result<Run> {
     while watch.summary.is_none() {
         memtide_scenarios::interrupt::check()?;
         watch.look(subject)?;
-        watch.hear(&process);
+        process.new_events().into_iter().for_each(|event| watch.hear(Heard::of(event)));
         if let Some(text) = watch.error.take() {
             return Err(subject.unexpected("the workload", text));
         }
@@ -89,23 +66,19 @@ impl Watch {
         Ok(())
     }
 
-    fn hear(&mut self, process: &Process) {
-        for event in process.new_events() {
-            match event {
-                Event::Line(Stream::Stdout, line) => self.read(&line),
-                Event::Line(Stream::Stderr, line) => self.error = Some(line),
-                Event::Exited(ending) if self.summary.is_none() => {
-                    self.error = Some(format!("it ended: {ending}"));
-                }
-                Event::Exited(_) => {}
-            }
+    fn hear(&mut self, heard: Heard) {
+        match heard {
+            Heard::Line(line) => self.take(line),
+            Heard::Noise(text) => self.error = Some(text),
+            Heard::Ended(how) if self.summary.is_none() => self.error = Some(how),
+            Heard::Ended(_) => {}
         }
     }
 
-    fn read(&mut self, line: &str) {
-        match serde_json::from_str(line) {
-            Ok(Line::Phase { name }) => self.phase = name,
-            Ok(Line::PhaseDone { name, duration_ms }) => {
+    fn take(&mut self, line: Line) {
+        match line {
+            Line::Phase { name } => self.phase = name,
+            Line::PhaseDone { name, duration_ms } => {
                 if is_fixed_work(&name) {
                     self.work += Duration::from_millis(duration_ms);
                 }
@@ -113,10 +86,9 @@ impl Watch {
                     self.gib_after_idle = self.trace.last().map_or(0.0, |point| point.gib);
                 }
             }
-            Ok(Line::Error { message }) => self.error = Some(message),
-            Ok(Line::Summary { pages_bad }) => self.summary = Some(pages_bad),
-            Ok(Line::Other) => {}
-            Err(_) => self.error = Some(line.to_owned()),
+            Line::Error { message } => self.error = Some(message),
+            Line::Summary { pages_bad } => self.summary = Some(pages_bad),
+            Line::Progress { .. } | Line::BadPage { .. } | Line::Other => {}
         }
     }
 
@@ -175,11 +147,11 @@ mod tests {
             r#"{"event":"phase_done","name":"idle 20s","duration_ms":20000,"at_ms":3}"#,
             r#"{"event":"summary","outcome":"finished","pages_checked":9,"pages_bad":0,"at_ms":4}"#,
         ] {
-            watch.read(line);
+            watch.hear(Heard::of_line(line));
         }
         assert_eq!((watch.work.as_millis(), watch.summary), (1500, Some(0)));
         assert_eq!((watch.gib_after_idle, watch.error.clone()), (0.5, None));
-        watch.read("thread 'main' panicked");
+        watch.hear(Heard::of_line("thread 'main' panicked"));
         assert!(watch.error.is_some());
     }
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::setting::Setting;
+
 /// What each means did.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
@@ -11,25 +13,6 @@ pub struct Report {
     pub setting: Setting,
     /// By name: `none`, `free_page_reporting`, `damon_reclaim`, `memtide`.
     pub runs: BTreeMap<String, Run>,
-}
-
-/// How it was measured.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Setting {
-    /// The guest's `uname -r`.
-    pub kernel: String,
-    /// QEMU's version.
-    pub qemu: String,
-    /// `kvm` or `tcg`.
-    pub accelerator: String,
-    /// The host's processors.
-    pub processors: usize,
-    /// Memory of each guest, in MiB.
-    pub guest_memory_mib: u64,
-    /// What each of them played.
-    pub script: String,
-    /// How long all of it took.
-    pub seconds: u64,
 }
 
 /// One guest's run.

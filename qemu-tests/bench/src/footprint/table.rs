@@ -6,19 +6,8 @@ use super::report::Report;
 
 /// The report as text.
 pub fn table(report: &Report) -> String {
-    let mut text = String::new();
-    let setting = &report.setting;
-    let _ = writeln!(
-        text,
-        "{} MiB guests, Linux {} on QEMU {} ({}), {} processors, {} s\n{}\n",
-        setting.guest_memory_mib,
-        setting.kernel,
-        setting.qemu,
-        setting.accelerator,
-        setting.processors,
-        setting.seconds,
-        setting.script
-    );
+    let mut text = report.setting.heading();
+    text.push('\n');
     let _ = writeln!(
         text,
         "{:<28}{:>10}{:>10}{:>12}{:>12}{:>12}",

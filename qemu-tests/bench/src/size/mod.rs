@@ -30,12 +30,13 @@ use memtide_units::ByteSize;
 pub use cost::Cost;
 pub use parts::{NoSuchPart, Part};
 pub use picture::picture;
-pub use report::{FixedSize, Pair, Report, Setting, Steady, Surge};
+pub use report::{FixedSize, Pair, Report, Steady, Surge};
 pub use table::table;
 
 use crate::error::Result;
 use crate::machines::Machines;
 use crate::memtide::Device;
+use crate::setting::Setting;
 use guests::Bench;
 
 /// The packages whose programs are used, for `memtide_lab::cargo::build`.
@@ -85,15 +86,7 @@ pub fn run(
     let memtide = machines.with_memtide("memtide", device.socket(), Backing::Memfd)?;
     let plain = machines.plain("plain")?;
     let mut report = Report {
-        setting: Setting {
-            kernel: plain.kernel().to_owned(),
-            qemu: lab.qemu().version().to_string(),
-            accelerator: plain.machine().acceleration().engine.to_string(),
-            processors: std::thread::available_parallelism().map_or(0, usize::from),
-            guest_memory_mib: options.memory.mib(),
-            script: script::steady(options.memory),
-            seconds: 0,
-        },
+        setting: Setting::of(&machines, &plain, script::steady(options.memory)),
         ..Report::default()
     };
     let mut bench = Bench { machines, memtide, plain, say };

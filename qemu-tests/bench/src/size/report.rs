@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::cost::Cost;
+use crate::setting::Setting;
 
 /// The goal that the agent has for stalls, in ‰ of the time (`acceptable_pressure`'s default).
 const GOAL: f64 = 1.0;
@@ -30,25 +31,6 @@ pub struct Report {
     /// Fixed sizes, the largest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sweep: Vec<FixedSize>,
-}
-
-/// How it was measured.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Setting {
-    /// The guests' `uname -r`.
-    pub kernel: String,
-    /// QEMU's version.
-    pub qemu: String,
-    /// `kvm` or `tcg`.
-    pub accelerator: String,
-    /// The host's processors.
-    pub processors: usize,
-    /// Memory of each guest but those of fixed sizes, in MiB.
-    pub guest_memory_mib: u64,
-    /// What is played where nothing changes.
-    pub script: String,
-    /// How long all of it took.
-    pub seconds: u64,
 }
 
 /// What the same workload got done in the same time.

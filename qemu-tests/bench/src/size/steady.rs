@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use memtide_units::ByteSize;
 
-use super::cost::{Cost, Used};
-use super::guests::{Bench, median, pause, pin};
+use super::cost::Used;
+use super::guests::{Bench, median, pin};
 use super::report::{Pair, Steady};
 use super::script;
 use super::watched::{Watched, listen_for};
@@ -93,14 +93,4 @@ fn settle<'a>(with: &mut Watched<'a>, without: &mut Watched<'a>) -> Result<Durat
 
 fn held(subject: &Subject) -> Result<ByteSize> {
     Ok(ByteSize::from_bytes(resident(subject.machine().memory())?))
-}
-
-/// What the agent and DAMON cost in a guest in which nothing happens.
-pub(super) fn at_rest(subject: &Subject, time: Duration) -> Result<Cost> {
-    let before = Used::so_far(subject)?;
-    let started = Instant::now();
-    while started.elapsed() < time {
-        pause(LOOK)?;
-    }
-    Ok(Used::so_far(subject)?.since(&before))
 }

@@ -4,17 +4,16 @@
 
 use std::time::{Duration, Instant};
 
-use memtide_lab::guest::Event;
-use memtide_lab::guest::protocol::Stream;
 use memtide_units::ByteSize;
-use serde::Deserialize;
 use serde_json::json;
 
+use super::cost::{Cost, Used};
 use super::guests::{Bench, median, pause, pin, total_and_available};
 use super::report::{Report, Surge};
-use super::{script, steady};
+use super::script;
 use crate::error::{BenchError, Result};
 use crate::subject::Subject;
+use crate::workload::{Heard, Line};
 
 /// For stealing, and for the balloon.
 const SHRINKS: Duration = Duration::from_secs(240);
@@ -25,19 +24,6 @@ const SURGES: Duration = Duration::from_secs(120);
 /// The agent at rest is watched for so long.
 const REST: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(500);
-
-#[derive(Debug, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-enum Line {
-    PhaseDone {
-        duration_ms: u64,
-    },
-    Error {
-        message: String,
-    },
-    #[serde(other)]
-    Other,
-}
 
 /// Measures all three, and the agent at rest.
 pub(super) fn measure(bench: &mut Bench<'_>, count: u32, report: &mut Report) -> Result<()> {
@@ -53,7 +39,7 @@ pub(super) fn measure(bench: &mut Bench<'_>, count: u32, report: &mut Report) ->
     }
     shrunk(bench)?;
     (bench.say)("the agent is watched at rest");
-    report.rest = Some(steady::at_rest(&bench.memtide, REST)?);
+    report.rest = Some(at_rest(&bench.memtide)?);
     let mut plain = Surge::default();
     plain.available_mib = total_and_available(&bench.plain)?.1.mib();
     for _ in 0..count {
@@ -118,14 +104,13 @@ fn once(subject: &Subject, script: &str, surge: &mut Surge) -> Result<()> {
             return Err(BenchError::Late { who, what, waited: SURGES, seen: String::new() });
         }
         for event in process.next_event(LOOK).into_iter().chain(process.new_events()) {
-            match event {
-                Event::Line(Stream::Stdout, line) => match serde_json::from_str(&line) {
-                    Ok(Line::PhaseDone { duration_ms }) => took = Some(duration_ms),
-                    Ok(Line::Error { message }) => return Err(subject.unexpected("surge", message)),
-                    Ok(Line::Other) | Err(_) => {}
-                },
-                Event::Line(Stream::Stderr, _) => {}
-                Event::Exited(_) => is_over = true,
+            match Heard::of(event) {
+                Heard::Line(Line::PhaseDone { duration_ms, .. }) => took = Some(duration_ms),
+                Heard::Line(Line::Error { message }) => {
+                    return Err(subject.unexpected("surge", message));
+                }
+                Heard::Line(_) | Heard::Noise(_) => {}
+                Heard::Ended(_) => is_over = true,
             }
         }
         memtide_scenarios::interrupt::check()?;
@@ -136,6 +121,15 @@ fn once(subject: &Subject, script: &str, surge: &mut Surge) -> Result<()> {
     }
     surge.oom_kills += subject.oom_kills()? - kills;
     Ok(())
+}
+
+/// What the agent and DAMON cost in a guest in which nothing happens.
+fn at_rest(subject: &Subject) -> Result<Cost> {
+    let (before, started) = (Used::so_far(subject)?, Instant::now());
+    while started.elapsed() < REST {
+        pause(LOOK)?;
+    }
+    Ok(Used::so_far(subject)?.since(&before))
 }
 
 /// Inflates QEMU's balloon until so much can be had.

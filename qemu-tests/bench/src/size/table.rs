@@ -7,19 +7,7 @@ use super::report::{FixedSize, Report, Steady, within_goal};
 
 /// The report as text.
 pub fn table(report: &Report) -> String {
-    let mut text = String::new();
-    let setting = &report.setting;
-    let _ = writeln!(
-        text,
-        "{} MiB guests, Linux {} on QEMU {} ({}), {} processors, {} s\n{}",
-        setting.guest_memory_mib,
-        setting.kernel,
-        setting.qemu,
-        setting.accelerator,
-        setting.processors,
-        setting.seconds,
-        setting.script
-    );
+    let mut text = report.setting.heading();
     if let Some(steady) = &report.steady {
         of_steady(&mut text, steady);
     }

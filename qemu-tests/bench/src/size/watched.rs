@@ -5,11 +5,11 @@ use std::time::Duration;
 use memtide_lab::guest::protocol::Stream;
 use memtide_lab::guest::{Event, Process};
 use memtide_units::ByteSize;
-use serde::Deserialize;
 
 use super::guests::pause;
 use crate::error::{BenchError, Result};
 use crate::subject::Subject;
+use crate::workload::{Heard, Line};
 
 /// Stalls are looked at in pieces of so long, as `avg10` of the kernel's own is.
 const PIECE: Duration = Duration::from_secs(10);
@@ -43,30 +43,9 @@ struct Work {
     pages: u64,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-enum Line {
-    Phase {
-        name: String,
-    },
-    Progress {
-        pages_checked: u64,
-        at_ms: u64,
-    },
-    BadPage {},
-    Error {
-        message: String,
-    },
-    Summary {
-        pages_bad: u64,
-    },
-    #[serde(other)]
-    Other,
-}
-
-/// What is heard of one guest.
+/// What was heard of one guest.
 #[derive(Debug, Default)]
-struct Heard {
+struct Seen {
     samples: Vec<Sample>,
     work: Vec<Work>,
     phase: String,
@@ -98,7 +77,7 @@ pub(super) struct Watched<'a> {
     subject: &'a Subject,
     workload: Process,
     sampler: Process,
-    heard: Heard,
+    seen: Seen,
 }
 
 impl<'a> Watched<'a> {
@@ -108,7 +87,7 @@ impl<'a> Watched<'a> {
         let sampler = guest.spawn("sampler", &["bash", "-c", SAMPLER])?;
         let argv = ["/opt/memtide/bin/memtide-workload", "play", script];
         let workload = guest.spawn("workload", &argv)?;
-        Ok(Self { subject, workload, sampler, heard: Heard::default() })
+        Ok(Self { subject, workload, sampler, seen: Seen::default() })
     }
 
     pub(super) fn subject(&self) -> &Subject {
@@ -118,12 +97,12 @@ impl<'a> Watched<'a> {
     /// Takes in what was printed.
     pub(super) fn listen(&mut self) -> Result<()> {
         for event in self.sampler.new_events() {
-            self.heard.of_sampler(event);
+            self.seen.of_sampler(event);
         }
         for event in self.workload.new_events() {
-            self.heard.of_workload(event);
+            self.seen.of_workload(Heard::of(event));
         }
-        match self.heard.error.take() {
+        match self.seen.error.take() {
             Some(text) => Err(self.subject.unexpected("the workload or its sampler", text)),
             None => Ok(()),
         }
@@ -132,14 +111,14 @@ impl<'a> Watched<'a> {
     /// Waits until the workload is in its last phase.
     pub(super) fn await_hot(&mut self, within: Duration) -> Result<()> {
         let mut waited = Duration::ZERO;
-        while !self.heard.phase.starts_with("hot") {
+        while !self.seen.phase.starts_with("hot") {
             self.listen()?;
             if waited > within {
                 return Err(BenchError::Late {
                     who: self.subject.name().to_owned(),
                     what: "the workload has all of its memory",
                     waited: within,
-                    seen: self.heard.phase.clone(),
+                    seen: self.seen.phase.clone(),
                 });
             }
             pause(LOOK)?;
@@ -149,16 +128,16 @@ impl<'a> Watched<'a> {
     }
 
     pub(super) fn mark(&self) -> Mark {
-        Mark { samples: self.heard.samples.len(), work: self.heard.work.len() }
+        Mark { samples: self.seen.samples.len(), work: self.seen.work.len() }
     }
 
     pub(super) fn since(&self, mark: Mark) -> Window {
-        self.heard.since(mark)
+        self.seen.since(mark)
     }
 
     /// What memory the guest has now.
     pub(super) fn total(&self) -> ByteSize {
-        self.heard.samples.last().map_or(ByteSize::ZERO, |sample| sample.total)
+        self.seen.samples.last().map_or(ByteSize::ZERO, |sample| sample.total)
     }
 
     /// Ends both; how many of the workload's pages were bad.
@@ -167,18 +146,18 @@ impl<'a> Watched<'a> {
         self.workload.kill(SIGTERM)?;
         self.sampler.kill(SIGTERM)?;
         let mut waited = Duration::ZERO;
-        while self.heard.summary.is_none() {
+        while self.seen.summary.is_none() {
             for event in self.workload.new_events() {
-                self.heard.of_workload(event);
+                self.seen.of_workload(Heard::of(event));
             }
             if waited > within {
                 let (who, what) = (self.subject.name().to_owned(), "the workload ends");
-                return Err(BenchError::Late { who, what, waited, seen: self.heard.phase });
+                return Err(BenchError::Late { who, what, waited, seen: self.seen.phase });
             }
             pause(LOOK)?;
             waited += LOOK;
         }
-        Ok(self.heard.summary.unwrap_or_default())
+        Ok(self.seen.summary.unwrap_or_default())
     }
 }
 
@@ -192,7 +171,7 @@ pub(super) fn listen_for(watched: &mut [&mut Watched<'_>], time: Duration) -> Re
     Ok(())
 }
 
-impl Heard {
+impl Seen {
     fn of_sampler(&mut self, event: Event) {
         match event {
             Event::Line(Stream::Stdout, line) => match sample(&line) {
@@ -204,28 +183,23 @@ impl Heard {
         }
     }
 
-    fn of_workload(&mut self, event: Event) {
-        match event {
-            Event::Line(Stream::Stdout, line) => self.read(&line),
-            Event::Line(Stream::Stderr, line) => self.error = Some(line),
-            Event::Exited(ending) if self.summary.is_none() => {
-                self.error = Some(format!("it ended: {ending}"));
-            }
-            Event::Exited(_) => {}
+    fn of_workload(&mut self, heard: Heard) {
+        match heard {
+            Heard::Line(line) => self.take(line),
+            Heard::Noise(text) => self.error = Some(text),
+            Heard::Ended(how) if self.summary.is_none() => self.error = Some(how),
+            Heard::Ended(_) => {}
         }
     }
 
-    fn read(&mut self, line: &str) {
-        match serde_json::from_str(line) {
-            Ok(Line::Phase { name }) => self.phase = name,
-            Ok(Line::Progress { pages_checked: pages, at_ms }) => {
-                self.work.push(Work { at_ms, pages });
-            }
-            Ok(Line::BadPage {}) => self.error = Some(line.to_owned()),
-            Ok(Line::Error { message }) => self.error = Some(message),
-            Ok(Line::Summary { pages_bad }) => self.summary = Some(pages_bad),
-            Ok(Line::Other) => {}
-            Err(_) => self.error = Some(line.to_owned()),
+    fn take(&mut self, line: Line) {
+        match line {
+            Line::Phase { name } => self.phase = name,
+            Line::Progress { pages_checked: pages, at_ms } => self.work.push(Work { at_ms, pages }),
+            Line::BadPage { kind } => self.error = Some(format!("a page was bad: {kind}")),
+            Line::Error { message } => self.error = Some(message),
+            Line::Summary { pages_bad } => self.summary = Some(pages_bad),
+            Line::PhaseDone { .. } | Line::Other => {}
         }
     }
 
@@ -291,10 +265,14 @@ mod tests {
 
     #[test]
     fn a_bad_page_ends_the_measurement() {
-        let mut heard = Heard::default();
-        heard.read(r#"{"event":"progress","name":"hot heap","pages_checked":9,"at_ms":500}"#);
-        assert_eq!((heard.work.len(), &heard.error), (1, &None));
-        heard.read(r#"{"event":"bad_page","kind":"zeroed","region":"heap","at_ms":600}"#);
-        assert!(heard.error.is_some());
+        let mut seen = Seen::default();
+        seen.of_workload(Heard::of_line(
+            r#"{"event":"progress","name":"hot heap","pages_checked":9,"at_ms":500}"#,
+        ));
+        assert_eq!((seen.work.len(), &seen.error), (1, &None));
+        seen.of_workload(Heard::of_line(
+            r#"{"event":"bad_page","kind":"zeroed","region":"heap","at_ms":600}"#,
+        ));
+        assert!(seen.error.is_some());
     }
 }

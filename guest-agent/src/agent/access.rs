@@ -14,7 +14,7 @@ impl Agent {
         for finding in self.parts.watching.findings() {
             match finding {
                 Finding::Snapshot(regions, closeness) => {
-                    self.watching = Some(closeness);
+                    self.closeness = Some(closeness);
                     let present = self.present();
                     self.heat.observe(&regions);
                     if let Some(digest) = self.parts.access.observe(now, &regions, &present) {
@@ -30,7 +30,7 @@ impl Agent {
                 Finding::Ended(why) => {
                     tracing::warn!("DAMON has ended ({why}): blocks are chosen from the top now");
                     self.heat.forget();
-                    self.watching = None;
+                    self.closeness = None;
                     self.parts.access.ended();
                     self.parts.watching.ended(now, &why);
                 }

@@ -18,7 +18,7 @@ impl Agent {
             Grain::Block => {
                 tracing::warn!("this guest lacks {}: {}", lack.what, lack.effect);
                 self.parts.lacks.push(lack);
-                self.set_aside = self.parts.blocks.allow_pieces(ByPieces::None);
+                self.by_pieces = self.parts.blocks.allow_pieces(ByPieces::None);
                 let in_pieces = self.parts.blocks.in_pieces();
                 let mut held = self.parts.blocks.offline_by_us();
                 held.retain(|block| in_pieces.contains(block));
@@ -27,7 +27,7 @@ impl Agent {
             Grain::Piece => {
                 tracing::info!("the device takes pieces now");
                 self.parts.lacks.retain(|other| *other != lack);
-                self.parts.blocks.allow_pieces(self.set_aside);
+                self.parts.blocks.allow_pieces(self.by_pieces);
             }
         }
     }

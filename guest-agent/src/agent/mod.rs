@@ -134,9 +134,9 @@ pub struct Agent {
     unasked: BTreeSet<BlockId>,
     counters: Counters,
     /// Which blocks may be taken in pieces by a device that takes any.
-    set_aside: ByPieces,
+    by_pieces: ByPieces,
     /// How DAMON made its last snapshot.
-    watching: Option<Closeness>,
+    closeness: Option<Closeness>,
     reading: Reading,
     /// What was decided last.
     note: String,
@@ -163,8 +163,8 @@ impl Agent {
             outcomes: Vec::new(),
             unasked: BTreeSet::new(),
             counters: Counters::default(),
-            set_aside: ByPieces::None,
-            watching: None,
+            by_pieces: ByPieces::None,
+            closeness: None,
             reading: Reading::default(),
             note: "starting".into(),
             reporters: Vec::new(),

@@ -163,7 +163,7 @@ impl Agent {
 impl Agent {
     fn watching(&self) -> Option<WatchStatus> {
         let damon = self.parts.watching.damon()?;
-        let Closeness { sample, aggregation, regions } = self.watching?;
+        let Closeness { sample, aggregation, regions } = self.closeness?;
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Some(WatchStatus {
             regions,

@@ -288,12 +288,9 @@ impl Controller {
         }
         let blocks = self.returnable(seen, figures, wanted);
         if blocks.is_empty() {
-            let reason = match figures.trigger_fired {
-                true => WaitReason::Trigger,
-                false => {
-                    WaitReason::NothingToReturn { available, missing: self.missing(seen, figures) }
-                }
-            };
+            let missing = self.missing(seen, figures);
+            let reason = WaitReason::NothingToReturn { available, missing };
+            let reason = if figures.trigger_fired { WaitReason::Trigger } else { reason };
             return (Vec::new(), Decision::Rest(reason));
         }
         self.quiet.returning(now);

@@ -37,6 +37,16 @@ fn guest(damon: FakeDamon) -> FakeRoot {
     fake
 }
 
+/// The same, and cold memory is paged out.
+fn paging_out() -> MonitorConfig {
+    let pageout = PageoutConfig {
+        min_age: Duration::from_secs(60),
+        bytes: ByteSize::from_mib(64),
+        stall_us: 1_000,
+    };
+    MonitorConfig { pageout: Some(pageout), ..config() }
+}
+
 #[test]
 fn regions_of_every_heat_are_seen() {
     let fake = guest(FakeDamon::V6_12);
@@ -97,12 +107,7 @@ fn new_regions_do_not_undo_what_the_kernel_tuned() {
 #[test]
 fn intervals_are_changed_while_it_runs_and_cold_stays_as_old() {
     let fake = guest(FakeDamon::V6_12);
-    let pageout = PageoutConfig {
-        min_age: Duration::from_secs(60),
-        bytes: ByteSize::from_mib(64),
-        stall_us: 1_000,
-    };
-    let config = MonitorConfig { pageout: Some(pageout), ..config() };
+    let config = paging_out();
     let mut monitor = Monitor::start(&fake.root(), &config).unwrap();
     assert!(!monitor.is_tuned());
     let faster = Intervals { sample_us: 90_000, aggr_us: 1_800_000 };
@@ -153,12 +158,7 @@ fn a_monitor_that_somebody_else_stopped_says_so() {
 #[test]
 fn a_kdamond_that_somebody_set_up_in_our_place_is_left_alone() {
     let fake = guest(FakeDamon::V6_12);
-    let pageout = PageoutConfig {
-        min_age: Duration::from_secs(60),
-        bytes: ByteSize::from_mib(64),
-        stall_us: 1_000,
-    };
-    let config = MonitorConfig { pageout: Some(pageout), ..config() };
+    let config = paging_out();
     let mut monitor = Monitor::start(&fake.root(), &config).unwrap();
     // Another tool's, with schemes of its own under the same names.
     fake.root().write(STATE, "off").unwrap();

@@ -86,7 +86,8 @@ impl<W: Write> Audit<W> {
         for index in 0..extent.pages() {
             extent.fill(index);
             self.journal.own(1);
-            self.touched()?;
+            let now = self.touched()?;
+            extent.touched(index..index + 1, now);
         }
         Ok(())
     }
@@ -100,7 +101,8 @@ impl<W: Write> Audit<W> {
         for extent in &mut region.extents {
             for index in 0..extent.pages() {
                 self.judge(name, extent, index)?;
-                self.touched()?;
+                let now = self.touched()?;
+                extent.touched(index..index + 1, now);
             }
         }
         Ok(())
@@ -150,12 +152,13 @@ impl<W: Write> Audit<W> {
             for group in (0..pages).step_by(GLANCES_PER_CLOCK) {
                 let group = group..pages.min(group + GLANCES_PER_CLOCK);
                 self.journal.glanced(group.len() as u64);
-                for index in group {
+                for index in group.clone() {
                     if !extent.glance(index, word) {
                         self.judge(name, extent, index)?;
                     }
                 }
                 now = self.touched()?;
+                extent.touched(group, now);
                 if now >= deadline {
                     return Ok(now);
                 }
@@ -168,7 +171,9 @@ impl<W: Write> Audit<W> {
     fn renew(&mut self, name: &str, extent: &mut Extent, index: usize) -> Result<Instant, Halt> {
         self.judge(name, extent, index)?;
         extent.rewrite(index);
-        self.touched()
+        let now = self.touched()?;
+        extent.touched(index..index + 1, now);
+        Ok(now)
     }
 
     /// Verifies a page; a bad one is reported, and rewritten so that one loss counts once.

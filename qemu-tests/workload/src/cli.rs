@@ -2,12 +2,14 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::audit::KeepGoing;
 use crate::mapping::Thp;
 use crate::neighbour::TlbNeighbour;
+use crate::script::time;
 
 /// Plays memory phases in a guest and verifies every page it owns.
 #[derive(Debug, Parser)]
@@ -55,6 +57,10 @@ pub(crate) struct Play {
     /// A neighbour on each processor that makes accesses visible to DAMON under TCG.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) tlb_neighbour: TlbNeighbour,
+    /// Say this often where the pages lie: how many in each memory block of the guest, and how many of
+    /// them were touched in the last minute.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) census: Option<Duration>,
     /// Whether a bad page is only counted, or ends the script.
     #[arg(
         long,
@@ -126,6 +132,15 @@ mod tests {
         let Action::Play(play) = cli.action else { panic!("{cli:?}") };
         assert_eq!(play.keep_going, KeepGoing::Yes);
         assert_eq!(play.script_text().unwrap(), "alloc a 4KiB; verify");
+    }
+
+    #[test]
+    fn a_time_is_written_as_in_scripts() {
+        let cli = Cli::parse_from(["w", "play", "--census", "1.5s", "wait"]);
+        let Action::Play(play) = cli.action else { panic!("{cli:?}") };
+        assert_eq!(play.census, Some(Duration::from_millis(1500)));
+        let error = Cli::try_parse_from(["w", "play", "--census", "5", "wait"]).unwrap_err();
+        assert!(error.to_string().contains("500ms"), "{error}");
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! The lines that the program prints: one JSON object each, told apart by `event`.
 
+use std::io::{self, Write};
+use std::time::{Duration, Instant};
+
 use serde::{Serialize, Serializer};
 
 use crate::control::Go;
@@ -7,11 +10,11 @@ use crate::pattern::Fault;
 
 /// One line.
 #[derive(Debug, Serialize)]
-pub(crate) struct Line<'a> {
+struct Line<'a> {
     #[serde(flatten)]
-    pub(crate) event: Event<'a>,
+    event: Event<'a>,
     /// Milliseconds since the program started.
-    pub(crate) at_ms: u64,
+    at_ms: u64,
 }
 
 /// What happened.
@@ -68,13 +71,45 @@ pub(crate) enum Event<'a> {
         #[serde(flatten)]
         counts: Counts,
     },
-    /// The script cannot go on.
+    /// Where the pages lie (`--census`).
+    Census {
+        /// Every memory block that the guest has, ascending.
+        blocks: &'a [BlockContents],
+    },
+    /// The script cannot go on, or nothing be counted any more.
     Error {
         /// What failed, on what, and why.
         message: &'a str,
     },
     /// The last line, however the program ends (unless it is killed outright).
     Summary(Summary),
+}
+
+/// What of this program's lies in a memory block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct BlockContents {
+    /// Its number.
+    pub(crate) block: u64,
+    /// What the kernel does with it, right after the pages were counted.
+    pub(crate) state: BlockState,
+    /// Whether it is in `ZONE_MOVABLE`.
+    pub(crate) movable: bool,
+    /// Pages of regions in it; files are not counted, nor what is in swap.
+    pub(crate) pages: u64,
+    /// How many of these were touched in the last minute.
+    pub(crate) hot: u64,
+}
+
+/// What the kernel does with a memory block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum BlockState {
+    /// It is in use.
+    Online,
+    /// Somebody is taking it offline.
+    GoingOffline,
+    /// It is out of use.
+    Offline,
 }
 
 /// What was counted since the start.
@@ -212,6 +247,22 @@ pub(crate) fn detail(fault: Fault, expected: u16) -> String {
             format!("from byte {offset} on: {found:#018x} where {expected:#018x} was written")
         }
     }
+}
+
+/// Prints an event as one line, at once; `started` is when the program did.
+///
+/// # Errors
+/// Where the output is closed or full.
+pub(crate) fn print(out: &mut impl Write, event: Event<'_>, started: Instant) -> io::Result<()> {
+    let mut line = serde_json::to_string(&Line { event, at_ms: millis(started.elapsed()) })?;
+    line.push('\n');
+    out.write_all(line.as_bytes())?;
+    out.flush()
+}
+
+/// A time as the lines have it.
+pub(crate) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn hexadecimal<S: Serializer>(address: &usize, serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,15 +1,21 @@
 //! A mapping together with what each of its pages must contain, and a region made of them.
 
 use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
 
 use crate::mapping::{Mapping, Thp};
 use crate::pattern::{self, Fault, Salt, Stamp};
+use crate::touches::Touches;
 
 /// One mapping whose pages carry stamps.
 #[derive(Debug)]
 pub(crate) struct Extent {
     id: u16,
     salt: Salt,
+    /// Dropped before the memory, whose addresses may be another mapping's right after.
+    touches: Arc<Touches>,
     memory: Mapping,
     /// The generation of each page: two bytes per 4 KiB, kept apart from the pages so that an old
     /// page cannot bring its old generation along.
@@ -24,7 +30,8 @@ impl Extent {
     pub(crate) fn new(id: u16, pages: usize, salt: Salt, thp: Thp) -> io::Result<Self> {
         u32::try_from(pages).map_err(|_| io::ErrorKind::InvalidInput)?;
         let memory = Mapping::new(pages, thp)?;
-        Ok(Self { id, salt, memory, generations: vec![0; pages] })
+        let touches = Arc::new(Touches::new(memory.address(0), pages));
+        Ok(Self { id, salt, touches, memory, generations: vec![0; pages] })
     }
 
     /// How many pages it has.
@@ -70,11 +77,22 @@ impl Extent {
         self.memory.page(index)[word] == pattern::word(seed, word)
     }
 
+    /// These pages have been touched, at `now`.
+    pub(crate) fn touched(&self, pages: Range<usize>, now: Instant) {
+        self.touches.note(pages, now);
+    }
+
+    /// When its pages were touched.
+    pub(crate) fn touches(&self) -> &Arc<Touches> {
+        &self.touches
+    }
+
     /// Unmaps all pages from `pages` on; `pages` is at least one.
     ///
     /// # Errors
     /// As [`Mapping::truncate`].
     pub(crate) fn truncate(&mut self, pages: usize) -> io::Result<()> {
+        self.touches.truncate(pages);
         self.memory.truncate(pages)?;
         self.generations.truncate(pages);
         self.generations.shrink_to_fit();

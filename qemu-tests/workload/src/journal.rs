@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-use crate::event::{self, BadPage, Counts, Event, FaultCounts, Line, Outcome, Place, Summary};
+use crate::event::{self, BadPage, Counts, Event, FaultCounts, Outcome, Place, Summary, millis};
 use crate::pattern::{Fault, PAGE_BYTES};
 
 /// The least time between two progress lines: a serial console under emulation is slow.
@@ -63,16 +63,17 @@ impl<W: Write> Journal<W> {
         }
     }
 
+    /// When it started.
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+
     /// Prints an event, at once.
     ///
     /// # Errors
     /// Where the output is closed or full.
     pub(crate) fn say(&mut self, event: Event<'_>) -> io::Result<()> {
-        let at_ms = millis(self.started.elapsed());
-        let mut line = serde_json::to_string(&Line { event, at_ms })?;
-        line.push('\n');
-        self.out.write_all(line.as_bytes())?;
-        self.out.flush()
+        event::print(&mut self.out, event, self.started)
     }
 
     /// Begins a phase.
@@ -210,10 +211,6 @@ impl Phase {
         let (name, slowest) = (name.to_owned(), Duration::ZERO);
         Self { name, started: now, touched: now, progressed: now, slowest, stalls }
     }
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn micros(time: Duration) -> u64 {

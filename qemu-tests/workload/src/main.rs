@@ -6,6 +6,7 @@
 //! how many were wrong, and how long the slowest touch took.
 
 mod audit;
+mod census;
 mod cli;
 mod control;
 mod event;
@@ -19,6 +20,7 @@ mod pattern;
 mod player;
 mod script;
 mod tcg;
+mod touches;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -27,6 +29,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Parser;
 
 use audit::Audit;
+use census::Register;
 use cli::{Action, Cli, Play};
 use control::{Controls, Stdin};
 use event::{Event, Outcome, Summary};
@@ -85,7 +88,11 @@ fn perform(play: &Play, script: &Script) -> io::Result<Summary> {
     })?;
     let _neighbours = start_neighbours(play.tlb_neighbour, &mut journal)?;
     let salt = Salt::of_run(pid, since_1970.as_nanos());
-    let settings = Settings { dir: play.dir.clone(), thp: play.thp, salt };
+    let register = Register::default();
+    if let Some(every) = play.census {
+        census::start(register.clone(), every, (io::stdout(), journal.started()))?;
+    }
+    let settings = Settings { dir: play.dir.clone(), thp: play.thp, salt, register };
     Player::new(settings, Audit { journal, controls, keep_going: play.keep_going }).play(script)
 }
 

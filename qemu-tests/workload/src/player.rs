@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use memtide_units::ByteSize;
 
 use crate::audit::{Audit, Chunk, Halt};
+use crate::census::Register;
 use crate::event::{Event, Outcome, Summary};
 use crate::extent::{Extent, Region};
 use crate::journal::Stalls;
@@ -25,6 +26,8 @@ pub(crate) struct Settings {
     pub(crate) thp: Thp,
     /// What makes this run's pages its own.
     pub(crate) salt: Salt,
+    /// Where mappings are entered.
+    pub(crate) register: Register,
 }
 
 /// The regions, and the means to play with them.
@@ -59,6 +62,7 @@ impl<W: Write> Player<W> {
                 Outcome::Failed
             }
         };
+        self.settings.register.close();
         self.audit.journal.summarize(outcome)
     }
 
@@ -100,6 +104,7 @@ impl<W: Write> Player<W> {
             source,
             remedy: "ask for less, look at vm.overcommit_memory, or use --thp default",
         })?;
+        self.settings.register.add(extent.touches());
         let extents = &mut self.regions.entry(name.to_owned()).or_default().extents;
         extents.push(extent);
         extents.last_mut().map_or(Ok(()), |extent| self.audit.fill(extent))

@@ -19,6 +19,7 @@ use std::fmt;
 use std::time::Duration;
 
 pub(crate) use error::ScriptError;
+pub(crate) use parse::time;
 
 /// Steps that a script may unroll to. Days of phases fit; a `repeat` with a digit too many is
 /// refused instead of filling the guest's memory with its own script.

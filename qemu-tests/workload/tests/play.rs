@@ -93,6 +93,30 @@ fn a_good_run_says_what_it_did_and_exits_with_zero() {
     assert!(summary["max_stall_us"].is_u64() && summary["seconds"].is_f64(), "{summary}");
 }
 
+/// Only root learns where pages lie, and only a kernel with memory hotplug has blocks; whoever cannot be
+/// told hears so, and the script goes on.
+#[test]
+fn a_census_has_every_page_in_a_block_or_says_why_not() {
+    let script = "alloc heap 4MiB; hot heap 1MiB 60min";
+    let mut running = Running::start(workload().args(["--census", "100ms", script]));
+    running.until("progress");
+    let has_blocks = Path::new("/sys/devices/system/memory/block_size_bytes").exists();
+    if rustix::process::geteuid().is_root() && has_blocks {
+        let census = running.until("census");
+        let blocks = census["blocks"].as_array().unwrap();
+        let sum = |name: &str| blocks.iter().map(|block| block[name].as_u64().unwrap()).sum();
+        let (pages, hot): (u64, u64) = (sum("pages"), sum("hot"));
+        assert_eq!((pages, hot), (1024, 1024), "all was written within the minute: {census}");
+    } else {
+        let error = running.until("error");
+        assert!(error["message"].as_str().unwrap().contains("cannot count pages"), "{error}");
+    }
+    running.signal(Signal::TERM);
+    running.until("summary");
+    let next = running.lines.recv_timeout(DEADLINE);
+    assert!(next.is_err(), "the summary is the last line: {next:?}");
+}
+
 #[test]
 fn a_wrong_script_is_refused_before_anything_is_played() {
     let output = run(&["alloc heap 4MiB; free heap 8MiB"]);

@@ -22,7 +22,8 @@ fn stage(keep_going: KeepGoing) -> Stage {
     let controls = Controls::new(nudges, Arc::clone(&stop));
     let dir = tempfile::tempdir().unwrap();
     let salt = Salt::of_run(7, 7);
-    let settings = Settings { dir: dir.path().to_owned(), thp: Thp::Default, salt };
+    let register = Register::default();
+    let settings = Settings { dir: dir.path().to_owned(), thp: Thp::Default, salt, register };
     let audit = Audit { journal: Journal::new(Vec::new()), controls, keep_going };
     Stage { player: Player::new(settings, audit), host, stop, _dir: dir }
 }

@@ -142,7 +142,8 @@ impl Line {
     }
 
     fn time(&mut self) -> Result<Duration, ScriptError> {
-        self.next("the time").and_then(|word| time(&word))
+        let word = self.next("the time")?;
+        time(&word.text).map_err(|problem| ScriptError::new(&word, problem))
     }
 
     fn next(&mut self, what: &'static str) -> Result<Word, ScriptError> {
@@ -203,19 +204,21 @@ fn pages(word: Word) -> Result<Pages, ScriptError> {
 }
 
 /// A number of at most nine digits (so that nothing overflows below) and its unit.
-fn time(word: &Word) -> Result<Duration, ScriptError> {
-    let wrong = |problem| ScriptError::new(word, problem);
-    let split = word.text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(word.text.len());
-    let (number, unit) = word.text.split_at(split);
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn time(text: &str) -> Result<Duration, Problem> {
+    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
     let unit = match unit {
         "ms" => Duration::from_millis(1),
         "s" => Duration::from_secs(1),
         "min" => Duration::from_secs(60),
-        _ => return Err(wrong(Problem::BadTime)),
+        _ => return Err(Problem::BadTime),
     };
-    let (whole, thousandths) = decimal(number).ok_or_else(|| wrong(Problem::BadTime))?;
+    let (whole, thousandths) = decimal(number).ok_or(Problem::BadTime)?;
     let time = unit.saturating_mul(whole).saturating_add(unit * thousandths / 1000);
-    if time > TIME_MAX { Err(wrong(Problem::TooLong)) } else { Ok(time) }
+    if time > TIME_MAX { Err(Problem::TooLong) } else { Ok(time) }
 }
 
 /// `12` or `1.5` as whole and thousandths; further digits are refused rather than dropped.

@@ -27,6 +27,7 @@ use memtide_units::{BlockId, BlockSize, ByteSize, GpaRange};
 use rustix::event::EventfdFlags;
 
 use crate::alarm::{Alarm, SIGNAL};
+use crate::pieces::PiecesError;
 use crate::remove::{self, PlugError, Plugger, STRUCT_PAGE};
 
 /// For a block of 128 MiB in `ZONE_MOVABLE`. A full one took up to 10.6 s under emulation, a tenth of
@@ -285,12 +286,16 @@ impl Hands {
         }
     }
 
-    /// Whatever fails, the block rests: the next try would find the same.
+    /// Whatever fails, the block rests: the next try would find the same. Not where it is cancelled,
+    /// which it looks for after each step.
     fn take_pieces(&self, block: BlockId, keep: ByteSize) -> Result<(), Failure> {
         let busy = |why: &dyn ToString| Failure::new(StealFailure::Busy, why.to_string());
         let pieces = self.plugger.pieces().ok_or_else(|| busy(&"no huge pages"))?;
-        let taken = pieces.take(block, self.size, keep);
-        taken.map_err(|error| busy(&format!("no huge pages for {block}: {error}")))
+        let is_wanted = || !self.is_cancelled.load(Ordering::SeqCst);
+        pieces.take(block, self.size, keep, &is_wanted).map_err(|error| match error {
+            PiecesError::Unwanted => Failure::new(StealFailure::Aborted, error),
+            error => busy(&format!("no huge pages for {block}: {error}")),
+        })
     }
 
     fn take_offline(

@@ -45,11 +45,20 @@ impl Pages {
     /// # Errors
     /// What mmap(2) says.
     pub fn of_file(file: &File, count: usize) -> io::Result<Self> {
+        Self::of_file_at(file, 0, count)
+    }
+
+    /// The `count` pages of `file` from byte `offset` on, which is a multiple of the file's own pages.
+    ///
+    /// # Errors
+    /// As [`Self::of_file`].
+    pub fn of_file_at(file: &File, offset: u64, count: usize) -> io::Result<Self> {
         let len = count * PAGE;
         let flags = MapFlags::SHARED | MapFlags::POPULATE;
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a fresh mapping at an address that the kernel chooses aliases nothing of ours.
-        let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, prot, flags, file, 0)? };
+        let base =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, prot, flags, file, offset)? };
         Ok(Self { mapping: Arc::new(Mapping { base, len }), start: 0, len })
     }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 
 use memtide_sysfs::hugetlb::PAGE;
 use memtide_sysfs::pagemap::Pagemap;
@@ -11,33 +12,55 @@ use memtide_units::{ByteSize, Gpa, GpaRange};
 
 use crate::dma::{PAGE as SMALL_PAGE, Pages, Pin};
 
+/// Huge pages that are held in one step at most: some milliseconds, half a second under emulation, in
+/// which nobody can end it.
+const STEP: u64 = 8;
+
 /// Pages that are held until this is dropped.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Held {
+    places: Vec<Gpa>,
     runs: Vec<GpaRange>,
     /// Nothing where a fake holds them.
-    _pin: Option<(Pin, Pages)>,
+    pin: Option<Pin>,
 }
 
 impl Held {
-    /// Pages that somebody says lie there: for fakes.
-    pub fn located(runs: Vec<GpaRange>) -> Self {
-        Self { runs, _pin: None }
-    }
-
     /// Where they lie, neighbours joined, ascending.
     pub fn runs(&self) -> &[GpaRange] {
         &self.runs
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.places.len() as u64
+    }
+
+    /// There are more, and they lie there.
+    ///
+    /// # Errors
+    /// Places that cannot be.
+    pub fn extend(&mut self, places: impl IntoIterator<Item = Gpa>) -> io::Result<()> {
+        self.places.extend(places);
+        self.runs = runs(self.places.clone())?;
+        Ok(())
     }
 }
 
 /// A way of holding pages.
 pub trait Grip: fmt::Debug + Send + Sync {
-    /// Has all pages of the first `size` of `file` be there, and stay where they are.
+    /// Has the huge pages `part` of `file` be there, and stay where they are, with those of it that are
+    /// held already.
     ///
     /// # Errors
-    /// What the kernel says; ENOMEM where there are not so many.
-    fn hold(&self, file: &File, size: ByteSize) -> io::Result<Held>;
+    /// What the kernel says; ENOMEM where there are not so many. `held` is of no use then.
+    fn hold(&self, file: &File, part: Range<u64>, held: &mut Held) -> io::Result<()>;
+}
+
+/// All huge pages of a file of `size`, in steps.
+pub(super) fn steps(size: ByteSize) -> impl Iterator<Item = Range<u64>> {
+    let all = size.bytes() / PAGE.bytes();
+    (0..all).step_by(STEP as usize).map(move |first| first..all.min(first + STEP))
 }
 
 /// The real one: a mapping and a registration with io_uring.
@@ -54,25 +77,34 @@ impl PinnedPages {
 }
 
 impl Grip for PinnedPages {
-    fn hold(&self, file: &File, size: ByteSize) -> io::Result<Held> {
+    fn hold(&self, file: &File, part: Range<u64>, held: &mut Held) -> io::Result<()> {
         let pagemap = Pagemap::open(&self.root).map_err(io::Error::other)?;
-        let count = usize::try_from(size.bytes()).map_err(io::Error::other)? / SMALL_PAGE;
+        let bytes = PAGE.times(part.end - part.start).bytes();
+        let count = usize::try_from(bytes).map_err(io::Error::other)? / SMALL_PAGE;
         // The mapping reserves all of it or fails; the pages are made, and zeroed, at once.
-        let pages = Pages::of_file(file, count)?;
+        let pages = Pages::of_file_at(file, PAGE.times(part.start).bytes(), count)?;
+        let pin = match &mut held.pin {
+            Some(pin) => pin,
+            none => none.insert(Pin::in_parts(room(file)?)?),
+        };
         // A page that lies in ZONE_MOVABLE is moved out of it now, and stays where it is after.
-        let pin = Pin::new(&pages)?;
-        let places = (0..size.bytes() / PAGE.bytes())
-            .map(|n| place(&pages, &pagemap, n))
-            .collect::<io::Result<Vec<_>>>()?;
-        Ok(Held { runs: runs(places)?, _pin: Some((pin, pages)) })
+        pin.add(pages.clone())?;
+        let places = (0..part.end - part.start).map(|n| place(&pages, &pagemap, n));
+        held.extend(places.collect::<io::Result<Vec<_>>>()?)
     }
+}
+
+/// Steps of all of a file.
+fn room(file: &File) -> io::Result<u32> {
+    let size = ByteSize::from_bytes(file.metadata()?.len());
+    u32::try_from(steps(size).count()).map_err(io::Error::other)
 }
 
 fn place(pages: &Pages, pagemap: &Pagemap, n: u64) -> io::Result<Gpa> {
     let offset = usize::try_from(n * PAGE.bytes()).map_err(io::Error::other)?;
     let found =
         pagemap.locate(pages.address(offset)).map_err(|error: Error| io::Error::other(error))?;
-    found.ok_or_else(|| io::Error::other(format!("huge page {n} of the file is not there")))
+    found.ok_or_else(|| io::Error::other(format!("huge page {n} of a step is not there")))
 }
 
 /// Pages of 2 MiB as ranges.

@@ -21,6 +21,7 @@ mod start;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,6 +37,8 @@ pub use self::start::{enter, resume};
 
 /// The directory on the file system of huge pages.
 const DIRECTORY: &str = "memtide-agent";
+/// The file there whose pages are being taken: no block has it while it has not all of them.
+const UNFINISHED: &str = "unfinished";
 /// Runs of neighbouring pages in all pieces together, at most: half of what a hello can name.
 const RUNS_MAX: usize = memtide_wire::block::RANGES_MAX / 2;
 
@@ -93,6 +96,9 @@ pub enum PiecesError {
         /// What has to be left over.
         keep: ByteSize,
     },
+    /// Somebody has thought better of it.
+    #[error("not wanted any more")]
+    Unwanted,
     /// Memory is in too small pieces.
     #[error("free memory is scattered over more than {RUNS_MAX} places")]
     Scattered,
@@ -153,12 +159,65 @@ impl Pieces {
     }
 
     /// Takes `size` of memory in the name of `block`, all of it or none, if that leaves `keep` free
-    /// where the kernel allocates from. Only free memory is taken: what is cached stays.
+    /// where the kernel allocates from. Only free memory is taken: what is cached stays. It is taken in
+    /// steps, and after each of them `is_wanted` is asked.
     ///
     /// # Errors
     /// [`PiecesError`]: nothing was taken.
-    pub fn take(&self, block: BlockId, size: BlockSize, keep: ByteSize) -> Result<(), PiecesError> {
+    pub fn take(
+        &self,
+        block: BlockId,
+        size: BlockSize,
+        keep: ByteSize,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<(), PiecesError> {
         let size = size.size();
+        let path = self.dir.join(UNFINISHED);
+        let fail = |source| PiecesError::File { path: path.clone(), source };
+        self.remove_unfinished()?;
+        let file = self.create(&path, size).map_err(fail)?;
+        let taken = self.take_in_steps(&file, size, keep, is_wanted).and_then(|held| {
+            fs::rename(&path, self.path(block)).map_err(fail)?;
+            Ok(held)
+        });
+        match taken {
+            Ok(held) => {
+                self.held().insert(block, held);
+                Ok(())
+            }
+            Err(error) => {
+                // What was held is not any more, and goes with the file.
+                self.remove_unfinished()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Before each step the pool and what is free are looked at anew: somebody may need it by now.
+    fn take_in_steps(
+        &self,
+        file: &File,
+        size: ByteSize,
+        keep: ByteSize,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<Held, PiecesError> {
+        let mut held = Held::default();
+        for step in grip::steps(size) {
+            let pool = self.look(size - PAGE.times(held.count()), keep)?;
+            self.hold_surplus(file, step, pool, &mut held)?;
+            let before: usize = self.held().values().map(|held| held.runs().len()).sum();
+            if before + held.runs().len() > RUNS_MAX {
+                return Err(PiecesError::Scattered);
+            }
+            if !is_wanted() {
+                return Err(PiecesError::Unwanted);
+            }
+        }
+        Ok(held)
+    }
+
+    /// Whether `size` can be taken.
+    fn look(&self, size: ByteSize, keep: ByteSize) -> Result<hugetlb::Pool, PiecesError> {
         let pool = hugetlb::read(&self.root)?;
         if pool.idle() > 0 {
             return Err(PiecesError::Idle(pool.idle()));
@@ -170,52 +229,46 @@ impl Pieces {
         if free < size + keep {
             return Err(PiecesError::NoRoom { free, size, keep });
         }
-        let path = self.path(block);
-        let fail = |source| PiecesError::File { path: path.clone(), source };
-        let file = self.create(&path, size).map_err(fail)?;
-        let held = self.hold_surplus(&file, size, pool).and_then(|held| self.checked(held));
-        match held {
-            Ok(held) => {
-                self.held().insert(block, held);
-                Ok(())
-            }
-            Err(error) => {
-                fs::remove_file(&path).map_err(fail)?;
-                Err(error)
-            }
-        }
+        Ok(pool)
     }
 
-    /// Holds the file's pages, which the kernel makes for that and sets apart from the pool.
+    /// Holds pages of the file, which the kernel makes for that and sets apart from the pool.
     fn hold_surplus(
         &self,
         file: &File,
-        size: ByteSize,
+        step: Range<u64>,
         pool: hugetlb::Pool,
-    ) -> Result<Held, PiecesError> {
-        let wanted = pool.surplus.saturating_add(size.bytes() / PAGE.bytes());
+        held: &mut Held,
+    ) -> Result<(), PiecesError> {
+        let wanted = pool.surplus.saturating_add(step.end - step.start);
         let own = |source| PiecesError::File { path: self.mark.clone(), source };
         let raised = wanted.max(pool.overcommit);
         fs::write(&self.mark, format!("{} {raised}", pool.overcommit)).map_err(own)?;
         hugetlb::set_overcommit(&self.root, raised)?;
-        let held = self.grip.hold(file, size);
-        self.restore()?;
-        held.map_err(|source| PiecesError::File { path: self.dir.clone(), source })
+        let is_held = self.grip.hold(file, step, held);
+        self.restore_limit()?;
+        is_held.map_err(|source| PiecesError::File { path: self.dir.clone(), source })
     }
 
-    fn checked(&self, held: Held) -> Result<Held, PiecesError> {
-        let before: usize = self.held().values().map(|held| held.runs().len()).sum();
-        if before + held.runs().len() > RUNS_MAX {
-            return Err(PiecesError::Scattered);
-        }
-        Ok(held)
-    }
-
-    /// Puts the pool's limit back, where it was the agent who raised it.
+    /// Gives back what was not taken whole, and puts the pool's limit back, where it was the agent who
+    /// raised it. Nobody may be taking anything.
     ///
     /// # Errors
-    /// What the kernel says; the limit is as before.
+    /// What the kernel says; the limit may be as before.
     pub fn restore(&self) -> Result<(), PiecesError> {
+        self.remove_unfinished()?;
+        self.restore_limit()
+    }
+
+    fn remove_unfinished(&self) -> Result<(), PiecesError> {
+        let path = self.dir.join(UNFINISHED);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(|source| PiecesError::File { path, source }),
+        }
+    }
+
+    fn restore_limit(&self) -> Result<(), PiecesError> {
         let Ok(text) = fs::read_to_string(&self.mark) else { return Ok(()) };
         // A mark without numbers: killed before it was written, and before anything was changed. Another
         // limit than the agent's is somebody's who has set it since.
@@ -237,7 +290,9 @@ impl Pieces {
             let path = self.path(block);
             let resumed = OpenOptions::new().read(true).write(true).open(&path).and_then(|file| {
                 let size = ByteSize::from_bytes(file.metadata()?.len());
-                self.grip.hold(&file, size)
+                let mut held = Held::default();
+                grip::steps(size).try_for_each(|step| self.grip.hold(&file, step, &mut held))?;
+                Ok(held)
             });
             match resumed {
                 Ok(held) => _ = self.held().insert(block, held),

@@ -20,19 +20,16 @@ pub(crate) struct FakeGrip {
 }
 
 impl Grip for FakeGrip {
-    fn hold(&self, _file: &File, size: ByteSize) -> io::Result<Held> {
-        let at = self.taken.fetch_add(size.bytes(), Ordering::SeqCst);
+    fn hold(&self, _file: &File, part: Range<u64>, held: &mut Held) -> io::Result<()> {
+        let size = PAGE.times(part.end - part.start).bytes();
+        let at = self.taken.fetch_add(size, Ordering::SeqCst);
         let most = self.most.load(Ordering::SeqCst);
-        if most > 0 && at + size.bytes() > most {
+        if most > 0 && at + size > most {
             return Err(Errno::NOMEM.into());
         }
-        let first = (16 << 20) + at;
-        let run = |start, len| GpaRange::new(Gpa(start), len).unwrap();
-        if !self.is_scattered {
-            return Ok(Held::located(vec![run(first, size)]));
-        }
-        let pages = 0..size.bytes() / PAGE.bytes();
-        Ok(Held::located(pages.map(|n| run(2 * (first + n * PAGE.bytes()), PAGE)).collect()))
+        let apart = if self.is_scattered { 2 } else { 1 };
+        let place = |n| Gpa(((16 << 20) + at + PAGE.times(n).bytes()) * apart);
+        held.extend((0..part.end - part.start).map(place))
     }
 }
 
@@ -64,7 +61,7 @@ impl Guest {
     }
 
     fn take(&self, pieces: &Pieces, block: u64) -> Result<(), PiecesError> {
-        pieces.take(BlockId(block), SIZE, ByteSize::from_mib(100))
+        pieces.take(BlockId(block), SIZE, ByteSize::from_mib(100), &|| true)
     }
 }
 
@@ -76,8 +73,8 @@ fn a_blocks_worth_is_taken_and_given_back_and_the_pool_is_as_it_was() {
     let runs = pieces.runs(BlockId(1)).unwrap();
     assert_eq!(runs.iter().map(|run| run.len().mib()).sum::<u64>(), 128);
     assert!(pieces.stand_for(BlockId(1)) && !pieces.stand_for(BlockId(2)));
-    let raised = (OVERCOMMIT.to_owned(), "64".to_owned());
-    assert!(guest.fake.writes().contains(&raised), "{:?}", guest.fake.writes());
+    let limits: Vec<_> = guest.fake.writes().into_iter().map(|(_, limit)| limit).collect();
+    assert_eq!(limits, ["8", "0"].repeat(8), "raised for each step, no longer");
     assert_eq!((guest.fake.get(OVERCOMMIT), guest.mark().exists()), ("0\n".into(), false));
     let size = fs::metadata(pieces.path(BlockId(1))).unwrap().len();
     assert_eq!(size, SIZE.size().bytes());
@@ -94,6 +91,38 @@ fn nothing_is_left_over_of_what_could_not_be_had() {
     assert!(matches!(error, PiecesError::File { .. }), "{error}");
     assert_eq!((pieces.left(), guest.mark().exists()), ([BlockId(1)].into(), false));
     assert_eq!(guest.fake.get(OVERCOMMIT), "0\n");
+}
+
+#[test]
+fn whoever_does_not_want_it_any_more_gets_it_back_after_the_step_at_work() {
+    let guest = Guest::new(FakeGrip::default());
+    let pieces = guest.pieces();
+    let asked = AtomicU64::new(0);
+    let is_wanted = || asked.fetch_add(1, Ordering::SeqCst) < 2;
+    let error = pieces.take(BlockId(1), SIZE, ByteSize::ZERO, &is_wanted).unwrap_err();
+    assert!(matches!(error, PiecesError::Unwanted), "{error}");
+    let taken = ByteSize::from_bytes(guest.grip.taken.load(Ordering::SeqCst));
+    assert_eq!(taken, ByteSize::from_mib(3 * 16), "no step is larger");
+    assert_eq!((pieces.left(), pieces.count()), (BTreeSet::new(), 0));
+    assert_eq!((guest.fake.get(OVERCOMMIT), guest.mark().exists()), ("0\n".into(), false));
+}
+
+/// The kernel's own memory is looked at before each step, not only at the first.
+#[test]
+fn what_somebody_needs_meanwhile_is_not_taken() {
+    let guest = Guest::new(FakeGrip::default());
+    let pieces = guest.pieces();
+    let free = |mib: u64| format!("Node 0, zone Normal\n  pages free {}\n", mib * 256);
+    guest.fake.put("proc/zoneinfo", &free(1000));
+    // The fake frees and takes nothing by itself.
+    let surge = || {
+        guest.fake.put("proc/zoneinfo", &free(150));
+        true
+    };
+    let error = pieces.take(BlockId(1), SIZE, ByteSize::from_mib(100), &surge).unwrap_err();
+    let left = ByteSize::from_mib(128 - 16);
+    assert!(matches!(error, PiecesError::NoRoom { size, .. } if size == left), "{error}");
+    assert_eq!((pieces.left(), pieces.count()), (BTreeSet::new(), 0));
 }
 
 #[test]
@@ -149,13 +178,16 @@ fn a_successor_takes_hold_of_what_is_left_and_lets_go_of_what_it_cannot_hold() {
     guest.take(&pieces, 1).unwrap();
     guest.take(&pieces, 2).unwrap();
     drop(pieces);
-    // Killed in between, with the limit raised.
+    // Killed between two steps, with the limit raised.
+    let dir = guest.fake.root().path("dev/hugepages").join(DIRECTORY);
+    fs::write(dir.join(UNFINISHED), "").unwrap();
     fs::write(guest.mark(), "0 128").unwrap();
     guest.fake.put(OVERCOMMIT, "128\n");
     guest.grip.most.store(300 << 20, Ordering::SeqCst);
     guest.grip.taken.store(100 << 20, Ordering::SeqCst);
     let successor = guest.pieces();
     successor.restore().unwrap();
+    assert!(!dir.join(UNFINISHED).exists());
     successor.resume();
     assert_eq!((guest.fake.get(OVERCOMMIT), guest.mark().exists()), ("0\n".into(), false));
     assert_eq!(successor.left(), [BlockId(1)].into());

@@ -1,7 +1,12 @@
 use super::*;
+use crate::pieces::tests::add_huge_pages;
+use crate::pieces::{Grip, Held, Pieces};
 use memtide_sysfs::fake::{FakeBlock, FakeRoot};
 use memtide_sysfs::memory::{Zone, read};
 use rustix::io::Errno;
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Mutex;
 
 const BUDDY: u64 = 1 << 10;
 const SLAB: u64 = 1 << 7;
@@ -119,6 +124,43 @@ fn a_list_is_worked_off_in_order_and_its_end_is_cut_off_by_a_cancel() {
     assert_eq!(ends.len(), many);
     let last = ends.last().unwrap().as_ref().unwrap_err();
     assert_eq!(last.kind, StealFailure::Aborted);
+}
+
+/// Says when it has begun with a step, and ends it when it is told to.
+#[derive(Debug)]
+struct SlowGrip {
+    begun: Sender<()>,
+    goes_on: Mutex<Receiver<()>>,
+}
+
+impl Grip for SlowGrip {
+    fn hold(&self, _: &File, _: Range<u64>, _: &mut Held) -> io::Result<()> {
+        self.begun.send(()).map_err(io::Error::other)?;
+        let goes_on = self.goes_on.lock().unwrap();
+        goes_on.recv_timeout(Duration::from_secs(10)).map_err(io::Error::other)
+    }
+}
+
+#[test]
+fn memory_in_pieces_is_taken_no_further_than_the_step_at_work_once_that_is_cancelled() {
+    let (fake, _) = guest(300);
+    add_huge_pages(&fake);
+    let dir = tempfile::tempdir().unwrap();
+    let ((begun, begins), (go_on, goes_on)) = (channel(), channel());
+    let grip = Arc::new(SlowGrip { begun, goes_on: Mutex::new(goes_on) });
+    let pieces = Pieces::with_grip(&fake.root(), dir.path().join("huge_pages"), grip).unwrap();
+    let plugger = Plugger::new(&fake.root(), "/nowhere".into()).with_pieces(Some(pieces.clone()));
+    let mut worker = Worker::start(&fake.root(), BlockSize::X86_SMALL, plugger).unwrap();
+    let (keep, deadline) = (ByteSize::ZERO, KERNEL_DEADLINE);
+    let task = Task::Steal { keep, deadline, look: Look::ForPieces };
+    assert!(worker.give([Job { block: BlockId(1), task }]));
+    begins.recv_timeout(Duration::from_secs(10)).unwrap();
+    worker.cancel();
+    go_on.send(()).unwrap();
+    let failure = worker.wait().unwrap().result.unwrap_err();
+    assert_eq!(failure.kind, StealFailure::Aborted, "{}", failure.text);
+    assert!(begins.try_recv().is_err(), "there was another step");
+    assert!(pieces.left().is_empty() && pieces.count() == 0);
 }
 
 #[test]

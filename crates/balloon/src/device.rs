@@ -194,11 +194,21 @@ impl Balloon {
     /// map stays as it is: a VMM replaces regions one by one, and a block is no less stolen while
     /// its region is away for a message or two. Of inflated pages that wait for the rest of their
     /// host page those are forgotten whose host page is gone.
+    ///
+    /// Pieces are offered while the host can drop one wherever it lies. Where that has changed an agent
+    /// that knows this guest is asked for a new hello: it looks before that, and gives back what it holds
+    /// in vain. Without any memory, which is for a moment, nothing changes.
     pub fn set_memory_parts(&mut self, parts: impl IntoIterator<Item = MemoryPart>) {
         self.memory = Layout::new(parts);
         self.host_pages.keep_within(&self.memory);
-        let unit = u32::try_from(self.memory.largest_unit().bytes()).unwrap_or(u32::MAX);
-        self.config.extension.reclaim_unit = U32::new(unit);
+        if self.memory.total().is_zero() {
+            return;
+        }
+        let before = self.config.extension.piece;
+        self.config.extension.set_reclaim_unit(self.memory.largest_unit());
+        if self.config.extension.piece != before && self.agent.is_some() {
+            self.ask_hello();
+        }
     }
 
     /// Fills `out` with configuration space from `offset` on, zeros past its end.

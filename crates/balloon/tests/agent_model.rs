@@ -8,7 +8,9 @@
 use std::collections::BTreeSet;
 
 use memtide_balloon::fake::FakeHost;
-use memtide_balloon::{Balloon, Decision, Driver, LocalRule, Moment, RangeSet, Rings, Settings};
+use memtide_balloon::{
+    Balloon, Decision, Driver, LocalRule, MemoryPart, Moment, RangeSet, Rings, Settings,
+};
 use memtide_units::{BlockSize, ByteSize, Gpa, GpaRange, Instant};
 use memtide_wire::block::{
     Hello, HoldReason, RANGES_MAX, RefuseReason, Request, Response, ReturnRequest, Urgency, Verdict,
@@ -197,6 +199,42 @@ fn large_blocks_may_go_in_pieces_of_two_mib() {
     let wanted = ReturnRequest { ticket: 1, urgency: Urgency::Comfort, ranges: pieces };
     assert_eq!(world.ask(&Request::Return(wanted)).verdict, Verdict::Ok);
     assert!(world.balloon.stolen().is_empty());
+}
+
+/// Pages of 1 GiB, as on a host that has set such apart for its guests: no piece is one of them.
+#[test]
+fn pieces_are_offered_while_the_host_can_drop_one_wherever_it_lies() {
+    let mut world = World::new(LocalRule::Grant);
+    let (small, gib) = (ByteSize::from_kib(4), ByteSize::from_gib(1));
+    let half = BLOCK.times(BLOCKS / 2);
+    let parts = |low: ByteSize, high: ByteSize| {
+        let part = |start, unit| MemoryPart::new(GpaRange::new(start, half).unwrap(), unit);
+        [part(Gpa(0), low), part(Gpa(half.bytes()), high)]
+    };
+    let offered = |world: &World| {
+        let mut field = [0; 4];
+        world.balloon.read_config(40, &mut field);
+        u32::from_le_bytes(field)
+    };
+    // Before there is an agent nobody has to be told.
+    let epoch = world.balloon.hello_epoch();
+    world.balloon.set_memory_parts(parts(gib, gib));
+    assert_eq!((offered(&world), world.balloon.hello_epoch()), (0, epoch));
+    world.balloon.set_memory_parts(parts(small, small));
+    assert_eq!((offered(&world), world.balloon.hello_epoch()), (2 << 20, epoch));
+    assert_eq!(world.hello().verdict, Verdict::Ok);
+    // A DIMM of another kind is plugged in: what is not sure to go is not offered.
+    world.balloon.set_memory_parts(parts(small, gib));
+    assert_eq!((offered(&world), world.balloon.hello_epoch()), (0, epoch + 1));
+    let steal = Request::Steal(vec![block(1)]);
+    assert_eq!(world.ask(&steal).verdict, Verdict::Refused(RefuseReason::NoHello));
+    assert_eq!(world.hello().verdict, Verdict::Ok);
+    // The table is away for a message, and says nothing.
+    world.balloon.set_memory_parts([]);
+    world.balloon.set_memory_parts(parts(small, gib));
+    assert_eq!((offered(&world), world.balloon.hello_epoch()), (0, epoch + 1));
+    world.balloon.set_memory_parts(parts(small, ByteSize::from_mib(2)));
+    assert_eq!((offered(&world), world.balloon.hello_epoch()), (2 << 20, epoch + 2));
 }
 
 #[test]

@@ -13,6 +13,8 @@ use memtide_units::ByteSize;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::block::PIECE;
+
 /// Bytes of configuration space that the device offers; QEMU is started with `config_size=64`.
 pub const CONFIG_LEN: usize = 64;
 /// Where the extension starts.
@@ -69,24 +71,34 @@ pub struct Extension {
     /// What the host is sure to reclaim, in bytes: the largest page size of its that is under this
     /// guest.
     pub reclaim_unit: U32,
-    /// The least that a request names by itself, in bytes: [`PIECE`](crate::block::PIECE). 0 from a device
-    /// that knows whole memory blocks only, since it is older than this field.
+    /// The least that a request names by itself, in bytes: [`PIECE`]. 0 where that is
+    /// whole memory blocks: the host's pages are larger than a piece, or the device is older than this
+    /// field.
     pub piece: U32,
 }
 
 impl Extension {
     /// The extension of a device whose block queue has index `block_queue`.
     pub fn new(block_queue: u16, reclaim_unit: ByteSize) -> Self {
-        Self {
+        let mut new = Self {
             magic: U32::new(MAGIC),
             version: U16::new(VERSION),
             block_queue: U16::new(block_queue),
             request_max: U32::new(crate::block::REQUEST_MAX as u32),
             generation: U32::new(0),
             hello_epoch: U32::new(1),
-            reclaim_unit: U32::new(u32::try_from(reclaim_unit.bytes()).unwrap_or(u32::MAX)),
-            piece: U32::new(crate::block::PIECE.bytes() as u32),
-        }
+            reclaim_unit: U32::new(0),
+            piece: U32::new(0),
+        };
+        new.set_reclaim_unit(reclaim_unit);
+        new
+    }
+
+    /// What the host is sure to reclaim; and whether a piece is as much as that.
+    pub fn set_reclaim_unit(&mut self, unit: ByteSize) {
+        let piece = if unit <= PIECE { PIECE } else { ByteSize::ZERO };
+        self.reclaim_unit = U32::new(u32::try_from(unit.bytes()).unwrap_or(u32::MAX));
+        self.piece = U32::new(piece.bytes() as u32);
     }
 
     /// The extension in these configuration bytes, whatever they are.
@@ -203,6 +215,13 @@ mod tests {
         assert_eq!(Extension::find(&[0; 64]), Err(NoExtension::Magic(0)));
         bytes[20] = 9;
         assert_eq!(Extension::find(&bytes), Err(NoExtension::Version(9)));
+    }
+
+    #[test]
+    fn pieces_are_offered_where_the_host_can_drop_one() {
+        let piece = |unit: ByteSize| Extension::new(5, unit).piece.get();
+        assert_eq!((piece(ByteSize::from_kib(64)), piece(PIECE)), (2 << 20, 2 << 20));
+        assert_eq!((piece(ByteSize::from_mib(32)), piece(ByteSize::from_gib(1))), (0, 0));
     }
 
     #[test]

@@ -34,7 +34,7 @@ impl Agent {
                 self.counters.device_losses += 1;
                 self.returns.lost(now, now + AFTER_LOSS);
             }
-            LinkEvent::Grain(grain) => self.on_grain(grain),
+            LinkEvent::Grain(grain) => self.on_grain(now, grain),
             LinkEvent::NotOffline(ranges) => {
                 for block in self.parts.blocks.in_ranges(&ranges) {
                     self.on_not_offline(block);
@@ -206,7 +206,12 @@ impl Agent {
 
     fn on_offline(&mut self, block: BlockId) {
         match self.parts.pieces.as_ref().and_then(|pieces| pieces.runs(block)) {
-            Some(runs) => self.parts.blocks.went_in_pieces(block, runs),
+            Some(runs) => {
+                self.parts.blocks.went_in_pieces(block, runs);
+                if !self.may_report_pieces(block) {
+                    return;
+                }
+            }
             None => self.parts.blocks.went_offline(block),
         }
         let ranges = self.parts.blocks.given(&[block]);

@@ -133,8 +133,10 @@ pub struct Agent {
     /// Blocks that are being taken back without a grant.
     unasked: BTreeSet<BlockId>,
     counters: Counters,
-    /// Which blocks may be taken in pieces by a device that takes any.
-    by_pieces: ByPieces,
+    /// Which blocks may be taken in pieces again by a device that takes any; `None` while this one does.
+    by_pieces: Option<ByPieces>,
+    /// What is lacking where the device takes none.
+    coarse: Option<Lack>,
     /// How DAMON made its last snapshot.
     closeness: Option<Closeness>,
     reading: Reading,
@@ -163,7 +165,8 @@ impl Agent {
             outcomes: Vec::new(),
             unasked: BTreeSet::new(),
             counters: Counters::default(),
-            by_pieces: ByPieces::None,
+            by_pieces: None,
+            coarse: None,
             closeness: None,
             reading: Reading::default(),
             note: "starting".into(),

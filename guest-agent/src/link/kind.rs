@@ -30,17 +30,35 @@ pub enum Plainness {
 /// The least that a device lets a request name by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grain {
-    /// A memory block: the device is older than what an agent can take.
-    Block,
+    /// A memory block.
+    Block(Coarseness),
     /// A piece of 2 MiB.
     Piece,
 }
 
+/// Why a device takes nothing smaller than memory blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coarseness {
+    /// It is older than pieces are.
+    Older,
+    /// The host has pages this large under this guest, and can drop nothing smaller.
+    HostPages(ByteSize),
+    /// It is a plain balloon, whose books are kept in whole blocks.
+    Plain,
+}
+
 impl Grain {
-    /// What the extension's field says.
-    pub(super) fn of(piece: u32) -> Self {
-        let piece = ByteSize::from_bytes(piece.into());
-        if piece.is_zero() || piece > PIECE { Self::Block } else { Self::Piece }
+    /// What the extension's fields say.
+    pub(super) fn of(piece: u32, reclaim_unit: u32) -> Self {
+        let size = |bytes: u32| ByteSize::from_bytes(bytes.into());
+        let (piece, unit) = (size(piece), size(reclaim_unit));
+        if !piece.is_zero() && piece <= PIECE {
+            Self::Piece
+        } else if unit > PIECE {
+            Self::Block(Coarseness::HostPages(unit))
+        } else {
+            Self::Block(Coarseness::Older)
+        }
     }
 }
 
@@ -72,6 +90,19 @@ impl Kind {
 mod tests {
     use super::*;
     use memtide_wire::config::{BalloonConfig, CONFIG_LEN, ConfigSpace};
+
+    #[test]
+    fn a_device_says_what_it_takes_and_its_pages_say_why_not() {
+        let grain =
+            |piece: ByteSize, unit: ByteSize| Grain::of(piece.bytes() as u32, unit.bytes() as u32);
+        let (none, small) = (ByteSize::ZERO, ByteSize::from_kib(4));
+        assert_eq!(grain(PIECE, small), Grain::Piece);
+        assert_eq!(grain(none, PIECE), Grain::Block(Coarseness::Older));
+        let gib = ByteSize::from_gib(1);
+        assert_eq!(grain(none, gib), Grain::Block(Coarseness::HostPages(gib)));
+        // What another version may say.
+        assert_eq!(grain(ByteSize::from_mib(4), small), Grain::Block(Coarseness::Older));
+    }
 
     #[test]
     fn whatever_is_not_ours_is_plain() {

@@ -30,7 +30,7 @@ use memtide_units::{ByteSize, GpaRange, Instant, Pfn};
 use memtide_wire::block::{Hello, RefuseReason, Request, Response, Verdict};
 use memtide_wire::stats::Stat;
 
-pub use self::kind::{Grain, Kind, Plainness};
+pub use self::kind::{Coarseness, Grain, Kind, Plainness};
 
 use self::carrier::{Carrier, Received};
 use self::outbox::Outbox;
@@ -54,6 +54,7 @@ const LOOKS_APART: Duration = Duration::from_millis(250);
 const NUM_PAGES: usize = 0;
 const GENERATION: usize = 28;
 const HELLO_EPOCH: usize = 32;
+const RECLAIM_UNIT: usize = 36;
 const PIECE: usize = 40;
 
 /// Something that has happened on the link.
@@ -307,12 +308,19 @@ impl Link {
 
     /// What the device takes, where that is not what it took before: it may be another one.
     fn other_grain(&mut self) -> Option<Grain> {
-        if self.is_plain() {
-            return None;
-        }
-        let field = self.transport.config_u32(PIECE)?;
-        let before = std::mem::replace(&mut self.grain, Grain::of(field));
-        (self.grain != before).then_some(self.grain)
+        let now = if self.is_plain() {
+            Grain::Block(Coarseness::Plain)
+        } else {
+            let field = |offset| self.transport.config_u32(offset);
+            Grain::of(field(PIECE)?, field(RECLAIM_UNIT)?)
+        };
+        let before = std::mem::replace(&mut self.grain, now);
+        (now != before).then_some(now)
+    }
+
+    /// The least that the device lets a request name, as of the last hello.
+    pub fn grain(&self) -> Grain {
+        self.grain
     }
 
     /// Reads and clears the interrupt status: whether there was one. What it says proves nothing more.

@@ -140,6 +140,12 @@ impl PlainBalloon {
     }
 
     fn inflate(&mut self, transport: &Transport, ranges: &[GpaRange]) {
+        if ranges.iter().any(|range| !range.is_aligned_to(self.size.size())) {
+            // What is told is whole blocks: one that lies in this only in part may be in use.
+            let refused = Verdict::Refused(RefuseReason::Misaligned);
+            self.answer = Some(says(refused, ByteSize::ZERO));
+            return;
+        }
         let last = |range: &GpaRange| memtide_units::Gpa(range.end().0 - 1);
         if ranges.iter().any(|range| Pfn::of(last(range)).is_none()) {
             // 32 bits of page number end there (16 TiB).
@@ -221,13 +227,13 @@ impl PlainBalloon {
         self.queues.send_statistics(transport, stats);
     }
 
-    /// The blocks of `ranges`, which are whole ones.
+    /// The blocks of `ranges`. What is not made of whole ones is in nobody's balloon here.
     fn blocks(&self, ranges: &[GpaRange]) -> Vec<BlockId> {
         let of = |range: &GpaRange| {
             let first = self.size.block_of(range.start()).0;
             (first..first + self.size.count_in(range.len())).map(BlockId)
         };
-        ranges.iter().flat_map(of).collect()
+        ranges.iter().filter(|range| range.is_aligned_to(self.size.size())).flat_map(of).collect()
     }
 
     fn ranges(&self, blocks: &[BlockId]) -> VecDeque<GpaRange> {

@@ -30,6 +30,7 @@ use memtide_sysfs::hugetlb::{self, PAGE, Structs};
 use memtide_sysfs::{Error, Root};
 use memtide_units::{BlockId, BlockSize, ByteSize, GpaRange};
 
+use crate::link::Coarseness;
 use crate::private;
 
 pub use self::grip::{Grip, Held, PinnedPages};
@@ -67,9 +68,22 @@ pub enum Unfit {
          vhost-user-balloon on the host"
     )]
     Device,
+    /// The host could not drop them.
+    #[error("the host has pages of {0} under this guest, and can drop nothing smaller")]
+    HostPages(ByteSize),
     /// There is nowhere to keep them.
     #[error("no file system of 2 MiB pages is mounted: mount hugetlbfs at /dev/hugepages")]
     NoMount,
+}
+
+impl From<Coarseness> for Unfit {
+    fn from(why: Coarseness) -> Self {
+        match why {
+            Coarseness::Older => Self::Device,
+            Coarseness::HostPages(size) => Self::HostPages(size),
+            Coarseness::Plain => Self::Plain,
+        }
+    }
 }
 
 /// Why no pieces were taken, or not given back.

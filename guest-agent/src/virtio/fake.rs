@@ -112,12 +112,15 @@ impl FakeDevice {
     /// A balloon as QEMU makes it: 16 bytes of configuration, three queues, no extension.
     pub(crate) fn plain() -> Self {
         let fake = Self::new();
-        {
-            let mut state = fake.0.borrow_mut();
-            state.is_plain = true;
-            state.offered |= features::PAGE_POISON | features::MUST_TELL_HOST;
-        }
+        fake.become_plain();
         fake
+    }
+
+    /// From the next start on it is one as QEMU makes it.
+    pub(crate) fn become_plain(&self) {
+        let mut state = self.0.borrow_mut();
+        state.is_plain = true;
+        state.offered |= features::PAGE_POISON | features::MUST_TELL_HOST;
     }
 
     pub(crate) fn registers(&self) -> Rc<dyn Registers> {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::pieces::tests::add_huge_pages;
+use crate::worker::{Done, Job, KERNEL_DEADLINE, Look, Task};
 
 /// No block can be emptied.
 fn world() -> World {
@@ -113,11 +114,25 @@ fn replace_device(world: &World, piece: ByteSize) {
     });
 }
 
-/// What the status says of a device that takes none.
-fn lacks(world: &World) -> usize {
+/// How often the status says that none are taken, and why.
+fn lacks(world: &World, why: &str) -> usize {
     let status = world.agent.status(Instant::from_millis(world.now));
-    let says = |lack: &&crate::status::Lack| lack.what.contains("upgrade vhost-user-balloon");
-    status.lacks.iter().filter(says).count()
+    let pieces = |lack: &&crate::status::Lack| lack.what.contains("cannot go offline");
+    let lacks: Vec<_> = status.lacks.iter().filter(pieces).collect();
+    assert!(lacks.iter().all(|lack| lack.what.contains(why)), "{lacks:?}");
+    lacks.len()
+}
+
+const OLDER: &str = "upgrade vhost-user-balloon";
+
+/// Sentences that `explain` would show.
+fn decisions(world: &World, about: &str) -> Vec<String> {
+    let entries = crate::decisions::read(&world.agent.parts.runtime.decisions()).unwrap();
+    entries.into_iter().map(|entry| entry.text).filter(|text| text.contains(about)).collect()
+}
+
+fn has_no_pieces(world: &World) -> bool {
+    pieces(world).left().is_empty() && pieces(world).count() == 0 && in_pieces(world).is_empty()
 }
 
 #[test]
@@ -128,7 +143,7 @@ fn a_device_that_is_older_than_pieces_is_not_told_of_any() {
     world.restart();
     world.run(60_000);
     assert!(!world.heard.iter().any(|request| matches!(request, Request::Steal(_))));
-    assert_eq!(lacks(&world), 1);
+    assert_eq!(lacks(&world, OLDER), 1);
     // Whole blocks go all the same.
     world.steals = Verdict::Ok;
     (2..8).for_each(|block| world.fake.allow_block(BlockId(block)));
@@ -142,11 +157,59 @@ fn a_device_may_be_replaced_by_an_older_one_and_by_a_newer_one_again() {
     replace_device(&world, ByteSize::ZERO);
     world.heard.clear();
     world.run(2_000);
-    assert_eq!((host(&world), in_pieces(&world)), (0, vec![]), "no hello named any");
-    assert!(pieces(&world).left().is_empty());
-    assert_eq!((lacks(&world), world.agent.counters.device_losses), (1, 0));
+    assert_eq!(host(&world), 0, "no hello named any");
+    assert!(has_no_pieces(&world));
+    assert_eq!((lacks(&world, OLDER), world.agent.counters.device_losses), (1, 0));
+    let said = decisions(&world, "in pieces");
+    let end = "what stands for 2 blocks goes back to this guest";
+    assert!(said.last().is_some_and(|text| text.ends_with(end)), "{said:?}");
     replace_device(&world, ByteSize::from_mib(2));
     world.run(120_000);
     assert_eq!((host(&world), in_pieces(&world)), (256, vec![0, 1]));
-    assert_eq!(lacks(&world), 0);
+    assert_eq!(lacks(&world, OLDER), 0);
+}
+
+/// The books of a plain balloon are kept in whole blocks: for pieces it would be told of the blocks
+/// that they begin in, which are in use.
+#[test]
+fn a_device_may_be_replaced_by_a_plain_balloon() {
+    let mut world = taken();
+    world.device.become_plain();
+    world.device.break_down();
+    world.run(5_000);
+    assert!(has_no_pieces(&world));
+    assert_eq!((lacks(&world, "plain balloon"), world.inflated()), (1, BTreeSet::new()));
+    assert_eq!(world.agent.counters.device_losses, 1, "it does not go on like this");
+    assert_eq!(decisions(&world, "2 blocks goes back").len(), 1);
+    (2..8).for_each(|block| world.fake.allow_block(BlockId(block)));
+    world.run(120_000);
+    assert_eq!(world.inflated(), BTreeSet::from([3, 4, 5, 6, 7]));
+}
+
+#[test]
+fn pieces_that_were_being_taken_when_the_device_was_replaced_are_not_reported() {
+    let mut world = world();
+    world.run(200);
+    replace_device(&world, ByteSize::ZERO);
+    world.run(1_000);
+    world.heard.clear();
+    pieces(&world).take(BlockId(0), SIZE, ByteSize::ZERO, &|| true).unwrap();
+    let look = Look::ForPieces;
+    let task = Task::Steal { keep: ByteSize::ZERO, deadline: KERNEL_DEADLINE, look };
+    let done = Done { job: Job { block: BlockId(0), task }, result: Ok(()) };
+    world.agent.on_done(Instant::from_millis(world.now), done);
+    world.run(1_000);
+    assert!(has_no_pieces(&world));
+    assert!(!world.heard.iter().any(|request| matches!(request, Request::Steal(_))));
+}
+
+#[test]
+fn where_the_host_has_larger_pages_nothing_goes_in_pieces() {
+    let mut world = world();
+    let gib = ByteSize::from_gib(1);
+    world.device.configure(|config| config.extension.set_reclaim_unit(gib));
+    world.restart();
+    world.run(60_000);
+    assert!(has_no_pieces(&world));
+    assert_eq!(lacks(&world, "the host has pages of 1 GiB"), 1);
 }

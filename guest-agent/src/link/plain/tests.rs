@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use memtide_policy::guest::DeviceState;
-use memtide_units::{BlockId, BlockSize, ByteSize, GpaRange, Instant, Pfn};
+use memtide_units::{BlockId, BlockSize, ByteSize, Gpa, GpaRange, Instant, Pfn};
 use memtide_wire::block::{
     Hello, HoldReason, RefuseReason, Request, ReturnRequest, Telemetry, Urgency, Verdict,
 };
 use memtide_wire::features;
 
-use crate::link::{Link, LinkEvent};
+use crate::link::{Coarseness, Grain, Link, LinkEvent};
 use crate::virtio::balloon_queues::Way;
 use crate::virtio::fake::FakeDevice;
 
@@ -59,6 +59,8 @@ impl Pair {
                         answers.push((request, response.verdict));
                     }
                     LinkEvent::StatisticsWanted => self.link.send_statistics(&[]),
+                    // Before the first hello: it takes no pieces.
+                    LinkEvent::Grain(Grain::Block(Coarseness::Plain)) => {}
                     other => panic!("{other:?}"),
                 }
             }
@@ -267,6 +269,20 @@ fn what_a_page_number_cannot_name_is_refused() {
     assert_eq!(pair.all(), [(Request::Steal(vec![beyond]), refused)]);
     pair.link.report_stolen(vec![block((16 << 13) - 1)]);
     assert_eq!(pair.all()[0].1, Verdict::Ok);
+}
+
+/// A block that lies in a range only in part may be in use.
+#[test]
+fn nothing_but_whole_blocks_goes_into_the_balloon() {
+    let mut pair = Pair::new(FakeDevice::plain(), &[]);
+    let shifted = |mib: u64| GpaRange::new(Gpa(mib << 20), SIZE.size().times(2)).unwrap();
+    pair.stolen = vec![shifted(128 + 16)];
+    pair.all();
+    assert_eq!((pair.fake.actual(), pair.inflated.len()), (ByteSize::ZERO, 0));
+    pair.link.report_stolen(vec![shifted(512 + 16)]);
+    let refused = Verdict::Refused(RefuseReason::Misaligned);
+    assert_eq!(pair.all(), [(Request::Steal(vec![shifted(512 + 16)]), refused)]);
+    assert_eq!((pair.fake.actual(), pair.inflated.len()), (ByteSize::ZERO, 0));
 }
 
 #[test]

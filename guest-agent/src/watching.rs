@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use memtide_policy::guest::Limits;
 use memtide_sysfs::Root;
+use memtide_sysfs::damon::{Absence, DamonError, Module};
 use memtide_units::Instant;
 
 use crate::blocks::Blocks;
@@ -24,6 +25,9 @@ const FIRST_PAUSE: Duration = Duration::from_secs(10);
 /// The longest pause between two attempts, each of which is some fifty writes to sysfs; and as long as
 /// this it must have watched for the next end to count as the first again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// So often `damon_stat` is switched off for nothing. Each time it forgets what it has seen; what fails
+/// three times within half a minute most likely always does.
+const TAKE_OVERS_MAX: u32 = 3;
 /// What people read of that.
 const TRIED_AGAIN: &str = " (it is tried again, every five minutes at least)";
 
@@ -57,6 +61,16 @@ pub struct Watching {
     resting: Option<Reclaiming>,
     lacks: Vec<Lack>,
     attempts: Attempts,
+    /// What came of switching `damon_stat` off.
+    take_overs: TakeOvers,
+}
+
+/// Attempts that had `damon_stat` switched off, and failed all the same.
+#[derive(Debug, Default)]
+struct TakeOvers {
+    failed: u32,
+    /// How the last one did.
+    why: String,
 }
 
 impl Watching {
@@ -71,6 +85,7 @@ impl Watching {
             resting: None,
             lacks: Vec::new(),
             attempts: Attempts::default(),
+            take_overs: TakeOvers::default(),
         }
     }
 
@@ -92,6 +107,7 @@ impl Watching {
             }
             Err(why) if why.may_pass() => {
                 self.attempts.failed(now);
+                let why = self.take_overs.instead_of(&why).unwrap_or_else(|| why.to_string());
                 self.is_unwatched(&format!("{why}{TRIED_AGAIN}"));
                 false
             }
@@ -157,11 +173,15 @@ impl Watching {
             pageout: cold_after.filter(|_| *swap != SwapUse::Off).map(config),
         };
         let was_off = self.stat.is_off();
-        let started = DamonWatch::start(root, *damon, wanted, &mut self.stat);
+        let how = self.take_overs.may(*damon);
+        let started = DamonWatch::start(root, how, wanted, &mut self.stat);
         match &started {
             // Who switches `damon_stat` on from now on means it.
             Ok(_) => self.means.damon = DamonUse::Polite,
-            Err(_) if !was_off => self.stat.restore(),
+            Err(why) if !was_off && self.stat.is_off() => {
+                self.take_overs.failed(why);
+                self.stat.restore();
+            }
             Err(_) => {}
         }
         if self.stat.is_off() && !was_off {
@@ -197,6 +217,35 @@ impl Watching {
             tracing::info!("what is touched is not watched: {why}");
         }
         self.lacks = lacks;
+    }
+}
+
+impl TakeOvers {
+    /// As it was configured, until that has been in vain too often. From then on whoever asks the kernel
+    /// finds out whether `damon_stat` has gone by itself.
+    fn may(&self, configured: DamonUse) -> DamonUse {
+        match configured {
+            DamonUse::TakeOver if self.failed >= TAKE_OVERS_MAX => DamonUse::Polite,
+            other => other,
+        }
+    }
+
+    fn failed(&mut self, why: &Unwatched) {
+        self.failed = self.failed.saturating_add(1);
+        self.why = why.to_string();
+    }
+
+    /// What people should read where nothing but `damon_stat`, which is left alone, is in the way.
+    fn instead_of(&self, why: &Unwatched) -> Option<String> {
+        let is_by_stat =
+            matches!(why, Unwatched::Damon(DamonError::Absent(Absence::UsedBy(Module::Stat))));
+        (is_by_stat && self.failed >= TAKE_OVERS_MAX).then(|| {
+            format!(
+                "{}; damon_stat was switched off for it {TAKE_OVERS_MAX} times and is left alone now: \
+                 echo N > /sys/module/damon_stat/parameters/enabled for one more try",
+                self.why
+            )
+        })
     }
 }
 

@@ -152,6 +152,34 @@ fn damon_stat_is_not_kept_off_by_an_attempt_that_fails() {
     assert_eq!(guest.fake.get(STAT), "N\n");
 }
 
+/// What `damon_stat` was switched to.
+fn switched(guest: &Guest) -> Vec<String> {
+    guest.fake.writes().into_iter().filter(|(file, _)| file == STAT).map(|(_, to)| to).collect()
+}
+
+#[test]
+fn damon_stat_is_left_alone_after_three_attempts_that_failed() {
+    let guest = Guest::new(FakeDamon::V7_3);
+    guest.fake.refuse(STATE, rustix::io::Errno::NOMEM);
+    let mut watching = guest.watching();
+    for s in [0, 10, 30, 70, 150, 310, 610, 910] {
+        assert!(!guest.see_to(&mut watching, s));
+        assert_eq!(guest.fake.get(STAT).trim(), "Y");
+    }
+    assert_eq!(switched(&guest), ["N", "Y"].repeat(3));
+    let said = lack(&watching);
+    assert!(said.contains("damon_stat was switched off for it 3 times"), "{said}");
+    assert!(said.contains("state"), "and why it failed: {said}");
+    // Somebody switches it off, and what was in the way has gone.
+    guest.fake.allow(STATE);
+    guest.fake.put(STAT, "N\n");
+    assert!(guest.see_to(&mut watching, 1_210));
+    assert!(watching.lacks().is_empty(), "{:?}", watching.lacks());
+    drop(watching);
+    assert_eq!(guest.fake.get(STAT), "N\n", "it was not the agent who switched it off");
+    assert!(!guest.dir.path().join("damon_stat").exists());
+}
+
 #[test]
 fn pauses_double_up_to_five_minutes_and_a_good_time_makes_it_forget() {
     let mut attempts = Attempts::default();

@@ -1,6 +1,7 @@
 //! What is to be done to blocks, in order: returns before steals.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use memtide_units::BlockId;
 
@@ -58,6 +59,11 @@ impl Hands {
         at_work || !self.steals.is_empty()
     }
 
+    /// Processor time that steals have taken since the start.
+    pub fn steal_time(&self) -> Duration {
+        self.worker.steal_time()
+    }
+
     /// True while anything is at work or on a list.
     pub fn is_busy(&self) -> bool {
         self.worker.current().is_some() || !self.returns.is_empty() || !self.steals.is_empty()
@@ -102,7 +108,7 @@ mod tests {
     use memtide_sysfs::meminfo::Meminfo;
     use memtide_sysfs::memory::StateRequest;
     use memtide_units::{BlockSize, ByteSize};
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     fn next(hands: &mut Hands) -> Done {
         let started = Instant::now();

@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -28,6 +28,7 @@ use rustix::event::EventfdFlags;
 
 use crate::alarm::{Alarm, SIGNAL};
 use crate::pieces::PiecesError;
+use crate::pace::timed;
 use crate::remove::{self, PlugError, Plugger, STRUCT_PAGE};
 
 /// For a block of 128 MiB in `ZONE_MOVABLE`. A full one took up to 10.6 s under emulation, a tenth of
@@ -131,6 +132,7 @@ pub struct Worker {
     done: Receiver<Done>,
     wake: Arc<OwnedFd>,
     is_cancelled: Arc<AtomicBool>,
+    stealing_us: Arc<AtomicU64>,
     /// What it was given and has not ended, the one at work first.
     given: VecDeque<Job>,
     thread: Option<JoinHandle<()>>,
@@ -147,12 +149,14 @@ impl Worker {
         let wake =
             Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let is_cancelled = Arc::new(AtomicBool::new(false));
+        let stealing_us = Arc::new(AtomicU64::new(0));
         let hands = Hands {
             root: root.clone(),
             size,
             flags: PageFlags::open(root),
             plugger,
             is_cancelled: Arc::clone(&is_cancelled),
+            stealing_us: Arc::clone(&stealing_us),
         };
         let waker = Arc::clone(&wake);
         let thread = std::thread::Builder::new()
@@ -160,7 +164,14 @@ impl Worker {
             .stack_size(STACK)
             .spawn(move || hands.work(&todo, &report, &waker))?;
         let (jobs, thread) = (Some(jobs), Some(thread));
-        Ok(Self { jobs, done, wake, is_cancelled, given: VecDeque::new(), thread })
+        let given = VecDeque::new();
+        Ok(Self { jobs, done, wake, is_cancelled, stealing_us, given, thread })
+    }
+
+    /// Processor time that steals have taken since the start, the one at work not counted. Work that the
+    /// kernel leaves to threads of its own is in nobody's time.
+    pub fn steal_time(&self) -> Duration {
+        Duration::from_micros(self.stealing_us.load(Ordering::Relaxed))
     }
 
     /// The job at work, if any.
@@ -246,16 +257,20 @@ struct Hands {
     flags: Result<PageFlags, Error>,
     plugger: Plugger,
     is_cancelled: Arc<AtomicBool>,
+    stealing_us: Arc<AtomicU64>,
 }
 
 impl Hands {
     fn work(&self, todo: &Receiver<Job>, report: &Sender<Done>, wake: &OwnedFd) {
         let mut alarm = Alarm::of_this_thread();
         while let Ok(job) = todo.recv() {
-            let result = match &mut alarm {
+            let (result, cost) = timed(|| match &mut alarm {
                 Ok(alarm) => self.carry_out(job, alarm),
                 Err(error) => Err(Failure::new(StealFailure::Busy, format!("no timer: {error}"))),
-            };
+            });
+            if matches!(job.task, Task::Steal { .. }) {
+                self.stealing_us.fetch_add(cost.as_micros() as u64, Ordering::Relaxed);
+            }
             if report.send(Done { job, result }).is_err() {
                 return;
             }

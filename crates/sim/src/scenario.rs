@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use memtide_policy::guest::{FreeMemory, KernelZone, Limits, LimitsWish, ScaleBy, Settings};
-use memtide_units::{BlockSize, ByteSize, Permille};
+use memtide_units::{BlockSize, ByteSize, Permille, PpMillion};
 
 use crate::chance::{Chance, Stream};
 use crate::kernel::{Machine, Pace, Release};
@@ -61,6 +61,8 @@ pub struct Scenario {
     pub psi: Psi,
     /// What becomes of free memory that is not stolen.
     pub free: FreeMemory,
+    /// What the processors do.
+    pub load: Load,
 }
 
 /// Whether the kernel has PSI.
@@ -70,6 +72,25 @@ pub enum Psi {
     Absent,
     /// As usual.
     Present,
+}
+
+/// Whether the guest's processors have something to do all the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Load {
+    /// They idle most of it.
+    Rests,
+    /// They never do.
+    Works,
+}
+
+impl Load {
+    /// Of a second so much is nobody's.
+    pub const fn idle(self) -> PpMillion {
+        match self {
+            Self::Rests => PpMillion(900_000),
+            Self::Works => PpMillion(0),
+        }
+    }
 }
 
 /// Whether somebody else holds a block offline.
@@ -122,6 +143,7 @@ impl Scenario {
                 true => FreeMemory::ReportedToHost,
                 false => FreeMemory::KeptByGuest,
             },
+            load: if chance.happens(500) { Load::Works } else { Load::Rests },
         }
     }
 
@@ -141,6 +163,7 @@ impl Scenario {
             foreign: Foreign::None,
             psi: Psi::Present,
             free: FreeMemory::KeptByGuest,
+            load: Load::Rests,
         }
     }
 

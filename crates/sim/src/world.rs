@@ -88,8 +88,7 @@ impl<'a> World<'a> {
         let monitor = Monitor::new(seed, scenario.watch);
         let now = Instant::default();
         let mut agent = Agent::start(now, settings, &kernel, &foreign, monitor);
-        agent.set_psi(scenario.psi);
-        agent.set_free(scenario.free);
+        agent.live_in(scenario);
         agent.convert(&mut kernel);
         agent.greet(now, &mut host);
         Self {
@@ -243,8 +242,7 @@ impl<'a> World<'a> {
         let settings = self.scenario.settings();
         let mut agent = Agent::start(self.now, settings, &self.kernel, &self.foreign, monitor);
         agent.deeds = deeds;
-        agent.set_psi(self.scenario.psi);
-        agent.set_free(self.scenario.free);
+        agent.live_in(self.scenario);
         agent.convert(&mut self.kernel);
         agent.greet(self.now, &mut self.host);
         self.life = Life::Agent(Box::new(agent));

@@ -2,6 +2,7 @@
 
 use memtide_access::Amounts;
 use memtide_policy::guest::{Reclaim, Swap};
+use memtide_sysfs::damon::Paging;
 use memtide_units::Instant;
 
 use super::Agent;
@@ -62,7 +63,10 @@ impl Agent {
     /// Has cold memory paged out, or no longer.
     pub(super) fn see_to_reclaim(&mut self, now: Instant, reclaim: Reclaim) {
         let Some((reclaiming, damon)) = self.parts.watching.pager() else { return };
-        damon.page_out(reclaiming.paging(reclaim));
+        damon.page_out(match reclaim {
+            Reclaim::On(_) => Paging::On(self.processors.spare().for_paging()),
+            Reclaim::Off(_) => Paging::Off,
+        });
         if let Some(news) = reclaiming.take(reclaim) {
             tracing::debug!("{news}");
             let at_ms = self.parts.access.monotonic_ms(now);
@@ -70,9 +74,12 @@ impl Agent {
         }
     }
 
-    /// What can be paged out to.
-    pub(super) fn swap(&self) -> Option<Swap> {
+    /// What can be paged out to: looked at once a second, which fills no swap.
+    pub(super) fn swap(&mut self, now: Instant) -> Option<Swap> {
         let reclaiming = self.parts.watching.reclaiming()?;
-        Some(reclaiming.swap(&self.parts.root, &self.reading.meminfo))
+        if self.swap.is_none() || now >= self.due.report {
+            self.swap = Some(reclaiming.swap(&self.parts.root, &self.reading.meminfo));
+        }
+        self.swap
     }
 }

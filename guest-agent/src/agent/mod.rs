@@ -25,8 +25,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use memtide_policy::guest::{
-    BlockView, Census, Controller, FreeMemory, HeatMap, Limits, LimitsWish, Memory, Mode,
-    Observation, Outcome, Plan, StealState,
+    BlockView, Census, Controller, Effort, FreeMemory, HeatMap, Limits, LimitsWish, Memory, Mode,
+    Observation, Outcome, Plan, StealState, Swap,
 };
 use memtide_sysfs::memory::StateRequest;
 use memtide_sysfs::{Error, Root, hugetlb};
@@ -41,6 +41,7 @@ use crate::hands::Hands;
 use crate::link::{Guest, Link};
 use crate::overcommit::{Need, Overcommit};
 use crate::pieces::Pieces;
+use crate::processor_time::ProcessorTime;
 use crate::remove::Plugger;
 use crate::returns::Returns;
 use crate::runtime::{RuntimeDir, Seen};
@@ -140,6 +141,8 @@ pub struct Agent {
     /// How DAMON made its last snapshot.
     closeness: Option<Closeness>,
     reading: Reading,
+    processors: ProcessorTime,
+    swap: Option<Swap>,
     /// What was decided last.
     note: String,
     /// Devices through which the kernel tells the host what is free.
@@ -169,6 +172,8 @@ impl Agent {
             coarse: None,
             closeness: None,
             reading: Reading::default(),
+            processors: ProcessorTime::default(),
+            swap: None,
             note: "starting".into(),
             reporters: Vec::new(),
             due: Due::default(),
@@ -329,6 +334,7 @@ impl Agent {
 
     fn decide(&mut self, now: Instant, woken: Woken) -> Result<Plan, Error> {
         self.reading = self.parts.senses.read(now, &self.reading)?;
+        let swap = self.swap(now);
         let seen = Observation {
             memory: self.memory(),
             free_memory: self.free_memory(),
@@ -338,8 +344,9 @@ impl Agent {
             balloon: self.parts.link.config().balloon,
             blocks: self.views(),
             working_set: self.heat.working_set(),
-            swap: self.swap(),
+            swap,
             steal: self.steal_state(),
+            effort: self.effort(),
             ticket: self.returns.ticket().cloned(),
             device: self.parts.link.device_state(),
             mode: self.mode,
@@ -444,6 +451,11 @@ impl Agent {
         if let Some(overcommit) = &mut self.parts.overcommit {
             overcommit.meet(if is_whole { Need::Nothing } else { Need::LargeMappings });
         }
+    }
+
+    fn effort(&self) -> Effort {
+        let per_second = self.processors.spare().of_processors();
+        Effort { per_second, stealing: self.parts.hands.steal_time() }
     }
 
     fn steal_state(&self) -> StealState {

@@ -42,13 +42,7 @@ impl Agent {
             self.parts.link.post(Request::Telemetry(telemetry));
         }
         self.tell_stall(now);
-        if let Some((reclaiming, _)) = self.parts.watching.pager() {
-            if let Some(cpu) = self.parts.senses.cpu() {
-                reclaiming.take_cpu(now, cpu);
-            }
-            let goal = self.parts.controller.settings().limits.psi_goal();
-            reclaiming.look_at_disk(now, &self.parts.root, goal);
-        }
+        self.see_to_processors(now);
         let path = self.parts.runtime.status();
         if let Err(error) = self.status(now).write(&path) {
             tracing::warn!("{} cannot be written: {error}", path.display());
@@ -60,6 +54,16 @@ impl Agent {
         let present = self.present();
         self.parts.access.look(&present);
         self.parts.access.write(now);
+    }
+
+    fn see_to_processors(&mut self, now: Instant) {
+        if let Some(cpu) = self.parts.senses.cpu() {
+            self.processors.take(now, cpu);
+        }
+        if self.parts.watching.reclaiming().is_some() {
+            let goal = self.parts.controller.settings().limits.psi_goal();
+            self.processors.look_at_disk(now, &self.parts.root, goal);
+        }
     }
 
     /// For a DAMON that cannot read PSI itself.
@@ -147,7 +151,7 @@ impl Agent {
                 .parts
                 .watching
                 .reclaiming()
-                .map(|reclaiming| reclaiming.status(self.swap().unwrap_or_default())),
+                .map(|reclaiming| reclaiming.status(self.swap.unwrap_or_default())),
             gate: self.returns.ticket().map(|ticket| GateStatus {
                 ticket: ticket.ticket,
                 blocks: ticket.blocks.len(),

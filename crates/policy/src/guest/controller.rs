@@ -5,6 +5,7 @@ use core::time::Duration;
 
 use memtide_units::{BlockId, BlockSize, ByteSize, Instant};
 
+use super::budget::Budget;
 use super::cooldown::Cooldowns;
 use super::figures::{Figures, Gauges};
 use super::limits::Limits;
@@ -87,6 +88,7 @@ pub struct Controller {
     settings: Settings,
     gauges: Gauges,
     pace: Pace,
+    budget: Budget,
     cooldowns: Cooldowns,
     quiet: Quiet,
     /// Tasks stall, and that counts as the last steal's doing already.
@@ -111,6 +113,7 @@ impl Controller {
             settings,
             gauges: Gauges::default(),
             pace: Pace::default(),
+            budget: Budget::default(),
             cooldowns: Cooldowns::default(),
             quiet: Quiet::default(),
             is_hurt: false,
@@ -143,6 +146,7 @@ impl Controller {
     /// Decides on what was seen at `now`.
     pub fn step(&mut self, now: Instant, seen: &Observation) -> Plan {
         self.learn(now, &seen.outcomes);
+        self.budget.look(now, &seen.effort);
         let figures = self.figures(now, seen);
         let (mut actions, report) = match (&seen.ticket, seen.mode) {
             (Some(ticket), _) => self.follow(now, seen, &figures, ticket),
@@ -260,6 +264,12 @@ impl Controller {
             });
         }
         let allowed = room.allowed()?;
+        // The host's target does not wait, and what it does not ask for does.
+        let count = match self.budget.left() {
+            Some(left) if !room.is_over_ceiling() => return Err(WaitReason::Costly { left }),
+            Some(_) => allowed.count.min(room.blocks_over()),
+            None => allowed.count,
+        };
         let easy = room.easy(pressure);
         if easy == 0 && self.pace.is_proving(now) {
             return Err(WaitReason::Measuring);
@@ -267,7 +277,7 @@ impl Controller {
         let (size, zone) = (self.settings.block.size(), self.settings.kernel_zone);
         let found = candidates(now, &seen.blocks, size, &self.cooldowns, zone);
         let allowance = self.pace.allowance().min(room.gentle());
-        let blocks = chosen(found, allowance.max(easy), allowed.count);
+        let blocks = chosen(found, allowance.max(easy), count);
         self.is_rushing = blocks.len() as u64 > allowance;
         if blocks.is_empty() {
             return Err(WaitReason::NoCandidate { cooling: self.cooldowns.count(now) });

@@ -33,10 +33,11 @@
 //! no reason to hurry: only what was not in use for ten minutes is stolen. The host's target is
 //! followed as ever.
 
+mod budget;
 mod controller;
 mod convert;
 mod cooldown;
-mod effort;
+
 mod figures;
 mod headroom;
 mod heat;
@@ -54,6 +55,7 @@ mod reclaim;
 mod returns;
 mod select;
 mod shortage;
+mod spare_time;
 mod steals;
 mod trend;
 
@@ -64,17 +66,17 @@ mod transcript;
 
 pub use controller::{Controller, KernelZone, ScaleBy, Settings};
 pub use convert::{Conversions, MOVABLE_PER_KERNEL_MAX, conversions};
-pub use effort::ReclaimEffort;
 pub use headroom::Headroom;
 pub use heat::{AccessRegion, Heat, HeatMap};
 pub use idle::IdleTimes;
 pub use intervals::{IntervalTuner, IntervalsAim};
 pub use limits::{Limits, LimitsError, LimitsWish, PSI_GOAL_DEFAULT, PSI_GOAL_MAX, PSI_GOAL_MIN};
 pub use observation::{
-    Answer, BlockState, BlockView, Census, DeviceState, FixedReason, FreeMemory, Memory, Mode,
-    Observation, Outcome, PsiTotals, Squeeze, StealFailure, StealState, Swap, Ticket,
+    Answer, BlockState, BlockView, Census, DeviceState, Effort, FixedReason, FreeMemory, Memory,
+    Mode, Observation, Outcome, PsiTotals, Squeeze, StealFailure, StealState, Swap, Ticket,
 };
 pub use plan::{Action, Decision, Plan, Urgency, WaitReason};
 pub use pressure::{Pressure, WINDOW};
 pub use reclaim::{Gain, NoReclaim, Reclaim};
 pub use select::{SkipReason, precheck};
+pub use spare_time::SpareTime;

@@ -31,6 +31,8 @@ pub struct Observation {
     pub swap: Option<Swap>,
     /// What the thread that takes blocks offline does.
     pub steal: StealState,
+    /// What that has cost, and may cost.
+    pub effort: Effort,
     /// The return that is being asked for.
     pub ticket: Option<Ticket>,
     /// Whether the device can be talked to.
@@ -39,6 +41,16 @@ pub struct Observation {
     pub mode: Mode,
     /// What has ended since the last step.
     pub outcomes: Vec<Outcome>,
+}
+
+/// Processor time that Memtide takes on its own account, since nobody has asked for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Effort {
+    /// What it may take of each second ([`super::SpareTime::of_processors`]).
+    pub per_second: Duration,
+    /// What taking blocks offline has taken so far, tries that failed among them. It starts over with
+    /// the agent.
+    pub stealing: Duration,
 }
 
 /// `/proc/meminfo`, as far as the policy needs it.
@@ -274,6 +286,7 @@ impl Observation {
             working_set: None,
             swap: None,
             steal: StealState::Idle,
+            effort: Effort::default(),
             ticket: None,
             device: DeviceState::Ready,
             mode: Mode::Tune,

@@ -168,6 +168,11 @@ pub enum WaitReason {
         /// How much longer nothing is stolen.
         left: Duration,
     },
+    /// Taking blocks has cost so much of a processor's time that the guest is left alone for a while.
+    Costly {
+        /// How much longer nothing is stolen.
+        left: Duration,
+    },
     /// So much was in use lately that one more block might be missed, as it was before.
     UsedLately {
         /// So much.
@@ -243,6 +248,10 @@ impl fmt::Display for WaitReason {
             Self::AfterStall { left } => {
                 let seconds = left.as_millis().div_ceil(1_000);
                 write!(f, "tasks stalled when blocks were stolen: no steal for {seconds} s")
+            }
+            Self::Costly { left } => {
+                let seconds = left.as_millis().div_ceil(1_000);
+                write!(f, "stealing has had its share of the processor: no steal for {seconds} s")
             }
             Self::UsedLately { used, within } => {
                 let seconds = within.as_secs();

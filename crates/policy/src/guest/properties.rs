@@ -72,6 +72,7 @@ prop_compose! {
             working_set: set.map(mib),
             swap: Some(Swap { total: mib(1_000), free: mib(available % 1_000), costs: Permille(free as u32 % 1_000) }),
             steal: if running { StealState::Running } else { StealState::Idle },
+            effort: Effort { per_second: Duration::from_millis(15), stealing: Duration::from_millis(free) },
             ticket,
             device: if silent { DeviceState::Silent { since: Instant::default() } } else { DeviceState::Ready },
             mode: if restore { Mode::Restore } else { Mode::Tune },

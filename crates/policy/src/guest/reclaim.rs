@@ -165,7 +165,7 @@ impl Reclaimer {
             Decision::Abort(reason) | Decision::Rest(reason) => reason,
         };
         match *reason {
-            WaitReason::Measuring => self.still(now),
+            WaitReason::Measuring | WaitReason::Costly { .. } => self.still(now),
             WaitReason::Steady { available, needed } => {
                 self.unless_stalled(now, Gain::Block { missing: needed - available })
             }

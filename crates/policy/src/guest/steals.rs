@@ -186,7 +186,7 @@ impl Room<'_> {
     }
 
     /// Blocks that have to go until no more is online than may be.
-    fn blocks_over(&self) -> u64 {
+    pub(super) fn blocks_over(&self) -> u64 {
         (self.online - self.ceiling).bytes().div_ceil(self.block.bytes().max(1))
     }
 

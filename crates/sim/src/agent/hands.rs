@@ -35,6 +35,7 @@ pub(super) struct Done {
 struct Job {
     block: BlockId,
     task: Task,
+    began: Instant,
     /// A return ends then, a steal is ended then.
     until: Instant,
 }
@@ -48,6 +49,8 @@ pub(super) struct Hands {
     is_aborting: bool,
     /// When the last job ended: the next one starts then, in the middle of a tick.
     free_since: Instant,
+    /// What steals have taken in all.
+    stealing: Duration,
 }
 
 impl Hands {
@@ -73,6 +76,11 @@ impl Hands {
     pub(super) fn is_stealing(&self) -> bool {
         let at_work = self.at_work.is_some_and(|job| matches!(job.task, Task::Steal { .. }));
         at_work || !self.steals.is_empty()
+    }
+
+    /// Processor time that steals have taken: all of it, as if nothing was waited for in between.
+    pub(super) fn steal_time(&self) -> Duration {
+        self.stealing
     }
 
     /// One tick; answers with what has ended in it.
@@ -106,7 +114,7 @@ impl Hands {
 
     /// How the job at work has ended, if it has.
     fn end_of(&mut self, now: Instant, job: Job, kernel: &mut Kernel) -> Option<Done> {
-        let Job { block, task, until } = job;
+        let Job { block, task, began, until } = job;
         let result = match task {
             Task::Return if now < until => return None,
             Task::Return => {
@@ -124,6 +132,7 @@ impl Hands {
                 };
                 kernel.interrupt_offline();
                 self.free_since = now;
+                self.stealing += now.since(began);
                 result
             }
         };
@@ -134,13 +143,13 @@ impl Hands {
     fn begin(&mut self, now: Instant, kernel: &mut Kernel) -> Option<Result<Job, Done>> {
         if let Some(block) = self.returns.pop_front() {
             let until = self.free_since + kernel.onlining_time();
-            return Some(Ok(Job { block, task: Task::Return, until }));
+            return Some(Ok(Job { block, task: Task::Return, began: now, until }));
         }
         let (block, keep) = self.steals.pop_front()?;
         let task = Task::Steal { keep };
         let refused = |failure| Done { block, task, result: Err(failure) };
         Some(match look_and_write(now, block, keep, kernel) {
-            Ok(deadline) => Ok(Job { block, task, until: now + deadline }),
+            Ok(deadline) => Ok(Job { block, task, began: now, until: now + deadline }),
             Err(failure) => Err(refused(failure)),
         })
     }

@@ -13,15 +13,16 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use memtide_policy::guest::{
-    Action, BlockState, BlockView, Controller, Conversions, DeviceState, FixedReason, FreeMemory,
-    HeatMap, Mode, Observation, Outcome, Plan, Settings, StealFailure, StealState, conversions,
+    Action, BlockState, BlockView, Controller, Conversions, DeviceState, Effort, FixedReason,
+    FreeMemory, HeatMap, Mode, Observation, Outcome, Plan, Settings, SpareTime, StealFailure,
+    StealState, conversions,
 };
 use memtide_units::{BlockId, ByteSize, Instant};
 
 use crate::host::{Host, Mood, Reply, Request};
 use crate::kernel::{Kernel, Kind, State, Zone};
 use crate::monitor::Monitor;
-use crate::scenario::Psi;
+use crate::scenario::{Load, Psi, Scenario};
 
 use hands::{Done, Hands, Task};
 use ticket::{Effect, Returns};
@@ -81,6 +82,8 @@ pub struct Agent {
     is_greeted: bool,
     psi: Psi,
     free: FreeMemory,
+    load: Load,
+    spare: SpareTime,
     due: Instant,
     /// What it has done so far.
     pub deeds: Deeds,
@@ -116,6 +119,8 @@ impl Agent {
             is_greeted: false,
             psi: Psi::Present,
             free: FreeMemory::KeptByGuest,
+            load: Load::Works,
+            spare: SpareTime::default(),
             due: now,
             deeds: Deeds::default(),
         }
@@ -140,14 +145,10 @@ impl Agent {
         host.post(now, Request::Hello { stolen: self.blocks(ours) });
     }
 
-    /// Whether it can see stalls.
-    pub fn set_psi(&mut self, psi: Psi) {
-        self.psi = psi;
-    }
-
-    /// What becomes of free memory.
-    pub fn set_free(&mut self, free: FreeMemory) {
-        self.free = free;
+    /// What kind of guest it is in.
+    pub fn live_in(&mut self, scenario: &Scenario) {
+        let Scenario { psi, free, load, .. } = *scenario;
+        (self.psi, self.free, self.load) = (psi, free, load);
     }
 
     /// What an operator wants.
@@ -313,6 +314,7 @@ impl Agent {
             working_set: self.heat.working_set(),
             swap: None,
             steal: self.steal_state(),
+            effort: self.effort(now),
             ticket: self.returns.ticket().cloned(),
             device: self.device(),
             mode: self.mode,
@@ -365,6 +367,11 @@ impl Agent {
     fn bring_back(&mut self, now: Instant, block: BlockId) {
         self.set(block, Hold::Returning);
         self.hands.put_online(now, block);
+    }
+
+    fn effort(&mut self, now: Instant) -> Effort {
+        self.spare.look(now, self.load.idle());
+        Effort { per_second: self.spare.of_processors(), stealing: self.hands.steal_time() }
     }
 
     fn steal_state(&self) -> StealState {

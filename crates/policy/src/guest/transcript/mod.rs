@@ -22,6 +22,8 @@ struct Story {
     controller: Controller,
     seen: Observation,
     stealing: Vec<BlockId>,
+    /// Processor time that each takes.
+    block_costs: Duration,
     gate: Gate,
     last: String,
     text: String,
@@ -72,6 +74,7 @@ impl Story {
             controller,
             seen,
             stealing: vec![],
+            block_costs: Duration::ZERO,
             gate: Gate::Grants,
             last,
             text,
@@ -125,6 +128,7 @@ impl Story {
     fn progress(&mut self) {
         if !self.stealing.is_empty() {
             let block = self.stealing.remove(0);
+            self.seen.effort.stealing += self.block_costs;
             self.set(block, BlockState::Stolen);
             self.seen.outcomes.push(Outcome::Stolen(block));
         }

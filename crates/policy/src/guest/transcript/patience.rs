@@ -147,3 +147,40 @@ fn the_hosts_target_is_followed_in_spite_of_a_cache_that_is_read_again() {
     story.run(60, 0);
     assert!(story.online() <= 6 * 128, "{} MiB online\n{}", story.online(), story.text);
 }
+
+/// A tenth of a second of a processor for each block, of which a guest at work lends 15 ms a second.
+#[test]
+fn what_stealing_costs_a_guest_at_work_is_waited_for_unless_the_host_is_short() {
+    let mut story = Story::of(32, 4);
+    story.used = 200;
+    story.block_costs = Duration::from_millis(100);
+    story.seen.effort.per_second = Duration::from_millis(15);
+    story.run(30, 0);
+    story.seen.balloon = ByteSize::from_mib(1408);
+    story.run(2, 0);
+    story.seen.balloon = ByteSize::ZERO;
+    story.run(20, 0);
+    story.seen.effort.per_second = Duration::from_millis(250);
+    story.run(10, 0);
+    assert_story(
+        &story,
+        "
+          0.0  4096 MiB  rest: pressure is being measured
+          2.0  4096 MiB  steal memory31: 3.8 GiB available, 601.5 MiB are kept
+          2.1  4096 MiB  stealing goes on
+          2.2  3968 MiB  rest: stealing has had its share of the processor: no steal for 7 s
+          8.9  3968 MiB  steal memory30, memory29: 3.6 GiB available, 588.7 MiB are kept
+          9.0  3968 MiB  stealing goes on
+          9.2  3712 MiB  rest: stealing has had its share of the processor: no steal for 14 s
+         22.5  3712 MiB  steal memory28, memory27, memory26, memory25: 3.4 GiB available, 563.1 MiB are kept
+         22.6  3712 MiB  stealing goes on
+         23.0  3200 MiB  rest: stealing has had its share of the processor: no steal for 27 s
+         30.0  3200 MiB  steal memory24, memory23, memory22, memory21: 2.9 GiB available, 512 MiB are kept
+         30.1  3200 MiB  stealing goes on
+         30.5  2688 MiB  rest: stealing has had its share of the processor: no steal for 46 s
+         53.5  2688 MiB  steal memory20, memory19, memory18, memory17 and 9 more: 2.4 GiB available, 460.7 MiB are kept
+         53.6  2688 MiB  stealing goes on
+         54.9  1024 MiB  rest: one block less would be below the minimum 1 GiB
+        ",
+    );
+}

@@ -1,4 +1,4 @@
-//! How much of a processor's time paging out may take.
+//! How much of a processor's time Memtide may take on its own account, for stealing and for paging out.
 
 use core::time::Duration;
 
@@ -6,8 +6,8 @@ use memtide_units::{Instant, PpMillion};
 
 /// ACMA's bound: 15 ms of each second. It is what a guest at work bears unnoticed.
 const AT_WORK: Duration = Duration::from_millis(15);
-/// A quarter of one processor. What is cold costs the same work sooner or later; while nobody else wants
-/// the processor, and the pressure goal holds, sooner is better.
+/// A quarter of one processor. What is cold, or empty, costs the same work sooner or later; while nobody
+/// else wants the processor, and the pressure goal holds, sooner is better.
 const AT_REST: Duration = Duration::from_millis(250);
 /// With less than half of the processors' time left over, somebody works.
 const RESTS: PpMillion = PpMillion(500_000);
@@ -19,7 +19,7 @@ const SETTLES: Duration = Duration::from_secs(30);
 
 /// Less at once when somebody works or waits for the disk, more once nobody has for half a minute.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ReclaimEffort {
+pub struct SpareTime {
     /// Since when nobody works.
     resting: Option<Instant>,
     /// When somebody last waited for the disk that pages go to.
@@ -28,9 +28,9 @@ pub struct ReclaimEffort {
     looked: Instant,
 }
 
-impl ReclaimEffort {
-    /// At `now` the processors had idled for this share of the last second or so. The work of paging out
-    /// counts as well: with one processor it leaves three quarters idle, and goes on.
+impl SpareTime {
+    /// At `now` the processors had idled for this share of the last second or so. Its own work counts as
+    /// well: with one processor it leaves three quarters idle, and goes on.
     pub fn look(&mut self, now: Instant, idle: PpMillion) {
         let since = self.resting.unwrap_or(now);
         self.resting = (idle > RESTS).then_some(since);
@@ -51,10 +51,15 @@ impl ReclaimEffort {
     }
 
     /// Processor time of each second that paging out may take.
-    pub fn time(&self) -> Duration {
+    pub fn for_paging(&self) -> Duration {
         if self.disk_was_busy.is_some_and(|at| self.looked.since(at) < SETTLES) {
             return DISK_IS_BUSY;
         }
+        self.of_processors()
+    }
+
+    /// Processor time of each second that what goes to no disk may take.
+    pub fn of_processors(&self) -> Duration {
         let is_settled = |since| self.looked.since(since) >= SETTLES;
         if self.resting.is_some_and(is_settled) { AT_REST } else { AT_WORK }
     }
@@ -69,17 +74,17 @@ mod tests {
 
     /// What it is from second to second.
     fn times(idle: impl IntoIterator<Item = u32>) -> Vec<Duration> {
-        let mut effort = ReclaimEffort::default();
+        let mut effort = SpareTime::default();
         let look = |(s, idle): (u64, u32)| {
             effort.look(Instant::from_millis(s * 1_000), PpMillion(idle));
-            effort.time()
+            effort.for_paging()
         };
         (7..).zip(idle).map(look).collect()
     }
 
     #[test]
     fn who_works_is_left_alone() {
-        assert_eq!(ReclaimEffort::default().time(), AT_WORK);
+        assert_eq!(SpareTime::default().for_paging(), AT_WORK);
         for idle in [0, 200_000, 500_000] {
             assert_eq!(times([idle; 40]), [AT_WORK; 40]);
         }
@@ -100,13 +105,13 @@ mod tests {
 
     #[test]
     fn a_disk_that_somebody_waits_for_is_left_to_them_for_half_a_minute() {
-        let mut effort = ReclaimEffort::default();
+        let mut effort = SpareTime::default();
         let goal = PpMillion(1_000);
         let mut look = |s: u64, stall| {
             let now = Instant::from_millis(s * 1_000);
             effort.look(now, PpMillion(900_000));
             effort.look_at_disk(now, PpMillion(stall), goal);
-            effort.time()
+            effort.for_paging()
         };
         assert_eq!((look(0, 16_000), look(30, 16_000)), (AT_WORK, AT_REST), "it may be its own");
         assert_eq!(look(31, 16_001), DISK_IS_BUSY, "at once, however idle the processors");

@@ -22,6 +22,7 @@ use memtide_units::{GpaRange, Instant as Time, Permille};
 
 use crate::alarm::SIGNAL;
 use crate::config::DamonUse;
+use crate::pace::{Pace, timed};
 
 pub use self::stat_switch::StatSwitch;
 
@@ -51,9 +52,10 @@ const REGIONS_PER_BLOCK: u64 = 6;
 const REGIONS_LEAST: u64 = 64;
 const REGIONS_MIN_MOST: u64 = 1_500;
 const REGIONS_MAX: u64 = 3_000;
-/// Between two snapshots, besides the waiting inside: the heat of a block is wanted when the next
-/// steal is chosen, two seconds after the last.
-const PAUSE: Duration = Duration::from_secs(2);
+/// Between two snapshots, besides the waiting inside. At the least: the heat of a block is wanted when the
+/// next steal is chosen, two seconds after the last. At the most: a working set that has been another
+/// for longer is told too late.
+const PACE: Pace = Pace { shortest: Duration::from_secs(2), longest: Duration::from_secs(10) };
 const STACK: usize = 256 << 10;
 
 /// Snapshots that fail in a row before the thread gives up.
@@ -327,7 +329,7 @@ impl Watcher {
     /// see any more.
     fn work(&mut self, todo: &Receiver<Order>, report: &Sender<Finding>) -> Option<String> {
         let mut failures = 0;
-        let mut due = Instant::now() + PAUSE;
+        let mut due = Instant::now() + PACE.shortest;
         loop {
             match todo.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(Order::Watch(ranges, least)) => {
@@ -351,7 +353,8 @@ impl Watcher {
                 Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            match self.look() {
+            let (seen, cost) = timed(|| self.look());
+            match seen {
                 Ok((regions, closeness)) => {
                     failures = 0;
                     let _ = report.send(Finding::Snapshot(regions, closeness));
@@ -366,7 +369,7 @@ impl Watcher {
                     }
                 }
             }
-            due = Instant::now() + PAUSE;
+            due = Instant::now() + PACE.pause(cost);
         }
     }
 

@@ -16,6 +16,8 @@ use crate::runtime::{read_at_most, replace};
 const MAX: usize = 64;
 /// Longest file that is read, in bytes: 64 sentences of a few hundred.
 const FILE_MAX: usize = 64 << 10;
+/// Between two writings of the file for other numbers alone: what is now is in the status.
+const NUMBERS_APART_MS: u64 = 10_000;
 /// The version of the file.
 const VERSION: u32 = 1;
 
@@ -38,7 +40,19 @@ pub struct Decisions {
     entries: VecDeque<Entry>,
     /// What the last entry is of.
     last: Option<Decision>,
-    is_new: bool,
+    news: News,
+    numbers_due_ms: u64,
+}
+
+/// What is not in the file yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum News {
+    #[default]
+    Nothing,
+    /// The same thought, with other numbers or at another time.
+    Numbers,
+    /// Another thought.
+    Thought,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -61,6 +75,7 @@ impl Decisions {
         match self.entries.back_mut() {
             Some(entry) if goes_on => {
                 entry.to_ms = now_ms;
+                self.news = self.news.max(News::Numbers);
                 // That stealing goes on says less than what is stolen.
                 if !is_same && *decision != Decision::Stealing {
                     entry.times = entry.times.saturating_add(1);
@@ -69,7 +84,6 @@ impl Decisions {
             }
             _ => self.push(now_ms, decision.to_string()),
         }
-        self.is_new = true;
     }
 
     /// Something else was decided at `now_ms`, beside what was decided on blocks.
@@ -77,10 +91,10 @@ impl Decisions {
         self.push(now_ms, text);
         // The same decision on blocks gets a new line: the old one is not the last any more.
         self.last = None;
-        self.is_new = true;
     }
 
     fn push(&mut self, now_ms: u64, text: String) {
+        self.news = News::Thought;
         if self.entries.len() == MAX {
             self.entries.pop_front();
         }
@@ -88,14 +102,21 @@ impl Decisions {
         self.entries.push_back(Entry { from_ms, to_ms, times: 1, text });
     }
 
-    /// Replaces the file, if there is something new.
+    /// Replaces the file where there is another thought, and now and then for other numbers.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn write(&mut self, path: &Path) -> io::Result<()> {
-        if !std::mem::take(&mut self.is_new) {
+    pub fn write(&mut self, now_ms: u64, path: &Path) -> io::Result<()> {
+        let is_due = match self.news {
+            News::Nothing => false,
+            News::Numbers => now_ms >= self.numbers_due_ms,
+            News::Thought => true,
+        };
+        if !is_due {
             return Ok(());
         }
+        self.news = News::Nothing;
+        self.numbers_due_ms = now_ms.saturating_add(NUMBERS_APART_MS);
         let file = File { version: VERSION, decisions: self.entries.clone() };
         replace(path, &serde_json::to_string(&file)?)
     }
@@ -208,6 +229,23 @@ mod tests {
     }
 
     #[test]
+    fn another_thought_is_written_at_once_and_other_numbers_now_and_then() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("decisions.json");
+        let mut decisions = Decisions::default();
+        let mut after = |ms, decision: Decision| {
+            decisions.note(ms, &decision);
+            decisions.write(ms, &path).unwrap();
+            read(&path).unwrap().pop().unwrap().text
+        };
+        let (first, second) = (steady(600).to_string(), steady(601).to_string());
+        assert_eq!(after(0, steady(600)), first);
+        assert_eq!(after(9_999, steady(601)), first);
+        assert_eq!(after(10_000, steady(601)), second);
+        assert_eq!(after(10_100, steal(9)), steal(9).to_string());
+    }
+
+    #[test]
     fn the_file_is_bounded_read_back_and_never_trusted() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("decisions.json");
@@ -216,13 +254,13 @@ mod tests {
             decisions.note(n * 1000, &steal(n));
             decisions.note(n * 1000 + 500, &steady(n));
         }
-        decisions.write(&path).unwrap();
+        decisions.write(200_000, &path).unwrap();
         let entries = read(&path).unwrap();
         assert_eq!(entries.len(), MAX);
         assert!(entries[MAX - 1].text.contains("199 MiB available"));
         // Nothing new, nothing written.
         std::fs::remove_file(&path).unwrap();
-        decisions.write(&path).unwrap();
+        decisions.write(300_000, &path).unwrap();
         assert!(!path.exists());
         for bad in ["", "{}", r#"{"version":2,"decisions":[]}"#, &"x".repeat(FILE_MAX + 1)] {
             std::fs::write(&path, bad).unwrap();

@@ -72,6 +72,11 @@ impl Census {
         (seen == range.len()).then_some(used)
     }
 
+    /// Whether all cells were looked at.
+    pub(super) fn is_whole(&self) -> bool {
+        self.round > 0 || self.flags.is_none()
+    }
+
     /// Looks at the next few cells.
     pub(super) fn look(&mut self, layout: &Layout) {
         if self.layout.as_ref() != Some(layout) {

@@ -15,11 +15,14 @@ use memtide_policy::guest::AccessRegion;
 use memtide_sysfs::Root;
 use memtide_units::{ByteSize, GpaRange, Instant};
 
+use crate::pace::{Pace, timed};
 use crate::runtime::{read_at_most, replace};
 use census::Census;
 
 /// Between two writings of the file.
 const WRITE_APART: Duration = Duration::from_secs(10);
+/// Between two looks where free memory lies.
+const LOOK: Pace = Pace { shortest: Duration::from_secs(1), longest: Duration::from_secs(5) };
 
 /// The guest's memory, as far as the history needs it.
 #[derive(Clone, Debug)]
@@ -42,6 +45,7 @@ pub struct AccessHistory {
     offset_ms: u64,
     /// Since when DAMON has been watching.
     since: Option<Instant>,
+    look_due: Instant,
     write_due: Instant,
     is_new: bool,
 }
@@ -60,6 +64,7 @@ impl AccessHistory {
             path,
             offset_ms,
             since: None,
+            look_due: Instant::default(),
             write_due: Instant::default(),
             is_new: false,
         }
@@ -100,14 +105,16 @@ impl AccessHistory {
         self.history.last()
     }
 
-    /// Looks a little further where the free memory lies: a millisecond of work.
-    pub fn look(&mut self, present: &Present) {
-        if self.since.is_none() {
+    /// Looks a little further where the free memory lies, where that is due: a millisecond of work.
+    pub fn look(&mut self, now: Instant, present: &Present) {
+        if self.since.is_none() || now < self.look_due {
             return;
         }
-        if let Ok(layout) = self.history.layout(&present.memory) {
-            self.census.look(&layout);
-        }
+        let Ok(layout) = self.history.layout(&present.memory) else { return };
+        let ((), cost) = timed(|| self.census.look(&layout));
+        // Nothing is known of any cell before all were looked at once.
+        let pause = if self.census.is_whole() { LOOK.pause(cost) } else { LOOK.shortest };
+        self.look_due = now + pause;
     }
 
     /// How much of `range` is in use, by the samples of its pages, where all of it was looked at.
@@ -170,7 +177,7 @@ mod tests {
             };
             let now = Instant::from_millis(at * 1000);
             access.observe(now, &[region(range(0, 32), 500), region(range(32, 96), 0)], &present());
-            access.look(&present());
+            access.look(now, &present());
             access.write(now);
         }
     }

@@ -40,6 +40,7 @@ use crate::decisions::Decisions;
 use crate::hands::Hands;
 use crate::link::{Guest, Link};
 use crate::overcommit::{Need, Overcommit};
+use crate::pace::{Pace, timed};
 use crate::pieces::Pieces;
 use crate::processor_time::ProcessorTime;
 use crate::remove::Plugger;
@@ -52,7 +53,7 @@ use crate::watching::Watching;
 /// Telemetry, the status file and a look at the device's health: once a second.
 const SECOND: Duration = Duration::from_secs(1);
 /// A look for blocks that somebody else has changed.
-const REFRESH: Duration = Duration::from_secs(5);
+const REFRESH: Pace = Pace { shortest: Duration::from_secs(5), longest: Duration::from_secs(30) };
 /// Answers handled in one turn at most: a device that answers faster than that still gets its
 /// turn, and so does everybody else.
 const ANSWERS_MAX: usize = 16;
@@ -215,8 +216,9 @@ impl Agent {
         self.take_ended_jobs(now);
         self.see_to_watching(now);
         if now >= self.due.refresh && !self.parts.hands.is_busy() {
-            self.due.refresh = now + REFRESH;
-            self.refresh()?;
+            let (refreshed, cost) = timed(|| self.refresh());
+            refreshed?;
+            self.due.refresh = now + REFRESH.pause(cost);
             self.remove_what_is_stolen_whole(now)?;
         }
         let plan = self.decide(now, woken)?;

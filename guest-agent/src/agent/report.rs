@@ -48,11 +48,11 @@ impl Agent {
             tracing::warn!("{} cannot be written: {error}", path.display());
         }
         let path = self.parts.runtime.decisions();
-        if let Err(error) = self.parts.decisions.write(&path) {
+        if let Err(error) = self.parts.decisions.write(self.parts.access.monotonic_ms(now), &path) {
             tracing::warn!("{} cannot be written: {error}", path.display());
         }
         let present = self.present();
-        self.parts.access.look(&present);
+        self.parts.access.look(now, &present);
         self.parts.access.write(now);
     }
 

@@ -456,7 +456,7 @@ impl Agent {
     }
 
     fn effort(&self) -> Effort {
-        let per_second = self.processors.spare().of_processors();
+        let per_second = self.processors.spare().for_stealing();
         Effort { per_second, stealing: self.parts.hands.steal_time() }
     }
 

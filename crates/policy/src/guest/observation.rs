@@ -46,7 +46,7 @@ pub struct Observation {
 /// Processor time that Memtide takes on its own account, since nobody has asked for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Effort {
-    /// What it may take of each second ([`super::SpareTime::of_processors`]).
+    /// What it may take of each second ([`super::SpareTime::for_stealing`]).
     pub per_second: Duration,
     /// What taking blocks offline has taken so far, tries that failed among them. It starts over with
     /// the agent.

@@ -17,7 +17,8 @@ const DISK_IS_BUSY: Duration = Duration::from_millis(1);
 /// this is also what bounds them: one up and one down in half a minute, for each of the two reasons.
 const SETTLES: Duration = Duration::from_secs(30);
 
-/// Less at once when somebody works or waits for the disk, more once nobody has for half a minute.
+/// Less at once when somebody works or waits for the disk, more when nobody does; for paging out once nobody
+/// has for half a minute.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SpareTime {
     /// Since when nobody works.
@@ -55,13 +56,14 @@ impl SpareTime {
         if self.disk_was_busy.is_some_and(|at| self.looked.since(at) < SETTLES) {
             return DISK_IS_BUSY;
         }
-        self.of_processors()
-    }
-
-    /// Processor time of each second that what goes to no disk may take.
-    pub fn of_processors(&self) -> Duration {
         let is_settled = |since| self.looked.since(since) >= SETTLES;
         if self.resting.is_some_and(is_settled) { AT_REST } else { AT_WORK }
+    }
+
+    /// Processor time of each second that stealing may take. It is for no longer than a batch, and nothing
+    /// has to be told when it changes: it goes by the last second alone.
+    pub fn for_stealing(&self) -> Duration {
+        if self.resting.is_some() { AT_REST } else { AT_WORK }
     }
 }
 
@@ -88,6 +90,16 @@ mod tests {
         for idle in [0, 200_000, 500_000] {
             assert_eq!(times([idle; 40]), [AT_WORK; 40]);
         }
+    }
+
+    #[test]
+    fn for_stealing_the_last_second_tells() {
+        let mut spare = SpareTime::default();
+        let mut look = |s: u64, idle| {
+            spare.look(Instant::from_millis(s * 1_000), PpMillion(idle));
+            spare.for_stealing()
+        };
+        assert_eq!([look(1, 500_000), look(2, 500_001), look(3, 0)], [AT_WORK, AT_REST, AT_WORK]);
     }
 
     #[test]

@@ -371,7 +371,7 @@ impl Agent {
 
     fn effort(&mut self, now: Instant) -> Effort {
         self.spare.look(now, self.load.idle());
-        Effort { per_second: self.spare.of_processors(), stealing: self.hands.steal_time() }
+        Effort { per_second: self.spare.for_stealing(), stealing: self.hands.steal_time() }
     }
 
     fn steal_state(&self) -> StealState {

@@ -27,8 +27,8 @@ use memtide_units::{BlockId, BlockSize, ByteSize, GpaRange};
 use rustix::event::EventfdFlags;
 
 use crate::alarm::{Alarm, SIGNAL};
-use crate::pieces::PiecesError;
 use crate::pace::timed;
+use crate::pieces::PiecesError;
 use crate::remove::{self, PlugError, Plugger, STRUCT_PAGE};
 
 /// For a block of 128 MiB in `ZONE_MOVABLE`. A full one took up to 10.6 s under emulation, a tenth of

@@ -43,22 +43,17 @@ impl Machines<'_> {
         self.start(name, |_| {})
     }
 
-    /// The same guests, with other memory.
-    pub(crate) fn with_memory(&self, memory: ByteSize) -> Self {
-        Self { memory, ..self.clone() }
-    }
-
     /// A guest with nothing that moves its memory, and with these modules.
     pub(crate) fn with_modules(&self, name: &'static str, modules: &[&str]) -> Result<Subject> {
         self.start(name, |spec| spec.modules = modules.iter().map(|m| (*m).to_owned()).collect())
     }
 
-    /// A guest with QEMU's balloon, which gives way where the guest is out of memory.
+    /// A guest with QEMU's balloon, which gives way where the guest is out of memory, and the module zram.
     pub(crate) fn with_deflation(&self, name: &'static str) -> Result<Subject> {
         self.start(name, |spec| {
             let device = "virtio-balloon-pci,id=balloon0,deflate-on-oom=on";
             spec.qemu_arguments = words(["-device", device]);
-            spec.modules = words(["virtio_balloon"]);
+            spec.modules = words(["virtio_balloon", "zram"]);
         })
     }
 

@@ -18,8 +18,8 @@ pub(super) struct Bench<'a> {
     pub(super) say: &'a mut dyn FnMut(&str),
 }
 
-/// Somewhere to page out to, of so many MiB, as the agent sets up where there is none.
-pub(super) const ZRAM: &str = r#"
+/// Somewhere to page out to, of so many MiB.
+const ZRAM: &str = r#"
 set -e
 zram=/sys/block/zram0
 [ -e $zram ] || cat /sys/class/zram-control/hot_add
@@ -27,6 +27,12 @@ echo $1M > $zram/disksize
 mkswap /dev/zram0 > /dev/null
 swapon /dev/zram0
 "#;
+
+/// Gives a guest somewhere to page out to, as the agent does where there is nowhere: half of `memory`.
+pub(super) fn swap_on_zram(subject: &Subject, memory: ByteSize) -> Result<()> {
+    subject.bash_with(ZRAM, &[(memory.mib() / 2).to_string()])?;
+    Ok(())
+}
 
 /// Has all threads of a guest run on one processor, so that what two guests get done beside each other can
 /// be compared. Where there is only one they share it.

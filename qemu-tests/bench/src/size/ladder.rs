@@ -1,8 +1,8 @@
-//! The same workload in guests of fixed sizes, from large to small, two at a time.
+//! The same workload in guests of fixed sizes, from large to small, two at a time, each with one processor.
 
 use std::time::Duration;
 
-use super::guests::{ZRAM, pin};
+use super::guests::{pin, swap_on_zram};
 use super::report::FixedSize;
 use super::script;
 use super::steady::{ENDS, FILL};
@@ -23,7 +23,11 @@ const RUNGS: [(u64, &str); 6] = [
 ];
 /// After the workload has its memory, until the kernel has found what is cold.
 const SETTLE: Duration = Duration::from_secs(45);
-const WINDOW: Duration = Duration::from_secs(61);
+/// One on each of two processors, which may not be alike.
+const WINDOW: Duration = Duration::from_secs(41);
+const WINDOWS: usize = 2;
+/// After processors were changed.
+const CHANGE: Duration = Duration::from_secs(2);
 
 /// Measures all sizes.
 pub(super) fn measure(
@@ -43,36 +47,43 @@ pub(super) fn measure(
 
 fn start(machines: &Machines<'_>, (count, name): (u64, &'static str)) -> Result<Subject> {
     let memory = script::sixteenths(machines.memory, count);
-    let subject = machines.with_memory(memory).with_modules(name, &["zram"])?;
+    let small = Machines { memory, vcpus: 1, ..machines.clone() };
+    let subject = small.with_modules(name, &["zram"])?;
     // As much as a guest of the whole size would have.
-    subject.bash_with(ZRAM, &[(machines.memory.mib() / 2).to_string()])?;
+    swap_on_zram(&subject, machines.memory)?;
     Ok(subject)
 }
 
 fn play(machines: &Machines<'_>, subjects: &[Subject]) -> Result<Vec<FixedSize>> {
     let script = script::steady_at_once(machines.memory);
-    for (turn, subject) in subjects.iter().enumerate() {
-        pin(subject, turn)?;
-    }
+    place(subjects, 0)?;
     let started: Result<Vec<Watched<'_>>> =
         subjects.iter().map(|subject| Watched::start(subject, &script)).collect();
     let mut watched = started?;
     watched.iter_mut().try_for_each(|guest| guest.await_hot(FILL))?;
     let mut all: Vec<&mut Watched<'_>> = watched.iter_mut().collect();
     listen_for(&mut all, SETTLE)?;
-    let marks: Vec<_> = all.iter().map(|guest| guest.mark()).collect();
-    listen_for(&mut all, WINDOW)?;
-    let windows: Vec<_> = all.iter().zip(&marks).map(|(guest, mark)| guest.since(*mark)).collect();
-    let mut sizes = Vec::new();
-    for (guest, window) in watched.into_iter().zip(windows) {
-        let oom_kills = guest.subject().oom_kills()?;
-        sizes.push(FixedSize {
-            size_mib: window.total.mib(),
-            pages_per_second: window.pages_per_second,
-            stalls: window.stalls,
-            oom_kills,
-            pages_bad: guest.end(ENDS)?,
-        });
+    let mut sizes = vec![FixedSize::default(); all.len()];
+    for turn in 0..WINDOWS {
+        place(subjects, turn)?;
+        listen_for(&mut all, CHANGE)?;
+        let marks: Vec<_> = all.iter().map(|guest| guest.mark()).collect();
+        listen_for(&mut all, WINDOW)?;
+        for ((guest, mark), size) in all.iter().zip(marks).zip(&mut sizes) {
+            let window = guest.since(mark);
+            size.size_mib = window.total.mib();
+            size.pages_per_second += window.pages_per_second / WINDOWS as f64;
+            size.stalls.extend(window.stalls);
+        }
+    }
+    for (guest, size) in watched.into_iter().zip(&mut sizes) {
+        size.oom_kills = guest.subject().oom_kills()?;
+        size.pages_bad = guest.end(ENDS)?;
     }
     Ok(sizes)
+}
+
+/// Each guest on a processor of its own, another one in each turn.
+fn place(subjects: &[Subject], turn: usize) -> Result<()> {
+    subjects.iter().enumerate().try_for_each(|(nth, subject)| pin(subject, nth + turn))
 }

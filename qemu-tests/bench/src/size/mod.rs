@@ -1,9 +1,9 @@
 //! Whether the guest finds its size by itself, and what that costs the workload.
 //!
-//! A workload keeps a known part of its memory hot and never touches the rest again. Beside each other,
-//! each on a processor of its own, run a guest that Memtide shrinks and one that nothing does, and what
-//! both get done is compared, window by window. Then the same workload runs in guests of fixed sizes: the
-//! smallest that does not hurt is what the agent should have found. Last a surge: a quarter of the
+//! A workload keeps a known part of its memory hot and never touches the rest again. In turns run a guest
+//! that Memtide shrinks, beside a balloon that reports what is free, and one that nothing shrinks, and
+//! what both get done is compared, window by window. Then the same workload runs in guests of fixed sizes: the
+//! smallest that does not hurt is what the agent should have found. And a surge: a quarter of the
 //! guest's memory is wanted at once, while more than that is stolen.
 
 mod cost;
@@ -75,7 +75,7 @@ pub fn run(
         programs,
         kernel: options.kernel,
         memory: options.memory,
-        vcpus: 1,
+        vcpus: 2,
         artifacts: options.artifacts.clone(),
         tools: &["memtide-agent", "memtide-workload"],
         agent_options: "",
@@ -84,7 +84,10 @@ pub fn run(
     say("two guests boot, one with Memtide");
     let device = Device::start(programs, &sockets.path().join("memtide"), &log)?;
     let memtide = machines.with_memtide("memtide", device.socket(), Backing::Memfd)?;
+    // As after a while: all memory was in use once, and the host has backing under it.
+    memtide.fill_and_free()?;
     let plain = machines.plain("plain")?;
+    plain.fill_and_free()?;
     let mut report = Report {
         setting: Setting::of(&machines, &plain, script::steady(options.memory)),
         ..Report::default()
@@ -92,7 +95,11 @@ pub fn run(
     let mut bench = Bench { machines, memtide, plain, say };
     let wants = |part| options.parts.contains(&part);
     if wants(Part::Steady) {
-        report.steady = Some(steady::measure(&mut bench, options.pairs)?);
+        let log = options.artifacts.join("steady-device.log");
+        let device = Device::start(programs, &sockets.path().join("steady"), &log)?;
+        let shrunk = bench.machines.with_memtide_and_reporting("steady", device.socket())?;
+        shrunk.fill_and_free()?;
+        report.steady = Some(steady::measure(&mut bench, &shrunk, options.pairs)?);
     }
     if wants(Part::Surge) {
         surge::measure(&mut bench, options.surges, &mut report)?;

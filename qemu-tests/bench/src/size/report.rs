@@ -120,6 +120,13 @@ impl Report {
             || size.oom_kills > 0
     }
 
+    /// Whether Memtide hurts the workload, by the same measure.
+    pub(super) fn memtide_hurts(&self) -> Option<bool> {
+        let steady = self.steady.as_ref()?;
+        let done = 1.0 / (1.0 + steady.slower_percent / 100.0);
+        Some(done < UNHURT || within_goal(&steady.stalls) < WITHIN)
+    }
+
     /// The smallest fixed size that does not hurt, none larger of which does, in MiB.
     pub fn smallest_unhurt_mib(&self) -> Option<u64> {
         let unhurt = self.sweep.iter().take_while(|size| !self.hurts(size));
@@ -193,6 +200,9 @@ pub(super) mod tests {
         report.sweep[1].stalls = vec![0.0, 5.0];
         assert_eq!(report.smallest_unhurt_mib(), Some(1960));
         assert_eq!(Report::default().smallest_unhurt_mib(), None);
+        assert_eq!(report.memtide_hurts(), Some(true), "a quarter of its windows");
+        report.steady.as_mut().unwrap().stalls.clear();
+        assert_eq!(report.memtide_hurts(), Some(false));
     }
 
     #[test]

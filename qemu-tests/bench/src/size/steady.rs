@@ -1,14 +1,15 @@
-//! A workload that stays as it is, in the guest that Memtide shrinks and in the one that nothing does.
+//! A workload that stays as it is, in a guest that Memtide shrinks and in one that nothing does. For each
+//! window the other one is stopped, so that each has both of the host's processors for its two.
 
 use std::time::{Duration, Instant};
 
 use memtide_units::ByteSize;
 
 use super::cost::Used;
-use super::guests::{Bench, median, pin};
+use super::guests::{Bench, median};
 use super::report::{Pair, Steady};
 use super::script;
-use super::watched::{Watched, listen_for};
+use super::watched::{Watched, Window, listen_for};
 use crate::error::Result;
 use crate::qemu_devices::resident;
 use crate::subject::Subject;
@@ -21,7 +22,7 @@ const SETTLED: Duration = Duration::from_secs(75);
 const SETTLES: Duration = Duration::from_secs(420);
 /// One window of a pair.
 const WINDOW: Duration = Duration::from_secs(30);
-/// After processors were changed.
+/// After a guest goes on.
 const CHANGE: Duration = Duration::from_secs(2);
 /// For the workload's last words.
 pub(super) const ENDS: Duration = Duration::from_secs(60);
@@ -29,11 +30,9 @@ pub(super) const ENDS: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Plays the workload in both guests, waits until Memtide has found its size, and compares.
-pub(super) fn measure(bench: &mut Bench<'_>, pairs: u32) -> Result<Steady> {
+pub(super) fn measure(bench: &mut Bench<'_>, shrunk: &Subject, pairs: u32) -> Result<Steady> {
     let script = script::steady(bench.machines.memory);
-    pin(&bench.memtide, 0)?;
-    pin(&bench.plain, 1)?;
-    let mut with = Watched::start(&bench.memtide, &script)?;
+    let mut with = Watched::start(shrunk, &script)?;
     let mut without = Watched::start(&bench.plain, &script)?;
     with.await_hot(FILL)?;
     without.await_hot(FILL)?;
@@ -44,24 +43,19 @@ pub(super) fn measure(bench: &mut Bench<'_>, pairs: u32) -> Result<Steady> {
         with.total(),
         settled_after.as_secs_f64()
     ));
-    let before = Used::so_far(&bench.memtide)?;
+    let before = Used::so_far(shrunk)?;
     let mut steady = Steady { settled_after_s: settled_after.as_secs_f64(), ..Steady::default() };
-    for turn in 0..pairs as usize {
-        // The processors take turns too: they may not be alike.
-        pin(&bench.memtide, turn)?;
-        pin(&bench.plain, turn + 1)?;
-        listen_for(&mut [&mut with, &mut without], CHANGE)?;
-        let marks = (with.mark(), without.mark());
-        listen_for(&mut [&mut with, &mut without], WINDOW)?;
-        let (with, without) = (with.since(marks.0), without.since(marks.1));
+    for _ in 0..pairs {
+        let with = alone(&mut with, &bench.plain)?;
+        let without = alone(&mut without, shrunk)?;
         steady.stalls.extend(with.stalls);
         steady.stalls_without.extend(without.stalls);
         steady.size_mib = with.total.mib();
         steady.pairs.push(Pair { with: with.pages_per_second, without: without.pages_per_second });
     }
-    bench.memtide.keep_state(&bench.machines.artifacts.join("memtide"))?;
-    steady.cost = Used::so_far(&bench.memtide)?.since(&before);
-    steady.held_mib = held(&bench.memtide)?.mib();
+    shrunk.keep_state(&bench.machines.artifacts.join(shrunk.name()))?;
+    steady.cost = Used::so_far(shrunk)?.since(&before);
+    steady.held_mib = held(shrunk)?.mib();
     steady.held_without_mib = held(&bench.plain)?.mib();
     let slower: Vec<f64> = steady.pairs.iter().map(Pair::slower_percent).collect();
     steady.slower_percent = median(&slower);
@@ -73,6 +67,17 @@ pub(super) fn measure(bench: &mut Bench<'_>, pairs: u32) -> Result<Steady> {
     ));
     steady.pages_bad = with.end(ENDS)? + without.end(ENDS)?;
     Ok(steady)
+}
+
+/// One window of this guest's, while the other one is stopped.
+fn alone(guest: &mut Watched<'_>, other: &Subject) -> Result<Window> {
+    other.freeze()?;
+    listen_for(&mut [guest], CHANGE)?;
+    let mark = guest.mark();
+    listen_for(&mut [guest], WINDOW)?;
+    let window = guest.since(mark);
+    other.thaw()?;
+    Ok(window)
 }
 
 /// How long it took until the guest shrank no further.

@@ -8,7 +8,7 @@ use memtide_units::ByteSize;
 use serde_json::json;
 
 use super::cost::{Cost, Used};
-use super::guests::{Bench, median, pause, pin, total_and_available};
+use super::guests::{Bench, median, pause, swap_on_zram, total_and_available};
 use super::report::{Report, Surge};
 use super::script;
 use crate::error::{BenchError, Result};
@@ -28,8 +28,6 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Measures all three, and the agent at rest.
 pub(super) fn measure(bench: &mut Bench<'_>, count: u32, report: &mut Report) -> Result<()> {
     let script = script::surge(bench.machines.memory);
-    pin(&bench.memtide, 0)?;
-    pin(&bench.plain, 1)?;
     let mut memtide = Surge::default();
     for turn in 1..=count {
         let available = shrunk(bench)?;
@@ -47,7 +45,9 @@ pub(super) fn measure(bench: &mut Bench<'_>, count: u32, report: &mut Report) ->
     }
     let mut balloon = Surge::default();
     let subject = bench.machines.with_deflation("balloon")?;
-    pin(&subject, 1)?;
+    subject.fill_and_free()?;
+    // What Memtide's guest has as well.
+    swap_on_zram(&subject, bench.machines.memory)?;
     for _ in 0..count {
         balloon.available_mib = inflate(&subject, ByteSize::from_mib(memtide.available_mib))?.mib();
         once(&subject, &script, &mut balloon)?;

@@ -92,9 +92,10 @@ fn of_sizes(text: &mut String, report: &Report) {
     };
     let _ = writeln!(
         text,
-        "the smallest that does not hurt has {least} MiB; Memtide found {} MiB, {:+.0} %",
+        "the smallest that does not hurt has {least} MiB; Memtide found {} MiB, {:+.0} %, which {}",
         steady.size_mib,
-        (steady.size_mib as f64 / least as f64 - 1.0) * 100.0
+        (steady.size_mib as f64 / least as f64 - 1.0) * 100.0,
+        if report.memtide_hurts() == Some(true) { "hurts" } else { "does not hurt" }
     );
 }
 
@@ -122,7 +123,9 @@ mod tests {
         has("slower with Memtide by   1.0 % (median of 1.0, 1.0, 1.0, 1.0, 1.0)");
         has("1100 MiB of 1700 without Memtide: 29 % of the guest saved");
         has("windows within the goal  75 % of 4");
-        has("the smallest that does not hurt has 1400 MiB; Memtide found 1200 MiB, -14 %");
+        has(
+            "the smallest that does not hurt has 1400 MiB; Memtide found 1200 MiB, -14 %, which hurts",
+        );
         let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap();
         assert!(line("Memtide").contains("1.20"), "{text}");
         assert!(line("    1200 MiB").ends_with("hurts"), "{text}");

@@ -117,6 +117,20 @@ impl Lack {
         }
     }
 
+    /// Pieces that count as somebody else's.
+    pub fn adopted(pages: u64) -> Self {
+        Self {
+            what: format!(
+                "{pages} huge pages of 2 MiB that nr_hugepages asks for: the agent held them when that \
+                 was raised, and the kernel counts them as that pool's"
+            ),
+            effect:
+                "programs cannot have them, and no more are taken; memtide-agent restore gives \
+                     them to that pool"
+                    .into(),
+        }
+    }
+
     /// No interrupt.
     pub fn interrupt() -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! Pieces, and devices that do not take them.
+//! Pieces, and devices that do not take them, or administrators who want them.
 
 use memtide_policy::guest::{Outcome, StealFailure};
 use memtide_units::{BlockId, Instant};
@@ -6,7 +6,7 @@ use memtide_units::{BlockId, Instant};
 use super::Agent;
 use crate::blocks::ByPieces;
 use crate::link::{Coarseness, Grain};
-use crate::pieces::Unfit;
+use crate::pieces::{Pieces, Unfit};
 use crate::status::Lack;
 
 impl Agent {
@@ -61,6 +61,21 @@ impl Agent {
             self.bring_back(block);
         }
         may
+    }
+
+    /// Says so where an administrator has asked for huge pages and got those that are held here.
+    pub(super) fn see_to_adopted(&mut self) {
+        let pages = self.parts.pieces.as_ref().map_or(0, Pieces::adopted);
+        let lack = (pages > 0).then(|| Lack::adopted(pages));
+        if lack == self.adopted {
+            return;
+        }
+        if let Some(lack) = &lack {
+            tracing::warn!("this guest lacks {}: {}", lack.what, lack.effect);
+        }
+        let before = std::mem::replace(&mut self.adopted, lack.clone());
+        self.parts.lacks.retain(|other| Some(other) != before.as_ref());
+        self.parts.lacks.extend(lack);
     }
 
     fn remark(&mut self, now: Instant, text: String) {

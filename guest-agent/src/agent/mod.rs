@@ -7,7 +7,7 @@
 //!
 //! * `events`: what answers and ended jobs change.
 //! * `act`: how each action of a plan is carried out.
-//! * `grain`: what becomes of pieces where the device takes none.
+//! * `grain`: what becomes of pieces where the device takes none, or an administrator wants them.
 //! * `removal`: what is stolen whole loses its `struct page`s.
 //! * `access`: what DAMON has seen, and who watches if it ends.
 //! * `report`: telemetry for the host, the status for people.
@@ -139,6 +139,8 @@ pub struct Agent {
     by_pieces: Option<ByPieces>,
     /// What is lacking where the device takes none.
     coarse: Option<Lack>,
+    /// What is lacking where some of them count as an administrator's.
+    adopted: Option<Lack>,
     /// How DAMON made its last snapshot.
     closeness: Option<Closeness>,
     reading: Reading,
@@ -171,6 +173,7 @@ impl Agent {
             counters: Counters::default(),
             by_pieces: None,
             coarse: None,
+            adopted: None,
             closeness: None,
             reading: Reading::default(),
             processors: ProcessorTime::default(),
@@ -309,6 +312,7 @@ impl Agent {
         }
         self.reporters = self.parts.senses.free_page_reporters();
         self.see_to_limits();
+        self.see_to_adopted();
         // Also what has been plugged in, or was put online or offline by somebody else.
         self.rewatch();
         let seen = self.parts.blocks.seen();

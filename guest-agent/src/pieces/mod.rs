@@ -98,6 +98,9 @@ pub enum PiecesError {
     /// Surplus pages of the agent's would count against somebody else's limit.
     #[error("programs of this guest may have {0} surplus huge pages: these are left to them")]
     Overcommit(u64),
+    /// An administrator waits for some already.
+    #[error("nr_hugepages was raised, and {0} of the agent's huge pages count as that pool's")]
+    Adopted(u64),
     /// The kernel's own zones would be left with too little.
     #[error(
         "{free} are free where the kernel allocates from: with {size} less, {keep} would not be left"
@@ -239,6 +242,10 @@ impl Pieces {
         if pool.overcommit > 0 {
             return Err(PiecesError::Overcommit(pool.overcommit));
         }
+        let adopted = self.adopted_by(pool);
+        if adopted > 0 {
+            return Err(PiecesError::Adopted(adopted));
+        }
         let free = hugetlb::free_for_kernel(&self.root)?;
         if free < size + keep {
             return Err(PiecesError::NoRoom { free, size, keep });
@@ -353,6 +360,24 @@ impl Pieces {
     /// For how many blocks pieces are held.
     pub fn count(&self) -> usize {
         self.held().len()
+    }
+
+    /// How many of the pages count as an administrator's. Where `nr_hugepages` is raised the kernel takes
+    /// surplus pages out of that state, in use or not, before it makes any (mm/hugetlb.c,
+    /// `set_max_huge_pages`): programs find that many less than were wanted, until these are let go of.
+    pub fn adopted(&self) -> u64 {
+        match hugetlb::read(&self.root) {
+            Ok(pool) => self.adopted_by(pool),
+            Err(error) => {
+                tracing::debug!("whose the huge pages are is not known: {error}");
+                0
+            }
+        }
+    }
+
+    fn adopted_by(&self, pool: hugetlb::Pool) -> u64 {
+        let held: u64 = self.held().values().map(Held::count).sum();
+        held.saturating_sub(pool.surplus)
     }
 
     /// Where the pieces of `block` lie, if they are held.

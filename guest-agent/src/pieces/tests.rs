@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const OVERCOMMIT: &str = "sys/kernel/mm/hugepages/hugepages-2048kB/nr_overcommit_hugepages";
+pub(crate) const SURPLUS: &str = "sys/kernel/mm/hugepages/hugepages-2048kB/surplus_hugepages";
 const SIZE: BlockSize = BlockSize::X86_SMALL;
 
 /// Hands out memory from 16 MiB on, as long as there is some.
@@ -33,9 +34,11 @@ impl Grip for FakeGrip {
     }
 }
 
-/// A guest that frees the `struct page`s of huge pages.
+/// A guest that frees the `struct page`s of huge pages, and says that it has more surplus pages than
+/// anybody takes here.
 pub(crate) fn add_huge_pages(fake: &FakeRoot) {
     fake.add_huge_pages("/dev/hugepages");
+    fake.put(SURPLUS, "4096\n");
     fake.put("proc/sys/vm/hugetlb_optimize_vmemmap", "1\n");
 }
 
@@ -74,7 +77,7 @@ fn a_blocks_worth_is_taken_and_given_back_and_the_pool_is_as_it_was() {
     assert_eq!(runs.iter().map(|run| run.len().mib()).sum::<u64>(), 128);
     assert!(pieces.stand_for(BlockId(1)) && !pieces.stand_for(BlockId(2)));
     let limits: Vec<_> = guest.fake.writes().into_iter().map(|(_, limit)| limit).collect();
-    assert_eq!(limits, ["8", "0"].repeat(8), "raised for each step, no longer");
+    assert_eq!(limits, ["4104", "0"].repeat(8), "raised for each step, no longer");
     assert_eq!((guest.fake.get(OVERCOMMIT), guest.mark().exists()), ("0\n".into(), false));
     let size = fs::metadata(pieces.path(BlockId(1))).unwrap().len();
     assert_eq!(size, SIZE.size().bytes());
@@ -140,6 +143,22 @@ fn what_the_kernel_needs_and_what_others_have_set_apart_is_left_alone() {
     guest.fake.put("sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", "0\n");
     guest.fake.put(OVERCOMMIT, "5\n");
     assert!(matches!(guest.take(&pieces, 2), Err(PiecesError::Overcommit(5))));
+}
+
+#[test]
+fn nothing_more_is_taken_once_an_administrator_has_got_what_is_held() {
+    let guest = Guest::new(FakeGrip::default());
+    let pieces = guest.pieces();
+    guest.take(&pieces, 1).unwrap();
+    guest.fake.put(SURPLUS, "64\n");
+    assert_eq!(pieces.adopted(), 0);
+    // nr_hugepages is 50 now.
+    guest.fake.put(SURPLUS, "14\n");
+    assert_eq!(pieces.adopted(), 50);
+    let error = guest.take(&pieces, 2).unwrap_err();
+    assert!(matches!(error, PiecesError::Adopted(50)), "{error}");
+    pieces.release(BlockId(1)).unwrap();
+    assert_eq!(pieces.adopted(), 0);
 }
 
 #[test]

@@ -22,6 +22,7 @@ const MEMORY: ByteSize = ByteSize::from_gib(1);
 const COMMAND: Duration = Duration::from_secs(30);
 /// For what takes the agent a few windows of two seconds.
 const SOON: Duration = Duration::from_secs(90);
+const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 /// In a guest so small it is more than it takes.
 const PLENTY: ByteSize = ByteSize::from_mib(256);
 /// Of each 2 MiB page 28 of 32 KiB.
@@ -73,6 +74,7 @@ fn going(checks: &mut Checks, story: &mut Story) {
     checks.check("status says so", said.contains(&expected), said);
 
     killing(checks, story, &taken, &expected);
+    wanting(checks, story);
 }
 
 fn killing(checks: &mut Checks, story: &Story, taken: &Taken, expected: &str) {
@@ -95,6 +97,28 @@ fn killing(checks: &mut Checks, story: &Story, taken: &Taken, expected: &str) {
     );
 }
 
+/// An administrator sets huge pages apart while the agent holds some, and thinks better of it.
+fn wanting(checks: &mut Checks, story: &Story) {
+    let raised = story.shell(&format!("echo 10 > {POOL}/nr_hugepages; cat {POOL}/free_hugepages"));
+    let is_taken = raised.as_ref().is_ok_and(|free| free.trim() == "0");
+    checks.check(
+        "the kernel takes what is held for what is wanted",
+        is_taken,
+        format!("{raised:?}"),
+    );
+    let lack = "10 huge pages of 2 MiB that nr_hugepages asks for";
+    let says = |wanted: bool| {
+        wait::until("the agent has noticed", SOON, || {
+            let said = story.agent("status")?;
+            let is_so = said.contains(lack) == wanted;
+            Ok(if is_so { Look::Found(()) } else { Look::NotYet(said) })
+        })
+    };
+    checks.step("the agent says so", says(true));
+    let lowered = story.shell(&format!("echo 0 > {POOL}/nr_hugepages")).and_then(|_| says(false));
+    checks.step("and no longer when they are not wanted any more", lowered);
+}
+
 fn coming(checks: &mut Checks, story: &mut Story) {
     let back = story.agent("restore").and_then(|_| {
         story.arena.await_device("nothing is stolen", SOON, |status| status.stolen.is_empty())
@@ -106,10 +130,9 @@ fn coming(checks: &mut Checks, story: &mut Story) {
         Ok(if now == whole { Look::Found(()) } else { Look::NotYet(format!("{now} of {whole}")) })
     });
     checks.step("their struct pages are there again", there);
-    let pool = story.shell(
-        "cat /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages \
-         /sys/kernel/mm/hugepages/hugepages-2048kB/nr_overcommit_hugepages /proc/sys/kernel/tainted",
-    );
+    let pool = story.shell(&format!(
+        "cat {POOL}/nr_hugepages {POOL}/nr_overcommit_hugepages /proc/sys/kernel/tainted"
+    ));
     let is_clean = pool.as_ref().is_ok_and(|said| said.split_whitespace().all(|n| n == "0"));
     checks.check("the pool and the kernel are as before", is_clean, format!("{pool:?}"));
     checks.step("the workload goes on", story.go());

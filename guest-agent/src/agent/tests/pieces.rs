@@ -1,7 +1,7 @@
 //! What cannot go offline goes in pieces, and comes back.
 
 use super::*;
-use crate::pieces::tests::add_huge_pages;
+use crate::pieces::tests::{SURPLUS, add_huge_pages};
 use crate::worker::{Done, Job, KERNEL_DEADLINE, Look, Task};
 
 /// No block can be emptied.
@@ -201,6 +201,25 @@ fn pieces_that_were_being_taken_when_the_device_was_replaced_are_not_reported() 
     world.run(1_000);
     assert!(has_no_pieces(&world));
     assert!(!world.heard.iter().any(|request| matches!(request, Request::Steal(_))));
+}
+
+#[test]
+fn an_administrator_who_gets_what_the_agent_holds_is_told() {
+    let mut world = taken();
+    let lack = |world: &World| {
+        let status = world.agent.status(Instant::from_millis(world.now));
+        let says = |lack: &&crate::status::Lack| lack.what.contains("nr_hugepages asks for");
+        status.lacks.iter().find(says).map(|lack| lack.what.clone())
+    };
+    world.run(6_000);
+    assert_eq!(lack(&world), None);
+    world.fake.put(SURPLUS, "28\n");
+    world.run(6_000);
+    assert!(lack(&world).is_some_and(|what| what.starts_with("100 huge pages")));
+    world.agent.set_mode(Mode::Restore);
+    world.run(12_000);
+    assert!(has_no_pieces(&world));
+    assert_eq!(lack(&world), None);
 }
 
 #[test]

@@ -38,7 +38,9 @@ impl Agent {
             }
         }
         let limits = self.parts.controller.settings().limits;
-        self.parts.watching.see_to(now, &self.parts.blocks, &limits);
+        if self.parts.watching.see_to(now, &self.parts.blocks, &limits) {
+            self.heat.expect();
+        }
     }
 
     /// What memory there is, for the history of access.

@@ -162,7 +162,10 @@ pub struct Agent {
 impl Agent {
     /// An agent of these parts.
     pub fn new(parts: Parts) -> Self {
-        let heat = HeatMap::new(parts.blocks.size());
+        let mut heat = HeatMap::new(parts.blocks.size());
+        if parts.watching.damon().is_some() {
+            heat.expect();
+        }
         Self {
             parts,
             returns: Returns::default(),

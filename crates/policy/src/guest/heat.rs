@@ -35,6 +35,9 @@ pub enum Heat {
     Warm,
     /// Much of it is touched.
     Hot,
+    /// Somebody has begun to watch, and has not looked yet: that is known within seconds, and nothing is
+    /// stolen until then. For all that is known it is hot.
+    Awaited,
 }
 
 /// Heat of every block, with a memory: it rises at once and halves with every second snapshot, so
@@ -44,17 +47,25 @@ pub struct HeatMap {
     block: BlockSize,
     blocks: BTreeMap<BlockId, u64>,
     working_set: Option<ByteSize>,
+    /// Whether a first snapshot is about to come.
+    is_awaited: bool,
 }
 
 impl HeatMap {
     /// Knows nothing yet.
     pub const fn new(block: BlockSize) -> Self {
-        Self { block, blocks: BTreeMap::new(), working_set: None }
+        Self { block, blocks: BTreeMap::new(), working_set: None, is_awaited: false }
+    }
+
+    /// Somebody has begun to watch: a snapshot comes, or [`HeatMap::forget`].
+    pub fn expect(&mut self) {
+        self.is_awaited = true;
     }
 
     /// Takes one snapshot. Blocks that it does not name keep cooling down. Regions past the first
     /// 4096 are ignored.
     pub fn observe(&mut self, regions: &[AccessRegion]) {
+        self.is_awaited = false;
         let regions = &regions[..regions.len().min(REGIONS_MAX)];
         let mut fresh = BTreeMap::new();
         for region in regions {
@@ -86,8 +97,11 @@ impl HeatMap {
         }
     }
 
-    /// The heat of `block`, or `None` where no snapshot has named it.
+    /// The heat of `block`, or `None` where no snapshot has named it and none is about to.
     pub fn heat(&self, block: BlockId) -> Option<Heat> {
+        if self.is_awaited {
+            return Some(Heat::Awaited);
+        }
         let touched = ByteSize::from_bytes(*self.blocks.get(&block)?);
         Some(match touched {
             t if t >= HOT.of(self.block.size()) => Heat::Hot,
@@ -115,6 +129,7 @@ impl HeatMap {
     pub fn forget(&mut self) {
         self.blocks.clear();
         self.working_set = None;
+        self.is_awaited = false;
     }
 }
 
@@ -159,6 +174,18 @@ mod tests {
         assert_eq!(map.working_set(), Some(ByteSize::from_mib(110)));
         map.forget();
         assert_eq!((map.working_set(), map.heat(BlockId(0))), (None, None));
+    }
+
+    #[test]
+    fn a_monitor_that_has_just_begun_says_nothing_of_any_block_before_its_first_snapshot() {
+        let mut map = HeatMap::new(BlockSize::X86_SMALL);
+        map.expect();
+        assert_eq!(map.heat(BlockId(0)), Some(Heat::Awaited));
+        map.observe(&[region(0, 128, 0, 90)]);
+        assert_eq!((map.heat(BlockId(0)), map.heat(BlockId(1))), (Some(Heat::Cold), None));
+        map.expect();
+        map.forget();
+        assert_eq!(map.heat(BlockId(0)), None, "it has ended, and nobody looks");
     }
 
     /// 400 MiB have just begun to be watched: 100 of them are free, and of what is used 50 turn out

@@ -27,7 +27,8 @@ fn block_states() -> impl Strategy<Value = Vec<BlockState>> {
 }
 
 fn heats() -> impl Strategy<Value = Option<Heat>> {
-    prop_oneof![Just(None), Just(Some(Heat::Cold)), Just(Some(Heat::Warm)), Just(Some(Heat::Hot))]
+    let heats = [Heat::Cold, Heat::Warm, Heat::Hot, Heat::Awaited];
+    prop_oneof![Just(None), prop::sample::select(heats.to_vec()).prop_map(Some)]
 }
 
 fn answers() -> impl Strategy<Value = Answer> {

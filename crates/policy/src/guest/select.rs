@@ -14,13 +14,17 @@ use super::observation::{BlockState, BlockView, Census, Memory};
 /// What it costs to empty a block is told apart in eighths of it: of blocks that cost much the same the
 /// highest goes, so that what is stolen stays in one piece.
 const COSTS: u64 = 8;
-/// To move a page out of a warm block costs twice as much as out of a cold one: some are being used.
-const WARM_COSTS: u64 = 2;
+
+/// To move a page out of a warm block costs four times as much as out of a cold one, since some are being
+/// used: with twice as much a block that is half empty, and used in all of what is left, would cost no more
+/// than a full one that nobody touches. One that holds next to nothing goes cheaply all the same.
+const WARM_COSTS: u64 = 4;
 
 /// Blocks that may be stolen, best first: hot ones last, then those that are emptied with the least
-/// effort, and where that is much the same the highest, since the top of memory is where ACMA wants
-/// the hole to be. A block that nobody watches counts as cold, one that nobody counted as full. Pieces
-/// come last: what goes whole leaves the guest the fewest holes.
+/// effort, and where that is much the same the colder and then the highest, since the top of memory is
+/// where ACMA wants the hole to be. A block that nobody watches counts as cold, one that nobody counted as
+/// full. While a first look is about to come nothing goes. Pieces come last: what goes whole leaves the
+/// guest the fewest holes.
 pub(super) fn candidates(
     now: Instant,
     blocks: &[BlockView],
@@ -43,6 +47,7 @@ pub(super) fn candidates(
         .iter()
         .filter(stealable)
         .filter(emptiable)
+        .filter(|view| view.heat != Some(Heat::Awaited))
         .filter(|view| !cooldowns.rests(now, view.id))
         .collect();
     found.sort_by_cached_key(|view| {
@@ -51,14 +56,16 @@ pub(super) fn candidates(
     found.into_iter().map(|view| view.id).collect()
 }
 
-/// Whether it is hot, and then the effort.
-fn price(view: &BlockView, block: ByteSize) -> (bool, u64) {
+/// Whether it is hot, then the effort, and where that is the same how warm it is. In one that holds
+/// nothing there is nothing warm either.
+fn price(view: &BlockView, block: ByteSize) -> (bool, u64, Heat) {
     let to_migrate = view.census.map_or(block, |census| census.to_migrate);
     let eighths = (to_migrate.bytes().saturating_mul(COSTS)).div_ceil(block.bytes().max(1));
     match view.heat.unwrap_or(Heat::Cold) {
-        Heat::Cold => (false, eighths),
-        Heat::Warm => (false, eighths * WARM_COSTS),
-        Heat::Hot => (true, eighths),
+        _ if eighths == 0 => (false, 0, Heat::Cold),
+        Heat::Cold => (false, eighths, Heat::Cold),
+        Heat::Warm => (false, eighths * WARM_COSTS, Heat::Warm),
+        heat @ (Heat::Hot | Heat::Awaited) => (true, eighths, heat),
     }
 }
 
@@ -163,12 +170,22 @@ mod tests {
             counted(6, Heat::Warm, 100),
             view(7, BlockState::Movable, None),
             counted(8, Heat::Cold, 32),
+            counted(9, Heat::Hot, 0),
+            counted(10, Heat::Warm, 32),
         ];
         let (now, rests) = (Instant::default(), Cooldowns::default());
         let size = BlockSize::X86_SMALL.size();
         let found = candidates(now, &blocks, size, &rests, KernelZone::Leave);
         let order: Vec<_> = found.into_iter().map(|id| id.0).collect();
-        assert_eq!(order, [2, 8, 3, 5, 4, 7, 6, 1]);
+        assert_eq!(order, [9, 2, 8, 3, 5, 4, 7, 10, 6, 1]);
+    }
+
+    #[test]
+    fn nothing_goes_while_a_first_look_is_about_to_come() {
+        let blocks = [3, 4].map(|id| view(id, BlockState::Movable, Some(Heat::Awaited)));
+        let (now, rests) = (Instant::default(), Cooldowns::default());
+        let size = BlockSize::X86_SMALL.size();
+        assert_eq!(candidates(now, &blocks, size, &rests, KernelZone::Steal), []);
     }
 
     #[test]

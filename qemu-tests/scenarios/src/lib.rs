@@ -5,6 +5,7 @@
 
 pub mod chart;
 pub mod checks;
+pub mod contents;
 pub mod demo;
 pub mod device_death;
 pub mod dimms;

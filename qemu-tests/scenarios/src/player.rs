@@ -1,5 +1,8 @@
 //! The workload in the guest, as the host sees it: the lines it prints, and the word to go on.
 
+use std::collections::VecDeque;
+
+use memtide_units::BlockId;
 use serde::Deserialize;
 
 use crate::report::Integrity;
@@ -21,6 +24,9 @@ enum Line {
         pages_checked: u64,
         pages_bad: u64,
     },
+    Census {
+        blocks: Vec<BlockContents>,
+    },
     Error {
         message: String,
     },
@@ -30,6 +36,33 @@ enum Line {
     },
     #[serde(other)]
     Other,
+}
+
+/// What of the workload's lay in a memory block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct BlockContents {
+    /// Its number.
+    pub block: BlockId,
+    /// What the guest's kernel did with it, right after the pages were counted.
+    pub state: BlockState,
+    /// Whether it is in `ZONE_MOVABLE`.
+    pub movable: bool,
+    /// The workload's pages in it.
+    pub pages: u64,
+    /// How many of them it had touched in the last minute.
+    pub hot: u64,
+}
+
+/// What a guest's kernel does with a memory block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlockState {
+    /// It is in use.
+    Online,
+    /// Somebody is taking it offline.
+    GoingOffline,
+    /// It is out of use.
+    Offline,
 }
 
 /// What the workload has said so far.
@@ -47,6 +80,9 @@ pub struct Player {
     pub tlb_neighbour: bool,
     /// Its own counts.
     pub integrity: Integrity,
+    /// Where its pages lay, if it was asked to say so: all blocks each time, oldest first, until somebody
+    /// takes them.
+    pub looks: VecDeque<Vec<BlockContents>>,
     /// What it complained about.
     pub errors: Vec<String>,
     /// Lines that were no JSON, such as a panic's.
@@ -79,6 +115,7 @@ impl Player {
                 self.finished = true;
                 self.waiting = false;
             }
+            Line::Census { blocks } => self.looks.push_back(blocks),
             Line::Error { message } => self.errors.push(message),
             Line::Other => {}
         }
@@ -113,6 +150,12 @@ mod tests {
         );
         assert!(player.finished);
         assert_eq!(player.integrity, Integrity { pages_checked: 9, pages_bad: 1 });
+        player.read(
+            r#"{"event":"census","blocks":[{"block":7,"state":"going_offline","movable":true,"pages":5,"hot":2}],"at_ms":10}"#,
+        );
+        let (block, state) = (BlockId(7), BlockState::GoingOffline);
+        let contents = BlockContents { block, state, movable: true, pages: 5, hot: 2 };
+        assert_eq!(player.looks, [vec![contents]]);
         player.read("thread 'main' panicked");
         assert_eq!(player.noise.len(), 1);
     }

@@ -13,8 +13,8 @@ use memtide_lab::{Kernel, Lab};
 use memtide_scenarios::checks::Checks;
 use memtide_scenarios::torture::Torture;
 use memtide_scenarios::{
-    device_death, dimms, end_to_end, huge_pages, lockdown, pieces, plain_balloon, reclaim, removal,
-    screen, stock_driver, truth, two_balloons,
+    contents, device_death, dimms, end_to_end, huge_pages, lockdown, pieces, plain_balloon,
+    reclaim, removal, screen, stock_driver, truth, two_balloons,
 };
 
 use super::{Tally, last_lines};
@@ -87,6 +87,7 @@ fn scenarios() -> Vec<Scenario> {
     }
     add("reclaim", NEWEST, Story::Plain(reclaim::play));
     add("reclaim", Kernel::V6_12, Story::Plain(reclaim::play));
+    add("contents", NEWEST, Story::Plain(contents::play));
     add("device-death", NEWEST, Story::Plain(device_death::play));
     add("dimms", NEWEST, Story::Plain(dimms::play));
     add("huge-pages", NEWEST, Story::Plain(huge_pages::play));

@@ -146,7 +146,8 @@ impl Controller {
     /// Decides on what was seen at `now`.
     pub fn step(&mut self, now: Instant, seen: &Observation) -> Plan {
         self.learn(now, &seen.outcomes);
-        self.budget.look(now, &seen.effort);
+        let tries = seen.outcomes.iter().filter(|outcome| outcome.is_try()).count();
+        self.budget.look(now, &seen.effort, tries);
         let figures = self.figures(now, seen);
         let (mut actions, report) = match (&seen.ticket, seen.mode) {
             (Some(ticket), _) => self.follow(now, seen, &figures, ticket),
@@ -268,7 +269,7 @@ impl Controller {
         let count = match self.budget.left() {
             Some(left) if !room.is_over_ceiling() => return Err(WaitReason::Costly { left }),
             Some(_) => allowed.count.min(room.blocks_over()),
-            None => allowed.count,
+            None => allowed.count.min(self.budget.affords().max(room.blocks_over())),
         };
         let easy = room.easy(pressure);
         if easy == 0 && self.pace.is_proving(now) {

@@ -16,11 +16,15 @@ use super::heat::AccessRegion;
 /// Part of the time from which on memory is paged out that counts as that time: DAMON averages ages
 /// when it merges regions, and rounds them.
 const NEARLY: u32 = 4;
+/// What an age is behind the clock by at most: two aggregations of the longest that the agent has DAMON make.
+const BEHIND: Duration = Duration::from_secs(4);
 
 /// What the last snapshot said, corrected.
 #[derive(Clone, Debug, Default)]
 pub struct IdleTimes {
     last: Vec<AccessRegion>,
+    /// The kernel's own ages of the same regions.
+    told: Vec<AccessRegion>,
 }
 
 impl IdleTimes {
@@ -29,28 +33,38 @@ impl IdleTimes {
     /// The regions come by ascending address, and so they are left.
     ///
     /// Memory that was idle for so long and is touched only between two snapshots counts as idle
-    /// still: that is the price.
+    /// still where the scheme may have tried it meanwhile: that is the price.
     pub fn correct(
         &mut self,
         elapsed: Duration,
         cold: Option<Duration>,
         regions: &mut [AccessRegion],
     ) {
+        let told = regions.to_vec();
         if let Some(cold) = cold {
-            let enough = cold - cold / NEARLY;
+            let enough = nearly(cold);
             let mut first = 0;
             for region in &mut *regions {
                 while self.last.get(first).is_some_and(|l| l.range.end() <= region.range.start()) {
                     first += 1;
                 }
-                let idle = idle(&self.last[first..], region.range);
-                if region.accessed == Permille(0) && idle >= enough {
-                    region.age = region.age.max(idle.saturating_add(elapsed));
+                let idle_for = idle(&self.last[first..], region.range).saturating_add(elapsed);
+                // The scheme tries what is cold by the kernel's own account. What was not, and is younger
+                // than it would be by now, was touched.
+                let untouched = idle(&self.told[first..], region.range).saturating_add(elapsed);
+                let is_touched =
+                    untouched < enough && region.age.saturating_add(BEHIND) < nearly(untouched);
+                if region.accessed == Permille(0) && idle_for >= enough + elapsed && !is_touched {
+                    region.age = region.age.max(idle_for);
                 }
             }
         }
-        self.last = regions.to_vec();
+        (self.last, self.told) = (regions.to_vec(), told);
     }
+}
+
+fn nearly(time: Duration) -> Duration {
+    time - time / NEARLY
 }
 
 /// For how long `range` was idle: the average by size, as DAMON has it. What was touched, or not
@@ -102,6 +116,26 @@ mod tests {
         ];
         let expected = [vec![70, 70], vec![73, 73], vec![76, 76, 2], vec![79, 0, 5]];
         assert_eq!(ages(COLD, &snapshots), expected);
+    }
+
+    /// Ten seconds after it was tried it is three seconds old: it was touched, in no aggregation that was
+    /// read.
+    #[test]
+    fn what_is_younger_than_the_scheme_can_have_made_it_was_touched() {
+        let snapshots: [&[_]; 4] = [
+            &[region(0, 100, 0, 70)],
+            &[region(0, 100, 0, 1)],
+            &[region(0, 100, 0, 4)],
+            &[region(0, 100, 0, 0)],
+        ];
+        let mut times = IdleTimes::default();
+        let mut seen = vec![];
+        for snapshot in snapshots {
+            let mut regions = snapshot.to_vec();
+            times.correct(Duration::from_secs(10), COLD, &mut regions);
+            seen.push(regions[0].age.as_secs());
+        }
+        assert_eq!(seen, [70, 80, 4, 0]);
     }
 
     #[test]

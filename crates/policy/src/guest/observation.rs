@@ -271,6 +271,17 @@ pub enum StealFailure {
     HostRefused,
 }
 
+impl Outcome {
+    /// Whether a block was tried for it: it cost something.
+    pub(super) fn is_try(&self) -> bool {
+        match self {
+            Self::Stolen(_) => true,
+            Self::StealFailed(_, failure) => *failure != StealFailure::Aborted,
+            Self::Returned | Self::Denied => false,
+        }
+    }
+}
+
 impl Observation {
     /// A guest of which nothing is known and in which nothing happens, for tests to start from.
     #[cfg(test)]

@@ -165,7 +165,7 @@ impl Reclaimer {
             Decision::Abort(reason) | Decision::Rest(reason) => reason,
         };
         match *reason {
-            WaitReason::Measuring | WaitReason::Costly { .. } => self.still(now),
+            WaitReason::Measuring => self.still(now),
             WaitReason::Steady { available, needed } => {
                 self.unless_stalled(now, Gain::Block { missing: needed - available })
             }
@@ -179,7 +179,10 @@ impl Reclaimer {
                 Reclaim::Off(NoReclaim::Pressure)
             }
             WaitReason::AfterStall { .. } => Reclaim::Off(NoReclaim::Pressure),
-            WaitReason::UsedLately { .. } => Reclaim::Off(NoReclaim::NotNeeded),
+            // Room for one more is there already.
+            WaitReason::UsedLately { .. } | WaitReason::Costly { .. } => {
+                Reclaim::Off(NoReclaim::NotNeeded)
+            }
             WaitReason::NothingToReturn { missing: Some(missing), .. } => {
                 self.unless_stalled(now, Gain::Headroom { missing })
             }

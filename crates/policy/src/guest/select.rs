@@ -56,13 +56,14 @@ pub(super) fn candidates(
     found.into_iter().map(|view| view.id).collect()
 }
 
-/// Whether it is hot, then the effort, and where that is the same how warm it is. In one that holds
-/// nothing there is nothing warm either.
+/// Whether it is hot, then the effort, and where that is the same how warm it is. In one that held nothing
+/// when its pages were looked at there is nothing warm either; but that is minutes ago at times, and what
+/// is hot now is in use.
 fn price(view: &BlockView, block: ByteSize) -> (bool, u64, Heat) {
     let to_migrate = view.census.map_or(block, |census| census.to_migrate);
     let eighths = (to_migrate.bytes().saturating_mul(COSTS)).div_ceil(block.bytes().max(1));
     match view.heat.unwrap_or(Heat::Cold) {
-        _ if eighths == 0 => (false, 0, Heat::Cold),
+        Heat::Cold | Heat::Warm if eighths == 0 => (false, 0, Heat::Cold),
         Heat::Cold => (false, eighths, Heat::Cold),
         Heat::Warm => (false, eighths * WARM_COSTS, Heat::Warm),
         heat @ (Heat::Hot | Heat::Awaited) => (true, eighths, heat),
@@ -177,7 +178,7 @@ mod tests {
         let size = BlockSize::X86_SMALL.size();
         let found = candidates(now, &blocks, size, &rests, KernelZone::Leave);
         let order: Vec<_> = found.into_iter().map(|id| id.0).collect();
-        assert_eq!(order, [9, 2, 8, 3, 5, 4, 7, 10, 6, 1]);
+        assert_eq!(order, [2, 8, 3, 5, 4, 7, 10, 6, 9, 1]);
     }
 
     #[test]

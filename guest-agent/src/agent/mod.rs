@@ -428,6 +428,10 @@ impl Agent {
         let settled = !self.parts.hands.is_busy() && self.parts.link.is_idle();
         if settled && self.is_leaving {
             self.is_leaving = false;
+            // What others did since the last look, so that the next agent does not take it for this one's.
+            if let Err(error) = self.refresh() {
+                tracing::warn!("the last look at memory blocks failed: {error}");
+            }
             self.parts.link.post(Request::Goodbye);
             return false;
         }

@@ -447,6 +447,19 @@ fn goodbye_is_said_after_everything_else() {
 }
 
 #[test]
+fn what_others_took_offline_just_before_the_goodbye_stays_theirs() {
+    let mut world = World::new();
+    world.run(200);
+    write_state(&world.fake.root(), BlockId(7), StateRequest::Offline).unwrap();
+    world.agent.begin_farewell();
+    while !world.agent.end_farewell(Instant::from_millis(world.now)) {
+        world.host();
+    }
+    world.restart();
+    assert_eq!(world.agent.parts.seen.foreign, BTreeSet::from([BlockId(7)]));
+}
+
+#[test]
 fn large_mappings_are_allowed_while_blocks_are_stolen_and_at_no_other_time() {
     const FILE: &str = "proc/sys/vm/overcommit_memory";
     let mut world = World::new();

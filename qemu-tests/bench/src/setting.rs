@@ -18,6 +18,8 @@ pub struct Setting {
     pub processors: usize,
     /// Memory of each guest, in MiB.
     pub guest_memory_mib: u64,
+    /// Processors of each guest.
+    pub guest_processors: u32,
     /// What is played in them.
     pub script: String,
     /// How long all of it took.
@@ -33,6 +35,7 @@ impl Setting {
             accelerator: subject.machine().acceleration().engine.to_string(),
             processors: std::thread::available_parallelism().map_or(0, usize::from),
             guest_memory_mib: machines.memory.mib(),
+            guest_processors: machines.vcpus,
             script,
             seconds: 0,
         }
@@ -41,8 +44,9 @@ impl Setting {
     /// Two lines for the head of a table.
     pub(crate) fn heading(&self) -> String {
         format!(
-            "{} MiB guests, Linux {} on QEMU {} ({}), {} processors, {} s\n{}\n",
+            "{} MiB guests of {} processors, Linux {} on QEMU {} ({}), {} processors, {} s\n{}\n",
             self.guest_memory_mib,
+            self.guest_processors,
             self.kernel,
             self.qemu,
             self.accelerator,

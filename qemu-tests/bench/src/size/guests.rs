@@ -3,18 +3,18 @@
 use std::time::Duration;
 
 use memtide_units::ByteSize;
-use rustix::process::Pid;
 
-use crate::error::{BenchError, Result};
+use crate::error::Result;
 use crate::machines::Machines;
-use crate::processors;
 use crate::subject::Subject;
 
-/// The guests that live through several parts, and whoever listens.
+/// The guests that live through several parts, and whoever listens. They are stopped but for their turns.
 pub(super) struct Bench<'a> {
     pub(super) machines: Machines<'a>,
     pub(super) memtide: Subject,
     pub(super) plain: Subject,
+    /// `MemTotal` of a guest that nothing shrinks.
+    pub(super) whole: ByteSize,
     pub(super) say: &'a mut dyn FnMut(&str),
 }
 
@@ -34,21 +34,12 @@ pub(super) fn swap_on_zram(subject: &Subject, memory: ByteSize) -> Result<()> {
     Ok(())
 }
 
-/// Has all threads of a guest run on one processor, so that what two guests get done beside each other can
-/// be compared. Where there is only one they share it.
-pub(super) fn pin(subject: &Subject, turn: usize) -> Result<()> {
-    let allowed = processors::allowed();
-    let cpu = allowed[turn % allowed.len()];
-    let tasks = format!("/proc/{}/task", subject.machine().qemu_pid());
-    let failed = BenchError::call("the threads of QEMU cannot be listed");
-    for entry in std::fs::read_dir(tasks).map_err(&failed)? {
-        let name = entry.map_err(&failed)?.file_name();
-        let tid = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
-        if tid.is_some() {
-            processors::run_on(tid, cpu)?;
-        }
-    }
-    Ok(())
+/// Does something while this guest runs and then stops it.
+pub(super) fn awake<T>(subject: &Subject, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    subject.thaw()?;
+    let done = work()?;
+    subject.freeze()?;
+    Ok(done)
 }
 
 /// What this guest's kernel has of memory, and how much of it could be had.

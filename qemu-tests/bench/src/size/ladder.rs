@@ -1,8 +1,9 @@
-//! The same workload in guests of fixed sizes, from large to small, two at a time, each with one processor.
+//! The same workload in guests of fixed sizes, from large to small. Two at a time live beside each other; for
+//! its window each has the host to itself.
 
 use std::time::Duration;
 
-use super::guests::{pin, swap_on_zram};
+use super::guests::{awake, swap_on_zram};
 use super::report::FixedSize;
 use super::script;
 use super::steady::{ENDS, FILL};
@@ -23,10 +24,10 @@ const RUNGS: [(u64, &str); 6] = [
 ];
 /// After the workload has its memory, until the kernel has found what is cold.
 const SETTLE: Duration = Duration::from_secs(45);
-/// One on each of two processors, which may not be alike.
+/// Of each: the first, the second, and again.
 const WINDOW: Duration = Duration::from_secs(41);
 const WINDOWS: usize = 2;
-/// After processors were changed.
+/// After a guest goes on.
 const CHANGE: Duration = Duration::from_secs(2);
 
 /// Measures all sizes.
@@ -47,7 +48,7 @@ pub(super) fn measure(
 
 fn start(machines: &Machines<'_>, (count, name): (u64, &'static str)) -> Result<Subject> {
     let memory = script::sixteenths(machines.memory, count);
-    let small = Machines { memory, vcpus: 1, ..machines.clone() };
+    let small = Machines { memory, ..machines.clone() };
     let subject = small.with_modules(name, &["zram"])?;
     // As much as a guest of the whole size would have.
     swap_on_zram(&subject, machines.memory)?;
@@ -56,7 +57,6 @@ fn start(machines: &Machines<'_>, (count, name): (u64, &'static str)) -> Result<
 
 fn play(machines: &Machines<'_>, subjects: &[Subject]) -> Result<Vec<FixedSize>> {
     let script = script::steady_at_once(machines.memory);
-    place(subjects, 0)?;
     let started: Result<Vec<Watched<'_>>> =
         subjects.iter().map(|subject| Watched::start(subject, &script)).collect();
     let mut watched = started?;
@@ -64,26 +64,24 @@ fn play(machines: &Machines<'_>, subjects: &[Subject]) -> Result<Vec<FixedSize>>
     let mut all: Vec<&mut Watched<'_>> = watched.iter_mut().collect();
     listen_for(&mut all, SETTLE)?;
     let mut sizes = vec![FixedSize::default(); all.len()];
-    for turn in 0..WINDOWS {
-        place(subjects, turn)?;
-        listen_for(&mut all, CHANGE)?;
-        let marks: Vec<_> = all.iter().map(|guest| guest.mark()).collect();
-        listen_for(&mut all, WINDOW)?;
-        for ((guest, mark), size) in all.iter().zip(marks).zip(&mut sizes) {
-            let window = guest.since(mark);
+    subjects.iter().try_for_each(Subject::freeze)?;
+    for _ in 0..WINDOWS {
+        for ((guest, subject), size) in all.iter_mut().zip(subjects).zip(&mut sizes) {
+            let window = awake(subject, || {
+                listen_for(&mut [*guest], CHANGE)?;
+                let mark = guest.mark();
+                listen_for(&mut [*guest], WINDOW)?;
+                Ok(guest.since(mark))
+            })?;
             size.size_mib = window.total.mib();
             size.pages_per_second += window.pages_per_second / WINDOWS as f64;
             size.stalls.extend(window.stalls);
         }
     }
+    subjects.iter().try_for_each(Subject::thaw)?;
     for (guest, size) in watched.into_iter().zip(&mut sizes) {
         size.oom_kills = guest.subject().oom_kills()?;
         size.pages_bad = guest.end(ENDS)?;
     }
     Ok(sizes)
-}
-
-/// Each guest on a processor of its own, another one in each turn.
-fn place(subjects: &[Subject], turn: usize) -> Result<()> {
-    subjects.iter().enumerate().try_for_each(|(nth, subject)| pin(subject, nth + turn))
 }

@@ -2,7 +2,8 @@
 //!
 //! A workload keeps a known part of its memory hot and never touches the rest again. In turns run a guest
 //! that Memtide shrinks, beside a balloon that reports what is free, and one that nothing shrinks, and
-//! what both get done is compared, window by window. Then the same workload runs in guests of fixed sizes: the
+//! what both get done is compared, window by window. A third has the balloon that reports alone: what that
+//! saves is not Memtide's doing. Then the same workload runs in guests of fixed sizes: the
 //! smallest that does not hurt is what the agent should have found. And a surge: a quarter of the
 //! guest's memory is wanted at once, while more than that is stolen.
 
@@ -86,20 +87,26 @@ pub fn run(
     let memtide = machines.with_memtide("memtide", device.socket(), Backing::Memfd)?;
     // As after a while: all memory was in use once, and the host has backing under it.
     memtide.fill_and_free()?;
+    memtide.freeze()?;
     let plain = machines.plain("plain")?;
     plain.fill_and_free()?;
+    let whole = plain.meminfo("MemTotal")?;
     let mut report = Report {
         setting: Setting::of(&machines, &plain, script::steady(options.memory)),
         ..Report::default()
     };
-    let mut bench = Bench { machines, memtide, plain, say };
+    plain.freeze()?;
+    let mut bench = Bench { machines, memtide, plain, whole, say };
     let wants = |part| options.parts.contains(&part);
     if wants(Part::Steady) {
         let log = options.artifacts.join("steady-device.log");
         let device = Device::start(programs, &sockets.path().join("steady"), &log)?;
         let shrunk = bench.machines.with_memtide_and_reporting("steady", device.socket())?;
         shrunk.fill_and_free()?;
-        report.steady = Some(steady::measure(&mut bench, &shrunk, options.pairs)?);
+        let reporting = bench.machines.with_reporting("reporting", &[])?;
+        reporting.fill_and_free()?;
+        let guests = steady::Guests { shrunk: &shrunk, reporting: &reporting };
+        report.steady = Some(steady::measure(&mut bench, guests, options.pairs)?);
     }
     if wants(Part::Surge) {
         surge::measure(&mut bench, options.surges, &mut report)?;

@@ -62,6 +62,8 @@ pub struct Steady {
     pub held_mib: u64,
     /// And without.
     pub held_without_mib: u64,
+    /// And with free page reporting alone, as soon as all was hot that was to be.
+    pub held_reporting_mib: u64,
     /// The guest's `MemTotal` once settled, in MiB.
     pub size_mib: u64,
     /// When it shrank for the last time, in seconds from when the workload had its memory.
@@ -72,6 +74,8 @@ pub struct Steady {
     pub stalls_without: Vec<f64>,
     /// What the agent and DAMON cost meanwhile.
     pub cost: Cost,
+    /// Tasks that the OOM killer ended in Memtide's guest.
+    pub oom_kills: u64,
     /// Pages of the workload's that were not what they had to be.
     pub pages_bad: u64,
 }
@@ -124,7 +128,7 @@ impl Report {
     pub(super) fn memtide_hurts(&self) -> Option<bool> {
         let steady = self.steady.as_ref()?;
         let done = 1.0 / (1.0 + steady.slower_percent / 100.0);
-        Some(done < UNHURT || within_goal(&steady.stalls) < WITHIN)
+        Some(done < UNHURT || within_goal(&steady.stalls) < WITHIN || steady.oom_kills > 0)
     }
 
     /// The smallest fixed size that does not hurt, none larger of which does, in MiB.
@@ -172,6 +176,7 @@ pub(super) mod tests {
                 saved_percent: 29.3,
                 held_mib: 1100,
                 held_without_mib: 1700,
+                held_reporting_mib: 1650,
                 size_mib: 1200,
                 settled_after_s: 150.0,
                 stalls: vec![0.2, 0.4, 3.0, 0.0],

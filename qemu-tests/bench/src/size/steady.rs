@@ -29,13 +29,28 @@ pub(super) const ENDS: Duration = Duration::from_secs(60);
 /// Between two tries.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Plays the workload in both guests, waits until Memtide has found its size, and compares.
-pub(super) fn measure(bench: &mut Bench<'_>, shrunk: &Subject, pairs: u32) -> Result<Steady> {
+/// Those of this part alone; what nothing shrinks lives longer.
+#[derive(Clone, Copy)]
+pub(super) struct Guests<'a> {
+    /// With Memtide, and a balloon that reports.
+    pub(super) shrunk: &'a Subject,
+    /// With that balloon alone.
+    pub(super) reporting: &'a Subject,
+}
+
+/// Plays the workload in all guests, waits until Memtide has found its size, and compares.
+pub(super) fn measure(bench: &mut Bench<'_>, guests: Guests<'_>, pairs: u32) -> Result<Steady> {
+    let Guests { shrunk, reporting } = guests;
     let script = script::steady(bench.machines.memory);
     let mut with = Watched::start(shrunk, &script)?;
+    bench.plain.thaw()?;
     let mut without = Watched::start(&bench.plain, &script)?;
+    let mut beside = Watched::start(reporting, &script)?;
     with.await_hot(FILL)?;
     without.await_hot(FILL)?;
+    beside.await_hot(FILL)?;
+    let held_reporting = held(reporting)?;
+    reporting.freeze()?;
     (bench.say)("the workload has its memory; Memtide finds the guest's size");
     let settled_after = settle(&mut with, &mut without)?;
     (bench.say)(&format!(
@@ -44,10 +59,20 @@ pub(super) fn measure(bench: &mut Bench<'_>, shrunk: &Subject, pairs: u32) -> Re
         settled_after.as_secs_f64()
     ));
     let before = Used::so_far(shrunk)?;
-    let mut steady = Steady { settled_after_s: settled_after.as_secs_f64(), ..Steady::default() };
-    for _ in 0..pairs {
-        let with = alone(&mut with, &bench.plain)?;
-        let without = alone(&mut without, shrunk)?;
+    let mut steady = Steady {
+        settled_after_s: settled_after.as_secs_f64(),
+        held_reporting_mib: held_reporting.mib(),
+        ..Steady::default()
+    };
+    for turn in 0..pairs {
+        // Who is first takes turns too: the host may be another by and by.
+        let (with, without) = if turn % 2 == 0 {
+            let with = alone(&mut with, &bench.plain)?;
+            (with, alone(&mut without, shrunk)?)
+        } else {
+            let without = alone(&mut without, shrunk)?;
+            (alone(&mut with, &bench.plain)?, without)
+        };
         steady.stalls.extend(with.stalls);
         steady.stalls_without.extend(without.stalls);
         steady.size_mib = with.total.mib();
@@ -65,7 +90,10 @@ pub(super) fn measure(bench: &mut Bench<'_>, shrunk: &Subject, pairs: u32) -> Re
         "slower by {:.1} %, {:.0} % of the guest is saved",
         steady.slower_percent, steady.saved_percent
     ));
-    steady.pages_bad = with.end(ENDS)? + without.end(ENDS)?;
+    steady.oom_kills = shrunk.oom_kills()?;
+    reporting.thaw()?;
+    steady.pages_bad = with.end(ENDS)? + without.end(ENDS)? + beside.end(ENDS)?;
+    bench.plain.freeze()?;
     Ok(steady)
 }
 

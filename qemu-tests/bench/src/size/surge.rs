@@ -8,7 +8,7 @@ use memtide_units::ByteSize;
 use serde_json::json;
 
 use super::cost::{Cost, Used};
-use super::guests::{Bench, median, pause, swap_on_zram, total_and_available};
+use super::guests::{Bench, awake, median, pause, swap_on_zram, total_and_available};
 use super::report::{Report, Surge};
 use super::script;
 use crate::error::{BenchError, Result};
@@ -29,6 +29,7 @@ const LOOK: Duration = Duration::from_millis(500);
 pub(super) fn measure(bench: &mut Bench<'_>, count: u32, report: &mut Report) -> Result<()> {
     let script = script::surge(bench.machines.memory);
     let mut memtide = Surge::default();
+    bench.memtide.thaw()?;
     for turn in 1..=count {
         let available = shrunk(bench)?;
         (bench.say)(&format!("surge {turn} of {count}: {available} can be had in Memtide's guest"));
@@ -38,11 +39,12 @@ pub(super) fn measure(bench: &mut Bench<'_>, count: u32, report: &mut Report) ->
     shrunk(bench)?;
     (bench.say)("the agent is watched at rest");
     report.rest = Some(at_rest(&bench.memtide)?);
+    bench.memtide.freeze()?;
     let mut plain = Surge::default();
-    plain.available_mib = total_and_available(&bench.plain)?.1.mib();
-    for _ in 0..count {
-        once(&bench.plain, &script, &mut plain)?;
-    }
+    awake(&bench.plain, || {
+        plain.available_mib = total_and_available(&bench.plain)?.1.mib();
+        (0..count).try_for_each(|_| once(&bench.plain, &script, &mut plain))
+    })?;
     let mut balloon = Surge::default();
     let subject = bench.machines.with_deflation("balloon")?;
     subject.fill_and_free()?;
@@ -72,7 +74,7 @@ pub(super) fn measure(bench: &mut Bench<'_>, count: u32, report: &mut Report) ->
 
 /// Waits until as much as the surge wants is stolen, and no more is being stolen; what could be had then.
 fn shrunk(bench: &Bench<'_>) -> Result<ByteSize> {
-    let whole = total_and_available(&bench.plain)?.0;
+    let whole = bench.whole;
     let wanted = script::surge_size(bench.machines.memory);
     let started = Instant::now();
     let (mut least, mut since) = (whole, Instant::now());

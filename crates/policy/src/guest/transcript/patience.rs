@@ -177,7 +177,7 @@ fn what_stealing_costs_a_guest_at_work_is_waited_for_unless_the_host_is_short() 
          23.0  3200 MiB  rest: stealing has had its share of the processor: no steal for 27 s
          30.0  3200 MiB  steal memory24, memory23, memory22, memory21: 2.9 GiB available, 512 MiB are kept
          30.1  3200 MiB  stealing goes on
-         30.5  2688 MiB  rest: stealing has had its share of the processor: no steal for 46 s
+         30.5  2688 MiB  rest: stealing has had its share of the processor: no steal for 30 s
          53.5  2688 MiB  steal memory20, memory19, memory18, memory17 and 9 more: 2.4 GiB available, 460.7 MiB are kept
          53.6  2688 MiB  stealing goes on
          54.9  1024 MiB  rest: one block less would be below the minimum 1 GiB

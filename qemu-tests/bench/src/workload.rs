@@ -49,3 +49,29 @@ impl Heard {
         serde_json::from_str(text).map_or_else(|_| Self::Noise(text.to_owned()), Self::Line)
     }
 }
+
+/// What is known of a workload so far.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    pub(crate) phase: String,
+    /// Bad pages, once the summary has come.
+    pub(crate) summary: Option<u64>,
+    /// Why there is nothing more to be heard.
+    pub(crate) error: Option<String>,
+}
+
+impl Told {
+    /// Takes in what was heard; answers with a line that says something else.
+    pub(crate) fn hear(&mut self, heard: Heard) -> Option<Line> {
+        match heard {
+            Heard::Line(Line::Phase { name }) => self.phase = name,
+            Heard::Line(Line::Error { message }) => self.error = Some(message),
+            Heard::Line(Line::Summary { pages_bad }) => self.summary = Some(pages_bad),
+            Heard::Line(line) => return Some(line),
+            Heard::Noise(text) => self.error = Some(text),
+            Heard::Ended(how) if self.summary.is_none() => self.error = Some(how),
+            Heard::Ended(_) => {}
+        }
+        None
+    }
+}

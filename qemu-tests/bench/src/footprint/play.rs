@@ -8,7 +8,7 @@ use super::report::{Point, Run};
 use crate::error::{BenchError, Result};
 use crate::qemu_devices::resident;
 use crate::subject::Subject;
-use crate::workload::{Heard, Line};
+use crate::workload::{Heard, Line, Told};
 
 /// Between two looks at the memfd.
 const LOOK: Duration = Duration::from_millis(250);
@@ -19,13 +19,10 @@ const WHOLE: Duration = Duration::from_secs(900);
 struct Watch {
     started: Instant,
     trace: Vec<Point>,
-    phase: String,
     /// Time in phases whose work is fixed.
     work: Duration,
     gib_after_idle: f64,
-    /// Bad pages, once the summary has come.
-    summary: Option<u64>,
-    error: Option<String>,
+    told: Told,
 }
 
 /// Plays `script` to its end.
@@ -35,22 +32,20 @@ pub(super) fn play(subject: &Subject, script: &str) -> Result<Run> {
     let mut watch = Watch {
         started: Instant::now(),
         trace: Vec::new(),
-        phase: String::new(),
         work: Duration::ZERO,
         gib_after_idle: 0.0,
-        summary: None,
-        error: None,
+        told: Told::default(),
     };
-    while watch.summary.is_none() {
+    while watch.told.summary.is_none() {
         memtide_scenarios::interrupt::check()?;
         watch.look(subject)?;
         process.new_events().into_iter().for_each(|event| watch.hear(Heard::of(event)));
-        if let Some(text) = watch.error.take() {
+        if let Some(text) = watch.told.error.take() {
             return Err(subject.unexpected("the workload", text));
         }
         if watch.started.elapsed() > WHOLE {
             let (who, what) = (subject.name().to_owned(), "the workload ends");
-            return Err(BenchError::Late { who, what, waited: WHOLE, seen: watch.phase });
+            return Err(BenchError::Late { who, what, waited: WHOLE, seen: watch.told.phase });
         }
         std::thread::sleep(LOOK);
     }
@@ -67,28 +62,12 @@ impl Watch {
     }
 
     fn hear(&mut self, heard: Heard) {
-        match heard {
-            Heard::Line(line) => self.take(line),
-            Heard::Noise(text) => self.error = Some(text),
-            Heard::Ended(how) if self.summary.is_none() => self.error = Some(how),
-            Heard::Ended(_) => {}
+        let Some(Line::PhaseDone { name, duration_ms }) = self.told.hear(heard) else { return };
+        if is_fixed_work(&name) {
+            self.work += Duration::from_millis(duration_ms);
         }
-    }
-
-    fn take(&mut self, line: Line) {
-        match line {
-            Line::Phase { name } => self.phase = name,
-            Line::PhaseDone { name, duration_ms } => {
-                if is_fixed_work(&name) {
-                    self.work += Duration::from_millis(duration_ms);
-                }
-                if name.starts_with("idle") {
-                    self.gib_after_idle = self.trace.last().map_or(0.0, |point| point.gib);
-                }
-            }
-            Line::Error { message } => self.error = Some(message),
-            Line::Summary { pages_bad } => self.summary = Some(pages_bad),
-            Line::Progress { .. } | Line::BadPage { .. } | Line::Other => {}
+        if name.starts_with("idle") {
+            self.gib_after_idle = self.trace.last().map_or(0.0, |point| point.gib);
         }
     }
 
@@ -98,7 +77,7 @@ impl Watch {
             seconds: self.trace.last().map_or(0.0, |point| point.seconds),
             work_seconds: self.work.as_secs_f64(),
             gib_after_idle: self.gib_after_idle,
-            pages_bad: self.summary.unwrap_or_default(),
+            pages_bad: self.told.summary.unwrap_or_default(),
             oom_kills,
             trace: self.trace,
         }
@@ -134,11 +113,9 @@ mod tests {
         let mut watch = Watch {
             started: Instant::now(),
             trace: vec![Point { seconds: 1.0, gib: 0.5 }],
-            phase: String::new(),
             work: Duration::ZERO,
             gib_after_idle: 0.0,
-            summary: None,
-            error: None,
+            told: Told::default(),
         };
         for line in [
             r#"{"event":"phase","name":"alloc cc 8MiB","at_ms":1}"#,
@@ -149,9 +126,9 @@ mod tests {
         ] {
             watch.hear(Heard::of_line(line));
         }
-        assert_eq!((watch.work.as_millis(), watch.summary), (1500, Some(0)));
-        assert_eq!((watch.gib_after_idle, watch.error.clone()), (0.5, None));
+        assert_eq!((watch.work.as_millis(), watch.told.summary), (1500, Some(0)));
+        assert_eq!((watch.gib_after_idle, watch.told.error.clone()), (0.5, None));
         watch.hear(Heard::of_line("thread 'main' panicked"));
-        assert!(watch.error.is_some());
+        assert!(watch.told.error.is_some());
     }
 }

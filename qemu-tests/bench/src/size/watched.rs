@@ -9,7 +9,7 @@ use memtide_units::ByteSize;
 use super::guests::pause;
 use crate::error::{BenchError, Result};
 use crate::subject::Subject;
-use crate::workload::{Heard, Line};
+use crate::workload::{Heard, Line, Told};
 
 /// Stalls are looked at in pieces of so long, as `avg10` of the kernel's own is.
 const PIECE: Duration = Duration::from_secs(10);
@@ -48,10 +48,7 @@ struct Work {
 struct Seen {
     samples: Vec<Sample>,
     work: Vec<Work>,
-    phase: String,
-    /// Bad pages, once the workload has ended.
-    summary: Option<u64>,
-    error: Option<String>,
+    told: Told,
 }
 
 /// A moment, to look at what was heard since.
@@ -102,7 +99,7 @@ impl<'a> Watched<'a> {
         for event in self.workload.new_events() {
             self.seen.of_workload(Heard::of(event));
         }
-        match self.seen.error.take() {
+        match self.seen.told.error.take() {
             Some(text) => Err(self.subject.unexpected("the workload or its sampler", text)),
             None => Ok(()),
         }
@@ -111,14 +108,14 @@ impl<'a> Watched<'a> {
     /// Waits until the workload is in its last phase.
     pub(super) fn await_hot(&mut self, within: Duration) -> Result<()> {
         let mut waited = Duration::ZERO;
-        while !self.seen.phase.starts_with("hot") {
+        while !self.seen.told.phase.starts_with("hot") {
             self.listen()?;
             if waited > within {
                 return Err(BenchError::Late {
                     who: self.subject.name().to_owned(),
                     what: "the workload has all of its memory",
                     waited: within,
-                    seen: self.seen.phase.clone(),
+                    seen: self.seen.told.phase.clone(),
                 });
             }
             pause(LOOK)?;
@@ -146,18 +143,18 @@ impl<'a> Watched<'a> {
         self.workload.kill(SIGTERM)?;
         self.sampler.kill(SIGTERM)?;
         let mut waited = Duration::ZERO;
-        while self.seen.summary.is_none() {
+        while self.seen.told.summary.is_none() {
             for event in self.workload.new_events() {
                 self.seen.of_workload(Heard::of(event));
             }
             if waited > within {
                 let (who, what) = (self.subject.name().to_owned(), "the workload ends");
-                return Err(BenchError::Late { who, what, waited, seen: self.seen.phase });
+                return Err(BenchError::Late { who, what, waited, seen: self.seen.told.phase });
             }
             pause(LOOK)?;
             waited += LOOK;
         }
-        Ok(self.seen.summary.unwrap_or_default())
+        Ok(self.seen.told.summary.unwrap_or_default())
     }
 }
 
@@ -176,30 +173,22 @@ impl Seen {
         match event {
             Event::Line(Stream::Stdout, line) => match sample(&line) {
                 Some(sample) => self.samples.push(sample),
-                None => self.error = Some(line),
+                None => self.told.error = Some(line),
             },
-            Event::Line(Stream::Stderr, line) => self.error = Some(line),
-            Event::Exited(ending) => self.error = Some(format!("the sampler ended: {ending}")),
+            Event::Line(Stream::Stderr, line) => self.told.error = Some(line),
+            Event::Exited(ending) => self.told.error = Some(format!("the sampler ended: {ending}")),
         }
     }
 
     fn of_workload(&mut self, heard: Heard) {
-        match heard {
-            Heard::Line(line) => self.take(line),
-            Heard::Noise(text) => self.error = Some(text),
-            Heard::Ended(how) if self.summary.is_none() => self.error = Some(how),
-            Heard::Ended(_) => {}
-        }
-    }
-
-    fn take(&mut self, line: Line) {
-        match line {
-            Line::Phase { name } => self.phase = name,
-            Line::Progress { pages_checked: pages, at_ms } => self.work.push(Work { at_ms, pages }),
-            Line::BadPage { kind } => self.error = Some(format!("a page was bad: {kind}")),
-            Line::Error { message } => self.error = Some(message),
-            Line::Summary { pages_bad } => self.summary = Some(pages_bad),
-            Line::PhaseDone { .. } | Line::Other => {}
+        match self.told.hear(heard) {
+            Some(Line::Progress { pages_checked: pages, at_ms }) => {
+                self.work.push(Work { at_ms, pages });
+            }
+            Some(Line::BadPage { kind }) => {
+                self.told.error = Some(format!("a page was bad: {kind}"));
+            }
+            _ => {}
         }
     }
 
@@ -269,10 +258,10 @@ mod tests {
         seen.of_workload(Heard::of_line(
             r#"{"event":"progress","name":"hot heap","pages_checked":9,"at_ms":500}"#,
         ));
-        assert_eq!((seen.work.len(), &seen.error), (1, &None));
+        assert_eq!((seen.work.len(), &seen.told.error), (1, &None));
         seen.of_workload(Heard::of_line(
             r#"{"event":"bad_page","kind":"zeroed","region":"heap","at_ms":600}"#,
         ));
-        assert!(seen.error.is_some());
+        assert!(seen.told.error.is_some());
     }
 }

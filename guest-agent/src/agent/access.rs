@@ -71,8 +71,7 @@ impl Agent {
         });
         if let Some(news) = reclaiming.take(reclaim) {
             tracing::debug!("{news}");
-            let at_ms = self.parts.access.monotonic_ms(now);
-            self.parts.decisions.remark(at_ms, news.to_string());
+            self.remark(now, news.to_string());
         }
     }
 

@@ -77,9 +77,4 @@ impl Agent {
         self.parts.lacks.retain(|other| Some(other) != before.as_ref());
         self.parts.lacks.extend(lack);
     }
-
-    fn remark(&mut self, now: Instant, text: String) {
-        let at_ms = self.parts.access.monotonic_ms(now);
-        self.parts.decisions.remark(at_ms, text);
-    }
 }

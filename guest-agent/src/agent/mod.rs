@@ -5,6 +5,7 @@
 //! waits for as long as a turn says, or until something happens. So a whole agent runs in a test
 //! against a fake kernel and a fake device.
 //!
+//! * `observe`: what the policy is shown of the guest.
 //! * `events`: what answers and ended jobs change.
 //! * `act`: how each action of a plan is carried out.
 //! * `grain`: what becomes of pieces where the device takes none, or an administrator wants them.
@@ -16,6 +17,7 @@ mod access;
 mod act;
 mod events;
 mod grain;
+mod observe;
 mod removal;
 mod report;
 #[cfg(test)]
@@ -24,12 +26,9 @@ mod tests;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use memtide_policy::guest::{
-    BlockView, Census, Controller, Effort, FreeMemory, HeatMap, Limits, LimitsWish, Memory, Mode,
-    Observation, Outcome, Plan, StealState, Swap,
-};
+use memtide_policy::guest::{Controller, HeatMap, Limits, LimitsWish, Mode, Outcome, Plan, Swap};
 use memtide_sysfs::memory::StateRequest;
-use memtide_sysfs::{Error, Root, hugetlb};
+use memtide_sysfs::{Error, Root};
 use memtide_units::{BlockId, ByteSize, GpaRange, Instant};
 use memtide_wire::block::{Hello, RANGES_MAX, Request};
 
@@ -342,65 +341,10 @@ impl Agent {
     }
 
     fn decide(&mut self, now: Instant, woken: Woken) -> Result<Plan, Error> {
-        self.reading = self.parts.senses.read(now, &self.reading)?;
-        let swap = self.swap(now);
-        let seen = Observation {
-            memory: self.memory(),
-            free_memory: self.free_memory(),
-            squeeze: self.reading.squeeze(),
-            psi: self.reading.psi_totals(),
-            trigger_fired: woken.by_trigger,
-            balloon: self.parts.link.config().balloon,
-            blocks: self.views(),
-            working_set: self.heat.working_set(),
-            swap,
-            steal: self.steal_state(),
-            effort: self.effort(),
-            ticket: self.returns.ticket().cloned(),
-            device: self.parts.link.device_state(),
-            mode: self.mode,
-            outcomes: std::mem::take(&mut self.outcomes),
-        };
+        let seen = self.observe(now, woken)?;
         let plan = self.parts.controller.step(now, &seen);
         self.take_note(now, &plan);
         Ok(plan)
-    }
-
-    /// The guest's memory, without what pieces hold: that is neither used nor to be had. While they hold
-    /// some, what is free counts only where the kernel's own memory comes from as well: pieces lie there,
-    /// and memory that only programs can have is of no help to the kernel.
-    fn memory(&self) -> Memory {
-        let mut memory = self.reading.memory();
-        let blocks = self.parts.pieces.as_ref().map_or(0, |pieces| pieces.count());
-        if blocks == 0 {
-            return memory;
-        }
-        let held = self.parts.blocks.size().size().times(blocks as u64);
-        memory.total -= held;
-        match hugetlb::free_for_kernel(&self.parts.root) {
-            Ok(free) => {
-                memory.free = memory.free.min(free);
-                memory.available = memory.available.min(free + memory.cache);
-            }
-            Err(error) => tracing::debug!("what is free for the kernel is not known: {error}"),
-        }
-        memory
-    }
-
-    fn free_memory(&self) -> FreeMemory {
-        if self.reporters.is_empty() { FreeMemory::KeptByGuest } else { FreeMemory::ReportedToHost }
-    }
-
-    /// All blocks, with how much has to be moved out of each where samples of them tell.
-    fn views(&self) -> Vec<BlockView> {
-        let (blocks, access) = (&self.parts.blocks, &self.parts.access);
-        let mut views = blocks.views(&self.heat);
-        for view in &mut views {
-            let used = blocks.size().range(view.id).and_then(|range| access.used_in(range));
-            let census = |to_migrate| Census { to_migrate, unmovable_pages: 0 };
-            view.census = used.map(census);
-        }
-        views
     }
 
     /// Whether the host has accepted an introduction.
@@ -463,21 +407,6 @@ impl Agent {
         let is_whole = self.has_nothing_stolen() && !self.parts.hands.is_stealing();
         if let Some(overcommit) = &mut self.parts.overcommit {
             overcommit.meet(if is_whole { Need::Nothing } else { Need::LargeMappings });
-        }
-    }
-
-    fn effort(&self) -> Effort {
-        let per_second = self.processors.spare().for_stealing();
-        Effort { per_second, stealing: self.parts.hands.steal_time() }
-    }
-
-    fn steal_state(&self) -> StealState {
-        // Before the hello everything offline is unreported, and nothing of it can be aborted.
-        let unreported = self.has_greeted() && !self.parts.blocks.with(Hold::Leaving).is_empty();
-        if self.parts.hands.is_stealing() || unreported {
-            StealState::Running
-        } else {
-            StealState::Idle
         }
     }
 }

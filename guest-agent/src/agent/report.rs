@@ -35,6 +35,12 @@ impl Agent {
         self.note = note;
     }
 
+    /// Remembers what was decided beside what the policy decides on blocks.
+    pub(super) fn remark(&mut self, now: Instant, text: String) {
+        let at_ms = self.parts.access.monotonic_ms(now);
+        self.parts.decisions.remark(at_ms, text);
+    }
+
     /// Tells the host and whoever asks for the status.
     pub(super) fn report(&mut self, now: Instant) {
         if self.parts.link.device_state() == DeviceState::Ready {

@@ -32,9 +32,14 @@ pub(crate) struct Size {
     /// The guests' kernel; 6.1 has no DAMON.
     #[arg(long, value_name = "VERSION", default_value = "7.3")]
     kernel: Kernel,
-    /// Memory of each guest but those of fixed sizes, from 2GiB to 32GiB.
+    /// Memory of each guest but those of fixed sizes, from 2GiB to 32GiB; what takes long takes longer in
+    /// larger guests.
     #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = guest_memory)]
     memory: ByteSize,
+    /// Where guests page out to: zram, which the agent sets up by itself, or disk, one for each guest that
+    /// is there from the start (a file in artifacts/bench-size, as large as the guest's memory at most).
+    #[arg(long, value_name = "KIND", default_value = "zram")]
+    swap: size::SwapKind,
     /// Pairs of windows that are compared.
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=100))]
     pairs: u32,
@@ -162,6 +167,7 @@ fn size(arguments: &Size) -> Result<()> {
     let options = size::Options {
         kernel: arguments.kernel,
         memory: arguments.memory,
+        swap: arguments.swap,
         pairs: arguments.pairs,
         surges: arguments.surges,
         parts: match arguments.only.as_slice() {

@@ -10,6 +10,7 @@ use memtide_units::ByteSize;
 
 use crate::error::{BenchError, Result};
 use crate::subject::Subject;
+use crate::swap_disk::{self, SwapDisk};
 
 /// What all guests have in common.
 #[derive(Clone)]
@@ -25,6 +26,8 @@ pub(crate) struct Machines<'a> {
     pub(crate) tools: &'static [&'static str],
     /// What the agent is started with, besides what its unit says.
     pub(crate) agent_options: &'static str,
+    /// A disk for each to page out to.
+    pub(crate) swap_disk: Option<SwapDisk>,
 }
 
 /// The agent's unit as it is shipped, and what of it differs here.
@@ -132,7 +135,13 @@ impl Machines<'_> {
         if matches!(spec.balloon, Balloon::VhostUser { .. }) {
             tools.unit("memtide-agent.service", &self.agent_unit()?, Start::AtBoot)?;
         }
-        Subject::new(name, Machine::start(self.lab, &spec)?)
+        let attach = |disk: &SwapDisk| disk.attach(&mut spec, &mut tools);
+        let swap_file = self.swap_disk.as_ref().map(attach).transpose()?;
+        let subject = Subject::new(name, Machine::start(self.lab, &spec)?)?;
+        if swap_file.is_some() {
+            swap_disk::await_use(&subject)?;
+        }
+        Ok(subject)
     }
 
     fn agent_unit(&self) -> Result<String> {

@@ -88,6 +88,7 @@ pub fn run(
         artifacts: options.artifacts.clone(),
         tools: &["memtide-agent"],
         agent_options: "--scale-by target",
+        swap_disk: None,
     };
     say("the device by itself, and a punch by hand");
     let log = options.artifacts.join("alone-device.log");

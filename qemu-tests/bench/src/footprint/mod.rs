@@ -69,6 +69,7 @@ pub fn run(
         artifacts: options.artifacts.clone(),
         tools: &["memtide-agent", "memtide-workload"],
         agent_options: "",
+        swap_disk: None,
     };
     let script = script::of(options.memory, options.cycles);
     let mut report = Report::default();

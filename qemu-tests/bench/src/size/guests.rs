@@ -18,22 +18,6 @@ pub(super) struct Bench<'a> {
     pub(super) say: &'a mut dyn FnMut(&str),
 }
 
-/// Somewhere to page out to, of so many MiB.
-const ZRAM: &str = r#"
-set -e
-zram=/sys/block/zram0
-[ -e $zram ] || cat /sys/class/zram-control/hot_add
-echo $1M > $zram/disksize
-mkswap /dev/zram0 > /dev/null
-swapon /dev/zram0
-"#;
-
-/// Gives a guest somewhere to page out to, as the agent does where there is nowhere: half of `memory`.
-pub(super) fn swap_on_zram(subject: &Subject, memory: ByteSize) -> Result<()> {
-    subject.bash_with(ZRAM, &[(memory.mib() / 2).to_string()])?;
-    Ok(())
-}
-
 /// Does something while this guest runs and then stops it.
 pub(super) fn awake<T>(subject: &Subject, work: impl FnOnce() -> Result<T>) -> Result<T> {
     subject.thaw()?;

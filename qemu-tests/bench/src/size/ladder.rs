@@ -3,17 +3,18 @@
 
 use std::time::Duration;
 
-use super::guests::{awake, swap_on_zram};
+use super::guests::awake;
 use super::report::FixedSize;
-use super::script;
+use super::script::{self, stretched};
 use super::steady::{ENDS, FILL};
+use super::swap;
 use super::watched::{Watched, listen_for};
 use crate::error::Result;
 use crate::machines::Machines;
 use crate::subject::Subject;
 
 /// Sizes, in sixteenths of the whole guest; from all of it to hardly more than the hot set with the
-/// system's own and the cold rest in compressed memory.
+/// system's own and, where it goes there, the cold rest in compressed memory.
 const RUNGS: [(u64, &str); 6] = [
     (16, "fixed-16"),
     (12, "fixed-12"),
@@ -22,7 +23,7 @@ const RUNGS: [(u64, &str); 6] = [
     (9, "fixed-9"),
     (8, "fixed-8"),
 ];
-/// After the workload has its memory, until the kernel has found what is cold.
+/// After the workload has its memory, until the kernel has found what is cold, in guests of the usual size.
 const SETTLE: Duration = Duration::from_secs(45);
 /// Of each: the first, the second, and again.
 const WINDOW: Duration = Duration::from_secs(41);
@@ -51,7 +52,7 @@ fn start(machines: &Machines<'_>, (count, name): (u64, &'static str)) -> Result<
     let small = Machines { memory, ..machines.clone() };
     let subject = small.with_modules(name, &["zram"])?;
     // As much as a guest of the whole size would have.
-    swap_on_zram(&subject, machines.memory)?;
+    swap::give(machines, &subject)?;
     Ok(subject)
 }
 
@@ -60,9 +61,9 @@ fn play(machines: &Machines<'_>, subjects: &[Subject]) -> Result<Vec<FixedSize>>
     let started: Result<Vec<Watched<'_>>> =
         subjects.iter().map(|subject| Watched::start(subject, &script)).collect();
     let mut watched = started?;
-    watched.iter_mut().try_for_each(|guest| guest.await_hot(FILL))?;
+    watched.iter_mut().try_for_each(|guest| guest.await_hot(stretched(machines.memory, FILL)))?;
     let mut all: Vec<&mut Watched<'_>> = watched.iter_mut().collect();
-    listen_for(&mut all, SETTLE)?;
+    listen_for(&mut all, stretched(machines.memory, SETTLE))?;
     let mut sizes = vec![FixedSize::default(); all.len()];
     subjects.iter().try_for_each(Subject::freeze)?;
     for _ in 0..WINDOWS {

@@ -16,6 +16,7 @@ mod report;
 mod script;
 mod steady;
 mod surge;
+mod swap;
 mod table;
 mod watched;
 
@@ -32,6 +33,7 @@ pub use cost::Cost;
 pub use parts::{NoSuchPart, Part};
 pub use picture::picture;
 pub use report::{FixedSize, Pair, Report, Steady, Surge};
+pub use swap::{NoSuchSwap, PagedOut, SwapKind};
 pub use table::table;
 
 use crate::error::Result;
@@ -50,6 +52,8 @@ pub struct Options {
     pub kernel: Kernel,
     /// Memory of each guest but those of fixed sizes.
     pub memory: ByteSize,
+    /// Where guests page out to.
+    pub swap: SwapKind,
     /// Pairs of windows that are compared.
     pub pairs: u32,
     /// Surges of each guest.
@@ -80,6 +84,7 @@ pub fn run(
         artifacts: options.artifacts.clone(),
         tools: &["memtide-agent", "memtide-workload"],
         agent_options: "",
+        swap_disk: options.swap.disk(&options.artifacts, options.memory)?,
     };
     let log = options.artifacts.join("memtide-device.log");
     say("two guests boot, one with Memtide");
@@ -92,7 +97,10 @@ pub fn run(
     plain.fill_and_free()?;
     let whole = plain.meminfo("MemTotal")?;
     let mut report = Report {
-        setting: Setting::of(&machines, &plain, script::steady(options.memory)),
+        setting: Setting {
+            swap: Some(swap::setting(&machines)),
+            ..Setting::of(&machines, &plain, script::steady(options.memory))
+        },
         ..Report::default()
     };
     plain.freeze()?;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::cost::Cost;
+use super::swap::PagedOut;
 use crate::setting::Setting;
 
 /// The goal that the agent has for stalls, in ‰ of the time (`acceptable_pressure`'s default).
@@ -64,6 +65,8 @@ pub struct Steady {
     pub held_without_mib: u64,
     /// And with free page reporting alone, as soon as all was hot that was to be.
     pub held_reporting_mib: u64,
+    /// What was paged out in Memtide's guest by then, and where it went.
+    pub paged_out: PagedOut,
     /// The guest's `MemTotal` once settled, in MiB.
     pub size_mib: u64,
     /// When it shrank for the last time, in seconds from when the workload had its memory.
@@ -154,6 +157,7 @@ impl Report {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::setting::Swap;
 
     pub(crate) fn report() -> Report {
         let size = |size_mib, pages_per_second, stall| FixedSize {
@@ -169,7 +173,11 @@ pub(super) mod tests {
             failures: 0,
         };
         Report {
-            setting: Setting { guest_memory_mib: 2048, ..Setting::default() },
+            setting: Setting {
+                guest_memory_mib: 2048,
+                swap: Some(Swap::Zram),
+                ..Setting::default()
+            },
             steady: Some(Steady {
                 pairs: vec![Pair { with: 99.0, without: 100.0 }; 5],
                 slower_percent: 1.0,
@@ -177,6 +185,7 @@ pub(super) mod tests {
                 held_mib: 1100,
                 held_without_mib: 1700,
                 held_reporting_mib: 1650,
+                paged_out: PagedOut { zram_mib: 817, zram_takes_mib: 203, disk_mib: 0 },
                 size_mib: 1200,
                 settled_after_s: 150.0,
                 stalls: vec![0.2, 0.4, 3.0, 0.0],

@@ -1,4 +1,6 @@
-//! What the guests play. Sizes are shares of the memory that a guest has at first.
+//! What the guests play. Sizes are shares of the memory that a guest has at first, and times go by it.
+
+use std::time::Duration;
 
 use memtide_units::ByteSize;
 
@@ -10,6 +12,20 @@ const COLD: u64 = 7;
 /// Wanted at once.
 const SURGE: u64 = 4;
 
+/// The usual size: times are as they suit guests of this one.
+const USUAL: ByteSize = ByteSize::from_gib(2);
+/// What is cold has been so for long: an emulated processor pages out 1.5 MiB a second while the guest
+/// rests, and 0.3 while it works.
+const REST: Duration = Duration::from_secs(600);
+/// Longer than all that is measured meanwhile.
+const WORK: Duration = Duration::from_secs(120 * 60);
+
+/// A time for guests of this size, of one that suits those of 2 GiB: filling, paging out and stealing go by
+/// the page.
+pub(super) fn stretched(memory: ByteSize, time: Duration) -> Duration {
+    time.mul_f64(memory.bytes() as f64 / USUAL.bytes() as f64)
+}
+
 fn share(memory: ByteSize, sixteenths: u64) -> ByteSize {
     ByteSize::from_mib(memory.mib() * sixteenths / 16)
 }
@@ -19,11 +35,10 @@ pub(super) fn sixteenths(memory: ByteSize, count: u64) -> ByteSize {
     share(memory, count)
 }
 
-/// Plays until it is told to end. What is cold has been so for long: an emulated processor pages out 1.5 MiB
-/// a second while the guest rests, and 0.3 while it works.
+/// Plays until it is told to end.
 pub(super) fn steady(memory: ByteSize) -> String {
     let (cold, rest) = without_rest(memory);
-    format!("{cold}; idle 600s; {rest}")
+    format!("{cold}; idle {}s; {rest}", stretched(memory, REST).as_secs())
 }
 
 /// The same, for a guest whose kernel pages out what it must.
@@ -34,7 +49,11 @@ pub(super) fn steady_at_once(memory: ByteSize) -> String {
 
 fn without_rest(memory: ByteSize) -> (String, String) {
     let (hot, cold) = (share(memory, HOT).mib(), share(memory, COLD).mib());
-    (format!("alloc cold {cold}MiB"), format!("alloc heap {hot}MiB; hot heap {hot}MiB 120min"))
+    let minutes = stretched(memory, WORK).as_secs() / 60;
+    (
+        format!("alloc cold {cold}MiB"),
+        format!("alloc heap {hot}MiB; hot heap {hot}MiB {minutes}min"),
+    )
 }
 
 /// How much a surge wants.
@@ -58,5 +77,13 @@ mod tests {
         assert_eq!(steady_at_once(memory), script);
         assert_eq!(steady(memory), script.replacen(';', "; idle 600s;", 1));
         assert_eq!(surge(memory), "alloc surge 512MiB");
+    }
+
+    #[test]
+    fn a_larger_guest_has_longer_for_it() {
+        let script = "alloc cold 1792MiB; idle 1200s; alloc heap 1280MiB; hot heap 1280MiB 240min";
+        assert_eq!(steady(ByteSize::from_gib(4)), script);
+        let settle = |gib| stretched(ByteSize::from_gib(gib), Duration::from_secs(45)).as_secs();
+        assert_eq!([2, 3, 4, 32].map(settle), [45, 67, 90, 720]);
     }
 }

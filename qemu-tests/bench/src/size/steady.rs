@@ -8,17 +8,18 @@ use memtide_units::ByteSize;
 use super::cost::Used;
 use super::guests::{Bench, median};
 use super::report::{Pair, Steady};
-use super::script;
+use super::script::{self, stretched};
+use super::swap::PagedOut;
 use super::watched::{Watched, Window, listen_for};
 use crate::error::Result;
 use crate::qemu_devices::resident;
 use crate::subject::Subject;
 
-/// For filling memory, under emulation, and the rest between.
+/// For filling memory, under emulation, and the rest between, in guests of the usual size.
 pub(super) const FILL: Duration = Duration::from_secs(1000);
 /// Settled is what has not shrunk for so long: DAMON calls memory cold after a minute.
 const SETTLED: Duration = Duration::from_secs(75);
-/// Measured is after so long in any case.
+/// Measured is after so long in any case, in guests of the usual size.
 const SETTLES: Duration = Duration::from_secs(420);
 /// One window of a pair.
 const WINDOW: Duration = Duration::from_secs(30);
@@ -46,13 +47,15 @@ pub(super) fn measure(bench: &mut Bench<'_>, guests: Guests<'_>, pairs: u32) -> 
     bench.plain.thaw()?;
     let mut without = Watched::start(&bench.plain, &script)?;
     let mut beside = Watched::start(reporting, &script)?;
-    with.await_hot(FILL)?;
-    without.await_hot(FILL)?;
-    beside.await_hot(FILL)?;
+    let fill = stretched(bench.machines.memory, FILL);
+    with.await_hot(fill)?;
+    without.await_hot(fill)?;
+    beside.await_hot(fill)?;
     let held_reporting = held(reporting)?;
     reporting.freeze()?;
     (bench.say)("the workload has its memory; Memtide finds the guest's size");
-    let settled_after = settle(&mut with, &mut without)?;
+    let settles = stretched(bench.machines.memory, SETTLES);
+    let settled_after = settle(&mut with, &mut without, settles)?;
     (bench.say)(&format!(
         "it is {} after {:.0} s; {pairs} pairs of windows follow",
         with.total(),
@@ -80,6 +83,7 @@ pub(super) fn measure(bench: &mut Bench<'_>, guests: Guests<'_>, pairs: u32) -> 
     }
     shrunk.keep_state(&bench.machines.artifacts.join(shrunk.name()))?;
     steady.cost = Used::so_far(shrunk)?.since(&before);
+    steady.paged_out = PagedOut::of(shrunk)?;
     steady.held_mib = held(shrunk)?.mib();
     steady.held_without_mib = held(&bench.plain)?.mib();
     let slower: Vec<f64> = steady.pairs.iter().map(Pair::slower_percent).collect();
@@ -108,8 +112,12 @@ fn alone(guest: &mut Watched<'_>, other: &Subject) -> Result<Window> {
     Ok(window)
 }
 
-/// How long it took until the guest shrank no further.
-fn settle<'a>(with: &mut Watched<'a>, without: &mut Watched<'a>) -> Result<Duration> {
+/// How long it took until the guest shrank no further, or until that has taken long enough.
+fn settle<'a>(
+    with: &mut Watched<'a>,
+    without: &mut Watched<'a>,
+    longest: Duration,
+) -> Result<Duration> {
     let started = Instant::now();
     let (mut least, mut since) = (with.total(), Duration::ZERO);
     loop {
@@ -118,7 +126,7 @@ fn settle<'a>(with: &mut Watched<'a>, without: &mut Watched<'a>) -> Result<Durat
         if with.total() < least {
             (least, since) = (with.total(), now);
         }
-        if now.saturating_sub(since) > SETTLED || now > SETTLES {
+        if now.saturating_sub(since) > SETTLED || now > longest {
             return Ok(since);
         }
     }

@@ -8,14 +8,15 @@ use memtide_units::ByteSize;
 use serde_json::json;
 
 use super::cost::{Cost, Used};
-use super::guests::{Bench, awake, median, pause, swap_on_zram, total_and_available};
+use super::guests::{Bench, awake, median, pause, total_and_available};
 use super::report::{Report, Surge};
-use super::script;
+use super::script::{self, stretched};
+use super::swap;
 use crate::error::{BenchError, Result};
 use crate::subject::Subject;
 use crate::workload::{Heard, Line};
 
-/// For stealing, and for the balloon.
+/// For stealing, and for the balloon, in guests of the usual size.
 const SHRINKS: Duration = Duration::from_secs(240);
 /// So long nothing more was stolen.
 const STEADY: Duration = Duration::from_secs(10);
@@ -25,34 +26,52 @@ const SURGES: Duration = Duration::from_secs(120);
 const REST: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(500);
 
+/// What is done in guests of a size, and how long it may take.
+struct Play {
+    script: String,
+    shrinks: Duration,
+    surges: Duration,
+}
+
+impl Play {
+    fn of(memory: ByteSize) -> Self {
+        Self {
+            script: script::surge(memory),
+            shrinks: stretched(memory, SHRINKS),
+            surges: stretched(memory, SURGES),
+        }
+    }
+}
+
 /// Measures all three, and the agent at rest.
 pub(super) fn measure(bench: &mut Bench<'_>, count: u32, report: &mut Report) -> Result<()> {
-    let script = script::surge(bench.machines.memory);
+    let play = Play::of(bench.machines.memory);
     let mut memtide = Surge::default();
     bench.memtide.thaw()?;
     for turn in 1..=count {
-        let available = shrunk(bench)?;
+        let available = shrunk(bench, play.shrinks)?;
         (bench.say)(&format!("surge {turn} of {count}: {available} can be had in Memtide's guest"));
         memtide.available_mib = available.mib();
-        once(&bench.memtide, &script, &mut memtide)?;
+        once(&bench.memtide, &play, &mut memtide)?;
     }
-    shrunk(bench)?;
+    shrunk(bench, play.shrinks)?;
     (bench.say)("the agent is watched at rest");
     report.rest = Some(at_rest(&bench.memtide)?);
     bench.memtide.freeze()?;
     let mut plain = Surge::default();
     awake(&bench.plain, || {
         plain.available_mib = total_and_available(&bench.plain)?.1.mib();
-        (0..count).try_for_each(|_| once(&bench.plain, &script, &mut plain))
+        (0..count).try_for_each(|_| once(&bench.plain, &play, &mut plain))
     })?;
     let mut balloon = Surge::default();
     let subject = bench.machines.with_deflation("balloon")?;
     subject.fill_and_free()?;
     // What Memtide's guest has as well.
-    swap_on_zram(&subject, bench.machines.memory)?;
+    swap::give(&bench.machines, &subject)?;
     for _ in 0..count {
-        balloon.available_mib = inflate(&subject, ByteSize::from_mib(memtide.available_mib))?.mib();
-        once(&subject, &script, &mut balloon)?;
+        let wanted = ByteSize::from_mib(memtide.available_mib);
+        balloon.available_mib = inflate(&subject, wanted, play.shrinks)?.mib();
+        once(&subject, &play, &mut balloon)?;
     }
     let surges = [("none", plain), ("memtide", memtide), ("deflate_on_oom", balloon)];
     report.surge = surges.map(|(name, surge)| (name.to_owned(), surge)).into();
@@ -73,7 +92,7 @@ pub(super) fn measure(bench: &mut Bench<'_>, count: u32, report: &mut Report) ->
 }
 
 /// Waits until as much as the surge wants is stolen, and no more is being stolen; what could be had then.
-fn shrunk(bench: &Bench<'_>) -> Result<ByteSize> {
+fn shrunk(bench: &Bench<'_>, within: Duration) -> Result<ByteSize> {
     let whole = bench.whole;
     let wanted = script::surge_size(bench.machines.memory);
     let started = Instant::now();
@@ -86,24 +105,24 @@ fn shrunk(bench: &Bench<'_>) -> Result<ByteSize> {
         if least + wanted <= whole && since.elapsed() > STEADY {
             return Ok(available);
         }
-        if started.elapsed() > SHRINKS {
+        if started.elapsed() > within {
             let (who, what) = (bench.memtide.name().to_owned(), "enough is stolen");
             let seen = format!("{total} of {whole}");
-            return Err(BenchError::Late { who, what, waited: SHRINKS, seen });
+            return Err(BenchError::Late { who, what, waited: within, seen });
         }
         pause(LOOK)?;
     }
 }
 
-fn once(subject: &Subject, script: &str, surge: &mut Surge) -> Result<()> {
+fn once(subject: &Subject, play: &Play, surge: &mut Surge) -> Result<()> {
     let kills = subject.oom_kills()?;
-    let argv = ["/opt/memtide/bin/memtide-workload", "play", script];
+    let argv = ["/opt/memtide/bin/memtide-workload", "play", play.script.as_str()];
     let process = subject.machine().guest().spawn("surge", &argv)?;
     let (mut took, mut is_over, started) = (None, false, Instant::now());
     while !is_over {
-        if started.elapsed() > SURGES {
+        if started.elapsed() > play.surges {
             let (who, what) = (subject.name().to_owned(), "the surge is over");
-            return Err(BenchError::Late { who, what, waited: SURGES, seen: String::new() });
+            return Err(BenchError::Late { who, what, waited: play.surges, seen: String::new() });
         }
         for event in process.next_event(LOOK).into_iter().chain(process.new_events()) {
             match Heard::of(event) {
@@ -135,7 +154,7 @@ fn at_rest(subject: &Subject) -> Result<Cost> {
 }
 
 /// Inflates QEMU's balloon until so much can be had.
-fn inflate(subject: &Subject, wanted: ByteSize) -> Result<ByteSize> {
+fn inflate(subject: &Subject, wanted: ByteSize, within: Duration) -> Result<ByteSize> {
     let qmp = subject.machine().qmp();
     let started = Instant::now();
     loop {
@@ -147,10 +166,10 @@ fn inflate(subject: &Subject, wanted: ByteSize) -> Result<ByteSize> {
         let actual = qmp.execute("query-balloon", json!({}))?["actual"].as_u64().unwrap_or(0);
         let left = actual.saturating_sub((available - wanted).bytes());
         qmp.execute("balloon", json!({ "value": left }))?;
-        if started.elapsed() > SHRINKS {
+        if started.elapsed() > within {
             let (who, what) = (subject.name().to_owned(), "the balloon is inflated");
             let seen = format!("{available} can be had still");
-            return Err(BenchError::Late { who, what, waited: SHRINKS, seen });
+            return Err(BenchError::Late { who, what, waited: within, seen });
         }
         pause(LOOK)?;
     }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::cost::Cost;
 use super::report::{FixedSize, Report, Steady, within_goal};
+use super::swap::PagedOut;
 
 /// The report as text.
 pub fn table(report: &Report) -> String {
@@ -25,8 +26,9 @@ fn of_steady(text: &mut String, steady: &Steady) {
     let _ = write!(
         text,
         "\nslower with Memtide by   {:.1} % (median of {})\n\
-         held by the host         {} MiB; {} without Memtide ({:.0} % of the guest saved), {} where free\n\
-                                  pages are reported and nothing else is done\n\
+         held by the host         {} MiB; {} without Memtide ({:.0} % of the guest saved)\n\
+         with reporting alone     {} MiB, where free pages are reported and nothing else is done\n\
+         paged out                {}\n\
          the guest's size         {} MiB of memory, found in {:.0} s\n\
          windows within the goal  {:.0} % of {} ({:.0} % without Memtide)\n\
          meanwhile                {}\n",
@@ -36,6 +38,7 @@ fn of_steady(text: &mut String, steady: &Steady) {
         steady.held_without_mib,
         steady.saved_percent,
         steady.held_reporting_mib,
+        of_paged_out(steady.paged_out),
         steady.size_mib,
         steady.settled_after_s,
         within_goal(&steady.stalls) * 100.0,
@@ -43,6 +46,18 @@ fn of_steady(text: &mut String, steady: &Steady) {
         within_goal(&steady.stalls_without) * 100.0,
         of_cost(&steady.cost)
     );
+}
+
+fn of_paged_out(paged_out: PagedOut) -> String {
+    let PagedOut { disk_mib, zram_mib, zram_takes_mib } = paged_out;
+    let to_disk = (disk_mib > 0).then(|| format!("{disk_mib} MiB to the disk"));
+    let to_zram = (zram_mib > 0).then(|| {
+        format!(
+            "{zram_mib} MiB to zram, which holds them in {zram_takes_mib} MiB of the guest's memory"
+        )
+    });
+    let places: Vec<String> = to_disk.into_iter().chain(to_zram).collect();
+    if places.is_empty() { "nothing".into() } else { places.join("; ") }
 }
 
 fn of_cost(cost: &Cost) -> String {
@@ -117,13 +132,19 @@ fn of_size(report: &Report, size: &FixedSize) -> String {
 mod tests {
     use super::super::report::tests::report;
     use super::*;
+    use crate::setting::Swap;
 
     #[test]
     fn everything_is_set_beside_what_it_is_to_be_compared_with() {
         let text = table(&report());
         let has = |wanted: &str| assert!(text.contains(wanted), "{wanted} is missing in\n{text}");
         has("slower with Memtide by   1.0 % (median of 1.0, 1.0, 1.0, 1.0, 1.0)");
-        has("1100 MiB; 1700 without Memtide (29 % of the guest saved), 1650 where free");
+        has("1100 MiB; 1700 without Memtide (29 % of the guest saved)\n");
+        has("with reporting alone     1650 MiB,");
+        has(
+            "paged out                817 MiB to zram, which holds them in 203 MiB of the guest's memory",
+        );
+        has("\nswap on zram, in the guest's own memory; the agent sets it up\n");
         has("windows within the goal  75 % of 4");
         has(
             "the smallest that does not hurt has 1400 MiB; Memtide found 1200 MiB, -14 %, which hurts",
@@ -131,6 +152,28 @@ mod tests {
         let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap();
         assert!(line("Memtide").contains("1.20"), "{text}");
         assert!(line("    1200 MiB").ends_with("hurts"), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 110), "{text}");
+    }
+
+    #[test]
+    fn what_went_to_the_disk_is_said_to_be_there() {
+        let mut report = report();
+        let disk = Swap::Disk { size_mib: 2048, in_host_memory: false };
+        report.setting.swap = Some(disk);
+        let steady = report.steady.as_mut().unwrap();
+        steady.paged_out = PagedOut { disk_mib: 851, ..PagedOut::default() };
+        let text = table(&report);
+        assert!(text.contains("\npaged out                851 MiB to the disk\n"), "{text}");
+        assert!(text.contains("\nswap on a disk of 2048 MiB for each guest\n"), "{text}");
+        assert_eq!(
+            serde_json::to_value(disk).unwrap(),
+            serde_json::json!({ "kind": "disk", "size_mib": 2048, "in_host_memory": false })
+        );
+        report.setting.swap = Some(Swap::Disk { size_mib: 2048, in_host_memory: true });
+        report.steady.as_mut().unwrap().paged_out = PagedOut::default();
+        let text = table(&report);
+        assert!(text.contains("in the host's memory"), "{text}");
+        assert!(text.contains("\npaged out                nothing\n"), "{text}");
         assert!(text.lines().all(|line| line.chars().count() <= 110), "{text}");
     }
 

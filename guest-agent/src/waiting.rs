@@ -63,7 +63,7 @@ pub(crate) fn wait_for(
         let now = Instant::now();
         let is_quiet = !woken && !by_device && now >= end;
         if let Some(still) = agent.still().filter(|_| is_quiet)
-            && let Some(more) = longer(still, now - start, wait, free_memory())
+            && let Some(more) = longer(still, now - start, free_memory())
         {
             end = now + more;
             still_at = Some(clock.now());
@@ -75,9 +75,9 @@ pub(crate) fn wait_for(
 }
 
 /// How much longer the turn can wait, `waited` after the last one, with so much free.
-fn longer(still: Still, waited: Duration, wait: Duration, free: ByteSize) -> Option<Duration> {
+fn longer(still: Still, waited: Duration, free: ByteSize) -> Option<Duration> {
     let left = still.latest.checked_sub(waited).filter(|left| !left.is_zero())?;
-    (free + UNSTIRRED >= still.free).then(|| left.min(wait))
+    (free + UNSTIRRED >= still.free).then(|| left.min(still.every))
 }
 
 /// `MemFree`, nearly.
@@ -93,8 +93,8 @@ mod tests {
     #[test]
     fn a_turn_waits_longer_while_memory_lies_still_and_never_past_what_is_due() {
         let (ms, mib) = (Duration::from_millis, ByteSize::from_mib);
-        let still = Still { latest: ms(1000), free: mib(500) };
-        let after = |waited, free| longer(still, ms(waited), ms(100), mib(free));
+        let still = Still { latest: ms(1000), free: mib(500), every: ms(100) };
+        let after = |waited, free| longer(still, ms(waited), mib(free));
         assert_eq!(after(100, 500), Some(ms(100)));
         assert_eq!(after(100, 496), Some(ms(100)));
         assert_eq!(after(100, 495), None, "it grows");

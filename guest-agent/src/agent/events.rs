@@ -8,6 +8,7 @@ use memtide_units::{BlockId, GpaRange, Instant};
 use memtide_wire::block::{RefuseReason, Request, Response, Verdict};
 
 use super::Agent;
+use super::rest::is_news;
 use crate::blocks::Hold;
 use crate::link::LinkEvent;
 use crate::returns::Effect;
@@ -18,6 +19,9 @@ const AFTER_LOSS: Duration = Duration::from_millis(500);
 
 impl Agent {
     pub(super) fn on_link(&mut self, now: Instant, event: LinkEvent) {
+        if is_news(&event) {
+            self.rest.end();
+        }
         match event {
             LinkEvent::Answered(request, response) => self.on_answer(now, request, response),
             LinkEvent::StatisticsWanted => {
@@ -194,6 +198,7 @@ impl Agent {
     }
 
     pub(super) fn on_done(&mut self, now: Instant, done: Done) {
+        self.rest.end();
         let Job { block, task } = done.job;
         match (task, done.result) {
             (Task::Steal { .. }, Ok(())) => self.on_offline(block),

@@ -12,6 +12,7 @@
 //! * `removal`: what is stolen whole loses its `struct page`s.
 //! * `access`: what DAMON has seen, and who watches if it ends.
 //! * `report`: telemetry for the host, the status for people.
+//! * `rest`: how long all that holds, and when a turn need not look at the guest.
 
 mod access;
 mod act;
@@ -20,6 +21,7 @@ mod grain;
 mod observe;
 mod removal;
 mod report;
+mod rest;
 #[cfg(test)]
 mod tests;
 
@@ -29,7 +31,7 @@ use std::time::Duration;
 use memtide_policy::guest::{Controller, HeatMap, Limits, LimitsWish, Mode, Outcome, Plan, Swap};
 use memtide_sysfs::memory::StateRequest;
 use memtide_sysfs::{Error, Root};
-use memtide_units::{BlockId, ByteSize, GpaRange, Instant};
+use memtide_units::{BlockId, GpaRange, Instant};
 use memtide_wire::block::{Hello, RANGES_MAX, Request};
 
 use crate::access::AccessHistory;
@@ -48,6 +50,10 @@ use crate::runtime::{RuntimeDir, Seen};
 use crate::senses::{Reading, Senses};
 use crate::status::{Counters, Lack};
 use crate::watching::Watching;
+
+pub use self::rest::Still;
+
+use self::rest::Rest;
 
 /// Telemetry, the status file and a look at the device's health: once a second.
 const SECOND: Duration = Duration::from_secs(1);
@@ -105,6 +111,13 @@ pub struct Parts {
     pub lacks: Vec<Lack>,
 }
 
+/// Whether the host has said anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heard {
+    Nothing,
+    Something,
+}
+
 /// When something is due again.
 #[derive(Clone, Copy, Debug, Default)]
 struct Due {
@@ -112,15 +125,6 @@ struct Due {
     refresh: Instant,
     /// Not before: something could not be removed.
     removal: Instant,
-}
-
-/// The next turn is for nothing but to see whether the guest has begun to grow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Still {
-    /// Whatever happens, a turn is due after so long.
-    pub latest: Duration,
-    /// It has not, as long as so much is free.
-    pub free: ByteSize,
 }
 
 /// The agent.
@@ -150,6 +154,7 @@ pub struct Agent {
     /// Devices through which the kernel tells the host what is free.
     reporters: Vec<String>,
     due: Due,
+    rest: Rest,
     still: Option<Still>,
     generation: u32,
     /// Goodbye has not been said yet.
@@ -183,6 +188,7 @@ impl Agent {
             note: "starting".into(),
             reporters: Vec::new(),
             due: Due::default(),
+            rest: Rest::default(),
             still: None,
             generation: 0,
             is_leaving: false,
@@ -196,6 +202,7 @@ impl Agent {
             tracing::info!("the mode is {mode:?} from now on");
         }
         self.mode = mode;
+        self.rest.end();
     }
 
     /// The parts, for whoever waits on their descriptors.
@@ -216,8 +223,11 @@ impl Agent {
     pub fn turn(&mut self, now: Instant, woken: Woken) -> Result<Duration, crate::run::RunError> {
         if let Some(at) = woken.still_at {
             self.parts.controller.lay_still(at);
+            self.rest.go_on(at);
         }
-        self.listen(now, woken);
+        if self.listen(now, woken) == Heard::Something && self.may_rest_on(now, woken) {
+            return Ok(self.pause(now));
+        }
         self.take_ended_jobs(now);
         self.see_to_watching(now);
         if now >= self.due.refresh && !self.parts.hands.is_busy() {
@@ -235,23 +245,14 @@ impl Agent {
         if now >= self.due.report {
             self.due.report = now + SECOND;
             self.report(now);
+            // After all else: telemetry waits for nobody, and nobody for it.
+            self.exchange(now);
         }
-        let until = |at: Instant| at.since(now).max(Duration::from_millis(1));
-        let report = until(self.due.report);
-        let latest = self.parts.link.due().map_or(report, |due| until(due).min(report));
-        let is_idle = self.parts.link.is_idle() && !self.parts.hands.is_busy();
-        let still = |free: ByteSize| Still { latest, free };
-        self.still = plan.while_free.filter(|_| is_idle).map(still);
-        Ok(plan.wait.min(latest))
-    }
-
-    /// What lets the next turn wait longer than the last one said.
-    pub fn still(&self) -> Option<Still> {
-        self.still
+        Ok(self.pause(now))
     }
 
     /// Hears the host: its answers, and what it may have changed.
-    fn listen(&mut self, now: Instant, woken: Woken) {
+    fn listen(&mut self, now: Instant, woken: Woken) -> Heard {
         let link = &mut self.parts.link;
         if woken.by_device {
             link.look_soon();
@@ -259,37 +260,43 @@ impl Agent {
         if let Some(event) = (now >= self.due.report).then(|| link.check(now)).flatten() {
             self.on_link(now, event);
         }
-        self.exchange(now);
+        let heard = self.exchange(now);
         let generation = self.parts.link.config().generation;
         if generation != self.generation {
             self.generation = generation;
             self.returns.hurry(now);
+            self.rest.end();
         }
+        heard
     }
 
     /// Reads answers and sends what waits, until neither is left.
-    fn exchange(&mut self, now: Instant) {
-        self.pump(now);
+    fn exchange(&mut self, now: Instant) -> Heard {
+        let heard = self.pump(now);
         let is_silent = self.parts.link.is_given_up();
         if is_silent != self.is_marked_silent {
             self.is_marked_silent = is_silent;
             let runtime = &self.parts.runtime;
             if is_silent { runtime.mark_silent() } else { runtime.clear_silent() }
         }
+        heard
     }
 
-    fn pump(&mut self, now: Instant) {
+    fn pump(&mut self, now: Instant) -> Heard {
+        let mut heard = Heard::Nothing;
         for _ in 0..ANSWERS_MAX {
             let limits = self.parts.controller.settings().limits;
             let Parts { root, blocks, link, .. } = &mut self.parts;
             let events = link.service(now, &Kernel { root, blocks, limits });
             if events.is_empty() {
-                return;
+                return heard;
             }
+            heard = Heard::Something;
             for event in events {
                 self.on_link(now, event);
             }
         }
+        heard
     }
 
     /// Takes in what the blocks' thread has done. What has gone offline is reported before anything
@@ -343,6 +350,7 @@ impl Agent {
     fn decide(&mut self, now: Instant, woken: Woken) -> Result<Plan, Error> {
         let seen = self.observe(now, woken)?;
         let plan = self.parts.controller.step(now, &seen);
+        self.rest = Rest::after(now, &plan, seen.device);
         self.take_note(now, &plan);
         Ok(plan)
     }

@@ -20,6 +20,7 @@ mod plain;
 mod plugged;
 mod removal;
 mod reports;
+mod rest;
 mod silence;
 mod strangers;
 mod watching;

@@ -1,0 +1,108 @@
+//! Between two decisions: how long nothing needs to be decided, and what ends that.
+//!
+//! A decision says how long it holds unless something happens. Once a second a guest at rest tells
+//! its host how it is, and the host's answer wakes the agent, although it changes nothing. Such a
+//! turn ends after listening: it looks at nothing of the guest, and what is left of the wait is
+//! waited for. All that is not known to change nothing has the agent decide anew.
+
+use std::time::Duration;
+
+use memtide_policy::guest::{DeviceState, Plan};
+use memtide_units::{ByteSize, Instant};
+use memtide_wire::block::{Request, Verdict};
+
+use super::{Agent, Woken};
+use crate::link::LinkEvent;
+
+/// The next turn is for nothing but to see whether the guest has begun to grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Still {
+    /// Whatever happens, a turn is due after so long.
+    pub latest: Duration,
+    /// It has not, as long as so much is free.
+    pub free: ByteSize,
+    /// How long each look at what is free holds.
+    pub every: Duration,
+}
+
+/// What the last decision said of the time until the next one.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Rest {
+    /// When the next one is due.
+    until: Instant,
+    /// How long it was to hold, and each look that finds memory lying still has it hold for as long.
+    every: Duration,
+    /// What must be free for that.
+    while_free: Option<ByteSize>,
+    /// How the device was.
+    device: Option<DeviceState>,
+    /// Something has happened since that it could not know.
+    is_over: bool,
+}
+
+impl Rest {
+    pub(super) fn after(now: Instant, plan: &Plan, device: DeviceState) -> Self {
+        let (every, while_free) = (plan.wait, plan.while_free);
+        Self { until: now + every, every, while_free, device: Some(device), is_over: false }
+    }
+
+    /// Something happens: whatever wakes the agent next has it decide.
+    pub(super) fn end(&mut self) {
+        self.is_over = true;
+    }
+
+    /// Memory was found to lie still at `at`.
+    pub(super) fn go_on(&mut self, at: Instant) {
+        self.until = self.until.max(at + self.every);
+    }
+}
+
+/// Whether a decision may be another after this event than before.
+pub(super) fn is_news(event: &LinkEvent) -> bool {
+    match event {
+        LinkEvent::Answered(Request::Telemetry(_) | Request::Goodbye, response) => {
+            response.verdict != Verdict::Ok
+        }
+        LinkEvent::StatisticsWanted => false,
+        LinkEvent::Answered(..)
+        | LinkEvent::Silent
+        | LinkEvent::Lost(_)
+        | LinkEvent::Grain(_)
+        | LinkEvent::NotOffline(_) => true,
+    }
+}
+
+impl Agent {
+    /// Whether a turn in which the host was heard need not look at the guest.
+    pub(super) fn may_rest_on(&self, now: Instant, woken: Woken) -> bool {
+        let (rest, due) = (&self.rest, &self.due);
+        let is_due = now >= rest.until || now >= due.report || now >= due.refresh;
+        // One that was late has answered, or one that answered is late.
+        let is_as_before = rest.device == Some(self.parts.link.device_state());
+        let is_under_way = self.returns.ticket().is_some() || self.is_busy();
+        let has_happened = rest.is_over || woken.by_trigger || !self.outcomes.is_empty();
+        is_as_before && !is_due && !is_under_way && !has_happened
+    }
+
+    /// How long nothing needs to be done now unless something happens.
+    pub(super) fn pause(&mut self, now: Instant) -> Duration {
+        let until = |at: Instant| at.since(now).max(Duration::from_millis(1));
+        let report = until(self.due.report);
+        let latest = self.parts.link.due().map_or(report, |due| until(due).min(report));
+        let Rest { every, is_over, .. } = self.rest;
+        let may_lie_still = !is_over && !self.is_busy();
+        let still = |free: ByteSize| Still { latest, free, every };
+        self.still = self.rest.while_free.filter(|_| may_lie_still).map(still);
+        until(self.rest.until).min(latest)
+    }
+
+    /// An answer or a block is waited for.
+    fn is_busy(&self) -> bool {
+        !self.parts.link.is_idle() || self.parts.hands.is_busy()
+    }
+
+    /// What lets the next turn wait longer than the last one said.
+    pub fn still(&self) -> Option<Still> {
+        self.still
+    }
+}

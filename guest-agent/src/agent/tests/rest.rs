@@ -1,0 +1,225 @@
+//! What wakes an agent at rest, and what of that has it look at the guest.
+
+use super::*;
+
+const MEMINFO: &str = "proc/meminfo";
+
+/// An agent that has said how it is and waits for the answer, in a guest at rest.
+fn world() -> World {
+    let mut world = World::new();
+    world.run(20_000);
+    send_telemetry(&mut world);
+    world
+}
+
+/// Until the next telemetry is sent; all before is answered.
+fn send_telemetry(world: &mut World) {
+    let end = world.now + 2_000;
+    while !matches!(world.device.waiting(), Some(Request::Telemetry(_))) {
+        assert!(world.now < end, "telemetry comes once a second");
+        world.host();
+        world.now += STEP_MS;
+        world.turn(Woken::default());
+    }
+}
+
+fn respond(world: &World, verdict: Verdict) {
+    world.device.answer(|sequence, _| answer(sequence, verdict)).unwrap();
+}
+
+/// The turn of an agent that is woken a little later. `None` where it wanted to look at the guest,
+/// which it cannot.
+fn wake(world: &mut World, woken: Woken) -> Option<Duration> {
+    world.now += 5;
+    let meminfo = world.fake.get(MEMINFO);
+    world.fake.remove(MEMINFO);
+    let turn = world.agent.turn(Instant::from_millis(world.now), woken);
+    world.fake.put(MEMINFO, &meminfo);
+    match turn {
+        Ok(wait) => Some(wait),
+        Err(RunError::Kernel(error)) if error.is_missing() => None,
+        Err(other) => panic!("{other}"),
+    }
+}
+
+const BY_DEVICE: Woken = Woken { by_trigger: false, by_device: true, still_at: None };
+
+/// Whether the agent decides anew when the host has answered, and `also` has happened.
+fn decides(verdict: Verdict, also: impl FnOnce(&mut World) -> Woken) -> bool {
+    let mut world = world();
+    respond(&world, verdict);
+    let woken = also(&mut world);
+    wake(&mut world, woken).is_none()
+}
+
+#[test]
+fn an_answer_to_telemetry_alone_reads_nothing_of_the_guest_and_puts_nothing_off() {
+    let mut world = world();
+    let due = world.now + millis(world.agent.pause(Instant::from_millis(world.now)));
+    assert_eq!(world.agent.still(), None, "an answer is awaited");
+    respond(&world, Verdict::Ok);
+    let wait = wake(&mut world, BY_DEVICE).expect("nothing has happened");
+    assert_eq!(world.now + millis(wait), due, "what is left of the wait");
+    let still = world.agent.still().expect("nothing is under way any more");
+    assert_eq!(world.now + millis(still.latest), world.agent.due.report.as_millis());
+    // As when it is time.
+    world.now = due - 5;
+    assert_eq!(wake(&mut world, Woken::default()), None);
+}
+
+/// One turn to send it, another to hear the answer, would be two a second too many.
+#[test]
+fn telemetry_goes_out_in_the_turn_that_makes_it() {
+    let mut world = world();
+    respond(&world, Verdict::Ok);
+    wake(&mut world, BY_DEVICE).unwrap();
+    world.now = world.agent.due.report.as_millis();
+    world.turn(Woken::default());
+    assert!(matches!(world.device.waiting(), Some(Request::Telemetry(_))));
+}
+
+#[test]
+fn a_guest_that_lay_still_at_the_last_look_rests_on_for_as_long() {
+    let mut world = World::plain();
+    world.run(20_000);
+    world.now = world.agent.due.report.as_millis();
+    world.turn(Woken::default());
+    let every = world.agent.still().expect("nothing is under way").every;
+    // The look found nothing; then the host wants statistics.
+    let looked = world.now + millis(every);
+    world.now = looked + 10;
+    assert!(world.device.take_statistics().is_some());
+    let woken = Woken { still_at: Some(Instant::from_millis(looked)), ..BY_DEVICE };
+    let wait = wake(&mut world, woken).expect("statistics change nothing");
+    assert_eq!(world.now + millis(wait), looked + millis(every));
+    assert!(world.device.take_statistics().is_some(), "the host gets them all the same");
+}
+
+#[test]
+fn the_answer_alone_is_the_only_one_of_its_kind() {
+    assert!(!decides(Verdict::Ok, |_| BY_DEVICE));
+    assert!(!decides(Verdict::Ok, |_| Woken::default()), "without an interrupt");
+}
+
+#[test]
+fn who_is_woken_by_nothing_that_is_known_decides() {
+    let mut world = world();
+    assert_eq!(wake(&mut world, Woken::default()), None);
+}
+
+#[test]
+fn a_stall_has_the_agent_decide() {
+    assert!(decides(Verdict::Ok, |_| Woken { by_trigger: true, ..BY_DEVICE }));
+}
+
+#[test]
+fn an_operator_has_the_agent_decide() {
+    assert!(decides(Verdict::Ok, |world| {
+        world.agent.set_mode(Mode::Restore);
+        BY_DEVICE
+    }));
+}
+
+#[test]
+fn another_word_of_the_host_has_the_agent_decide() {
+    assert!(decides(Verdict::Ok, |world| {
+        world.device.configure(|config| config.balloon.num_pages.set(1 << 16));
+        BY_DEVICE
+    }));
+    // A wish for a new hello, before whose answer nothing is certain.
+    assert!(decides(Verdict::Ok, |world| {
+        world.device.configure(|config| config.extension.hello_epoch.set(9));
+        BY_DEVICE
+    }));
+}
+
+#[test]
+fn an_answer_that_is_a_refusal_has_the_agent_decide() {
+    assert!(decides(Verdict::Refused(RefuseReason::NoHello), |_| BY_DEVICE));
+    assert!(decides(Verdict::Refused(RefuseReason::Malformed), |_| BY_DEVICE));
+}
+
+#[test]
+fn an_answer_to_anything_else_has_the_agent_decide() {
+    let range = SIZE.range(BlockId(2)).unwrap();
+    for request in [Request::Cancel { ticket: 77 }, Request::Taken(vec![range])] {
+        let mut world = world();
+        respond(&world, Verdict::Ok);
+        world.agent.parts.link.post(request);
+        assert_eq!(wake(&mut world, BY_DEVICE), None, "it is under way");
+        world.turn(Woken::default());
+        respond(&world, Verdict::Ok);
+        assert_eq!(wake(&mut world, BY_DEVICE), None, "it is answered");
+    }
+}
+
+#[test]
+fn what_the_last_turn_heard_after_its_decision_is_not_forgotten() {
+    assert!(decides(Verdict::Ok, |world| {
+        world.agent.parts.link.greet_again();
+        world.agent.exchange(Instant::from_millis(world.now));
+        respond(world, Verdict::Ok);
+        world.agent.exchange(Instant::from_millis(world.now));
+        // All is well again, and what is answered now changes nothing.
+        world.agent.parts.link.post(Request::Goodbye);
+        world.agent.exchange(Instant::from_millis(world.now));
+        respond(world, Verdict::Ok);
+        BY_DEVICE
+    }));
+}
+
+#[test]
+fn a_device_that_is_back_has_the_agent_decide() {
+    let mut world = world();
+    world.now += 5_000;
+    world.turn(Woken::default());
+    assert!(world.agent.parts.link.is_given_up());
+    respond(&world, Verdict::Ok);
+    assert_eq!(wake(&mut world, BY_DEVICE), None);
+}
+
+#[test]
+fn a_device_that_breaks_the_rules_has_the_agent_decide() {
+    let mut world = world();
+    world.device.answer_bytes(&[0xff; 8]);
+    assert_eq!(wake(&mut world, BY_DEVICE), None);
+}
+
+#[test]
+fn a_block_that_comes_back_has_the_agent_decide() {
+    assert!(decides(Verdict::Ok, |world| {
+        world.agent.bring_back(BlockId(3));
+        world.settle();
+        BY_DEVICE
+    }));
+}
+
+#[test]
+fn what_is_due_is_done_whatever_else_wakes_the_agent() {
+    let at = |world: &World| Instant::from_millis(world.now + 1);
+    assert!(decides(Verdict::Ok, |world| {
+        world.agent.due.refresh = at(world);
+        BY_DEVICE
+    }));
+    assert!(decides(Verdict::Ok, |world| {
+        world.agent.due.report = at(world);
+        BY_DEVICE
+    }));
+}
+
+#[test]
+fn a_return_that_is_held_is_not_left_alone() {
+    let mut world = World::new();
+    world.run(20_000);
+    world.returns = Verdict::Held(HoldReason::HostBudget);
+    world.grow_to(350);
+    world.run(500);
+    send_telemetry(&mut world);
+    respond(&world, Verdict::Ok);
+    assert!(world.agent.returns.ticket().is_some());
+    assert_eq!(wake(&mut world, BY_DEVICE), None);
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap()
+}

@@ -4,9 +4,11 @@
 //! before the agent's first start, is the agent's. So a restarted agent knows all that it needs
 //! from sysfs and from the short list of known and *foreign* blocks that it left in its runtime
 //! directory. That list names the *removed* blocks too: the kernel has none of these any more, and
-//! says only that it could have them again.
+//! says only that it could have them again. And it says which making of each block was meant: other
+//! memory may have been plugged in at the same place since, and that is nobody's.
 
 mod own_structs;
+mod refresh;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +16,8 @@ use memtide_policy::guest::{BlockState, BlockView, FixedReason, HeatMap};
 use memtide_sysfs::memory::{Block, State, Zone};
 use memtide_sysfs::{Root, memory};
 use memtide_units::{BlockId, BlockSize, ByteSize, GpaRange};
+
+pub use self::refresh::Surprise;
 
 use self::own_structs::OwnStructs;
 use crate::remove::{self, Plug};
@@ -46,6 +50,8 @@ struct Entry {
     plug: Plug,
     /// Where what stands for it lies, if it was taken in pieces.
     pieces: Option<Taken>,
+    /// Which making of it this is ([`Block::inode`]); `None` while it is removed.
+    inode: Option<u64>,
 }
 
 /// Memory that was taken in the name of a block which cannot be emptied ([`crate::pieces`]).
@@ -77,26 +83,22 @@ pub enum ByPieces {
 impl Entry {
     fn new(block: &Block, hold: Hold, owns_structs: bool) -> Self {
         let (zone, never_offline) = (block.current_zone(), block.never_offline());
-        Self { hold, zone, never_offline, owns_structs, plug: Plug::In, pieces: None }
+        let (plug, pieces, inode) = (Plug::In, None, Some(block.inode));
+        Self { hold, zone, never_offline, owns_structs, plug, pieces, inode }
     }
 
     /// A block that the kernel has not.
     fn removed(hold: Hold) -> Self {
-        let (zone, pieces) = (None, None);
-        Self { hold, zone, never_offline: false, owns_structs: false, plug: Plug::Out, pieces }
+        let (zone, pieces, inode) = (None, None, None);
+        let (never_offline, owns_structs) = (false, false);
+        Self { hold, zone, never_offline, owns_structs, plug: Plug::Out, pieces, inode }
     }
-}
 
-/// What somebody else did to a block since the last look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Surprise {
-    /// A block of the agent's is online: the host must be told.
-    CameOnline(BlockId),
-    /// A block went offline without the agent: it is foreign from now on.
-    WentOffline(BlockId),
-    /// The memory of a block of the agent's has been unplugged: the host must be told what is stolen
-    /// still.
-    Gone(BlockId),
+    /// Whether the block that has this number now was made after the one that this is about. What was
+    /// removed comes back as another one, and is the same to the agent.
+    fn is_made_anew(&self, inode: u64) -> bool {
+        self.inode.is_some_and(|known| known != inode)
+    }
 }
 
 /// The table.
@@ -165,9 +167,11 @@ impl Blocks {
     }
 
     /// The agent has taken a block offline: it is in no zone.
-    pub fn went_offline(&mut self, block: BlockId) {
+    pub fn went_offline(&mut self, root: &Root, block: BlockId) {
         let plug = self.entries.get(&block).map_or(Plug::In, |entry| entry.plug);
-        self.entries.insert(block, Entry { plug, ..Entry::removed(Hold::Leaving) });
+        // It may have been made anew since the last look, and then taken.
+        let inode = memory::inode(root, block).ok();
+        self.entries.insert(block, Entry { plug, inode, ..Entry::removed(Hold::Leaving) });
     }
 
     /// The agent has taken memory that lies in `runs` in the name of a block.
@@ -233,51 +237,6 @@ impl Blocks {
         }
     }
 
-    /// Reads all blocks again and says what changed without the agent. Call it while none of the
-    /// agent's own changes is under way.
-    ///
-    /// # Errors
-    /// As [`Self::read`].
-    pub fn refresh(&mut self, root: &Root) -> Result<Vec<Surprise>, memtide_sysfs::Error> {
-        let blocks = memory::list(root)?;
-        let present: BTreeSet<BlockId> = blocks.iter().map(|block| block.id).collect();
-        let unplugged = if self.entries.values().any(|entry| entry.plug == Plug::Out) {
-            remove::unplugged(root)?
-        } else {
-            BTreeSet::new()
-        };
-        let is_known = |id: &BlockId, entry: &Entry| {
-            present.contains(id)
-                || entry.plug == Plug::Out && unplugged.contains(id)
-                || entry.pieces.is_some()
-        };
-        let ours = self.offline_by_us();
-        self.entries.retain(|id, entry| is_known(id, entry));
-        let own = OwnStructs::look(root);
-        let is_gone = |id: &BlockId| !self.entries.contains_key(id);
-        let mut surprises: Vec<Surprise> =
-            ours.into_iter().filter(is_gone).map(Surprise::Gone).collect();
-        let in_pieces = self.in_pieces();
-        // What becomes of a block that pieces stand for is not the pieces' business.
-        for block in blocks.into_iter().filter(|block| !in_pieces.contains(&block.id)) {
-            let hold = self.hold(block.id).unwrap_or(Hold::Online);
-            let now = match (hold, block.state) {
-                (Hold::Online, State::Offline) => {
-                    surprises.push(Surprise::WentOffline(block.id));
-                    Hold::Foreign
-                }
-                (Hold::Leaving | Hold::Stolen | Hold::Returning, State::Online) => {
-                    surprises.push(Surprise::CameOnline(block.id));
-                    Hold::Online
-                }
-                (Hold::Foreign, State::Online) => Hold::Online,
-                (same, _) => same,
-            };
-            self.entries.insert(block.id, Entry::new(&block, now, own.may_be_in(block.id)));
-        }
-        Ok(surprises)
-    }
-
     /// The policy's view, with heat where it is known.
     pub fn views(&self, heat: &HeatMap) -> Vec<BlockView> {
         let view = |(id, entry): (&BlockId, &Entry)| BlockView {
@@ -335,9 +294,17 @@ impl Blocks {
     }
 
     /// Those of [`Self::offline_by_us`] that the kernel says are offline at this moment: somebody
-    /// else may have put one online since the last refresh, and the host would drop it in use.
+    /// else may have put one online since the last refresh, and the host would drop it in use. Nor are
+    /// those among them in whose place there is other memory now.
     pub fn offline_still(&self, root: &Root) -> Vec<BlockId> {
-        self.offline_by_us().into_iter().filter(|block| self.is_out(root, *block)).collect()
+        let is_so = |block: &BlockId| self.is_out(root, *block) && self.is_same(root, *block);
+        self.offline_by_us().into_iter().filter(is_so).collect()
+    }
+
+    fn is_same(&self, root: &Root, block: BlockId) -> bool {
+        let entry = self.entries.get(&block);
+        let is_other = |inode| entry.is_some_and(|entry| entry.is_made_anew(inode));
+        !memory::inode(root, block).is_ok_and(is_other)
     }
 
     /// Whether all of a range is offline at this moment, by the kernel's word, or in pieces that are
@@ -408,7 +375,7 @@ impl Blocks {
         for block in blocks {
             let is_gone = memory::state(root, *block).is_err_and(|error| error.is_missing());
             if let Some(entry) = self.entries.get_mut(block).filter(|_| is_gone) {
-                entry.plug = Plug::Out;
+                (entry.plug, entry.inode) = (Plug::Out, None);
             }
         }
     }
@@ -427,7 +394,9 @@ impl Blocks {
     pub fn seen(&self) -> Seen {
         let known = self.entries.keys().copied().collect();
         let foreign = self.with(Hold::Foreign).into_iter().collect();
-        Seen { known, foreign, removed: self.removed().into_iter().collect() }
+        let inode = |(id, entry): (&BlockId, &Entry)| Some((*id, entry.inode?));
+        let inodes = self.entries.iter().filter_map(inode).collect();
+        Seen { known, foreign, removed: self.removed().into_iter().collect(), inodes }
     }
 
     /// How many blocks there are.

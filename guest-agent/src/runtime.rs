@@ -18,7 +18,7 @@
 //! It must not be removed while blocks are stolen: without the list of foreign blocks the next
 //! agent would take every stolen block for somebody else's. Hence `RuntimeDirectoryPreserve=yes`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -247,18 +247,29 @@ pub struct Seen {
     /// stolen.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub removed: BTreeSet<BlockId>,
+    /// Which making of each it was ([`Block::inode`]), where that is known: older agents did not look.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub inodes: BTreeMap<BlockId, u64>,
 }
 
 impl Seen {
     fn updated(&self, blocks: &[Block]) -> Self {
-        let is_new = |block: &&Block| !self.known.contains(&block.id);
+        let is_new = |block: &&Block| !self.known.contains(&block.id) || self.is_made_anew(block);
         let news = blocks.iter().filter(is_new).filter(|block| block.state == State::Offline);
         let mut foreign = self.foreign.clone();
         foreign.extend(news.map(|block| block.id));
         let mut known: BTreeSet<BlockId> = blocks.iter().map(|block| block.id).collect();
         let removed: BTreeSet<BlockId> = self.removed.difference(&known).copied().collect();
         known.extend(&removed);
-        Self { known, foreign, removed }
+        let inodes = blocks.iter().map(|block| (block.id, block.inode)).collect();
+        Self { known, foreign, removed, inodes }
+    }
+
+    /// Whether there is other memory now where an agent knew a block. What an agent has removed comes
+    /// back as another one, and is the agent's.
+    fn is_made_anew(&self, block: &Block) -> bool {
+        let is_other = self.inodes.get(&block.id).is_some_and(|known| *known != block.inode);
+        is_other && !self.removed.contains(&block.id)
     }
 }
 
@@ -352,6 +363,35 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_was_plugged_in_at_the_place_of_a_known_block_is_no_agents() {
+        let dir = tempfile::tempdir().unwrap();
+        let fake = FakeRoot::new();
+        let blocks = [(1, FakeBlock::OFFLINE), (8, FakeBlock::OFFLINE)];
+        fake.add_blocks(BlockSize::X86_SMALL, [(7, FakeBlock::MOVABLE)].into_iter().chain(blocks));
+        let root = fake.root();
+        let runtime = RuntimeDir::open(dir.path()).unwrap();
+        let ours = Seen { foreign: BTreeSet::new(), ..runtime.seen(&root).unwrap() };
+        runtime.set_seen(&ours).unwrap();
+        fake.remove("sys/devices/system/memory/memory8");
+        fake.add_blocks(BlockSize::X86_SMALL, [(8, FakeBlock::OFFLINE)]);
+        for _ in 0..2 {
+            assert_eq!(runtime.seen(&root).unwrap().foreign, BTreeSet::from([BlockId(8)]));
+        }
+    }
+
+    #[test]
+    fn a_list_that_an_older_agent_has_left_is_read_and_says_what_it_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let fake = FakeRoot::new();
+        fake.add_blocks(BlockSize::X86_SMALL, [(1, FakeBlock::OFFLINE), (2, FakeBlock::OFFLINE)]);
+        let runtime = RuntimeDir::open(dir.path()).unwrap();
+        std::fs::write(dir.path().join("blocks.json"), r#"{"known":[1,2],"foreign":[2]}"#).unwrap();
+        let seen = runtime.seen(&fake.root()).unwrap();
+        assert_eq!((seen.foreign, seen.inodes.len()), (BTreeSet::from([BlockId(2)]), 2));
+        assert_eq!(runtime.seen(&fake.root()).unwrap().inodes, seen.inodes);
+    }
+
     /// The one that comes back offline with its device must not be taken for a stranger's.
     #[test]
     fn what_was_removed_is_known_until_it_is_there_again() {
@@ -364,8 +404,12 @@ mod tests {
         let known = BTreeSet::from([BlockId(1), BlockId(8)]);
         let seen = Seen { known, removed, ..Seen::default() };
         runtime.set_seen(&seen).unwrap();
-        assert_eq!(runtime.seen(&root).unwrap(), seen);
+        let found = runtime.seen(&root).unwrap();
+        assert_eq!(Seen { inodes: BTreeMap::new(), ..found }, seen);
         fake.add_blocks(BlockSize::X86_SMALL, [(8, FakeBlock::OFFLINE)]);
+        // Its device was plugged in before, and so it is another one than the first agent knew.
+        let inodes = BTreeMap::from([(BlockId(8), 1)]);
+        runtime.set_seen(&Seen { inodes, ..seen }).unwrap();
         let now = runtime.seen(&root).unwrap();
         assert_eq!((now.foreign, now.removed), (BTreeSet::new(), BTreeSet::new()));
     }

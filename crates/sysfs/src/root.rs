@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -118,6 +119,16 @@ impl Root {
     /// True where the file or directory is there.
     pub fn exists(&self, relative: impl AsRef<Path>) -> bool {
         self.path(relative).exists()
+    }
+
+    /// The number of the file or directory, that of a link being its own.
+    ///
+    /// # Errors
+    /// [`Error::Missing`], [`Error::Io`].
+    pub(crate) fn inode(&self, relative: impl AsRef<Path>) -> Result<u64> {
+        let path = self.path(relative);
+        let found = fs::symlink_metadata(&path);
+        found.map(|found| found.ino()).map_err(|error| Error::reading(&path, error))
     }
 
     /// The names in a directory, in no order.

@@ -78,6 +78,16 @@ impl Agent {
         self.parts.link.greet_again();
     }
 
+    /// The same, and it has plugged in other memory at its place, which it may not drop.
+    pub(super) fn is_replaced(&mut self, block: BlockId) {
+        tracing::warn!(
+            "{block} was stolen, and the host has plugged in other memory at its place: left alone"
+        );
+        let ranges = self.parts.blocks.ranges(&[block]);
+        ranges.iter().for_each(|range| _ = self.parts.link.forget_report(*range));
+        self.parts.link.greet_again();
+    }
+
     /// The host has dropped what it was told is offline. Should somebody have put a block online since
     /// the look that came before, what the kernel wrote there meanwhile may be gone, and nothing brings
     /// it back (docs/adr/0017): people must know.
@@ -217,7 +227,7 @@ impl Agent {
                     return;
                 }
             }
-            None => self.parts.blocks.went_offline(block),
+            None => self.parts.blocks.went_offline(&self.parts.root, block),
         }
         let ranges = self.parts.blocks.given(&[block]);
         self.parts.link.report_stolen(ranges);

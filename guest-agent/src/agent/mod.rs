@@ -317,6 +317,7 @@ impl Agent {
                     tracing::warn!("{block} went offline by somebody else's hand: left alone");
                 }
                 Surprise::Gone(block) => self.is_gone(block),
+                Surprise::Replaced(block) => self.is_replaced(block),
             }
         }
         self.reporters = self.parts.senses.free_page_reporters();

@@ -121,6 +121,68 @@ fn what_others_do_to_blocks_is_noticed() {
     assert_eq!(states(&blocks)[3..], [BlockState::Movable, BlockState::Foreign]);
 }
 
+/// Unplugs a block's memory and plugs in other memory at its place.
+fn replace(fake: &FakeRoot, block: u64, with: FakeBlock) {
+    fake.remove(&format!("sys/devices/system/memory/memory{block}"));
+    fake.add_blocks(BlockSize::X86_SMALL, [(block, with)]);
+}
+
+#[test]
+fn other_memory_in_the_place_of_a_stolen_block_is_not_ours() {
+    let fake = guest();
+    let root = fake.root();
+    let mut blocks = Blocks::read(&root, &Seen::default()).unwrap();
+    (3..5).for_each(|block| {
+        offline(&fake, block);
+        blocks.went_offline(&root, BlockId(block));
+    });
+    blocks.told(&blocks.ranges(&[BlockId(4)]));
+    replace(&fake, 3, FakeBlock::MOVABLE);
+    replace(&fake, 4, FakeBlock::OFFLINE);
+    assert_eq!(blocks.offline_still(&root), [], "no hello names them");
+    let expected = [Surprise::Replaced(BlockId(3)), Surprise::Replaced(BlockId(4))];
+    assert_eq!(blocks.refresh(&root).unwrap(), expected);
+    assert_eq!(states(&blocks)[3..], [BlockState::Movable, BlockState::Foreign]);
+    assert_eq!(blocks.refresh(&root).unwrap(), []);
+    // What was not stolen is as before: whoever took it offline, it was not the agent.
+    replace(&fake, 3, FakeBlock::OFFLINE);
+    assert_eq!(blocks.refresh(&root).unwrap(), [Surprise::WentOffline(BlockId(3))]);
+}
+
+/// Between two looks other memory came, and went offline by the agent's own hand.
+#[test]
+fn what_is_stolen_right_after_it_was_plugged_in_is_ours() {
+    let fake = guest();
+    let root = fake.root();
+    let mut blocks = Blocks::read(&root, &Seen::default()).unwrap();
+    replace(&fake, 4, FakeBlock::MOVABLE);
+    offline(&fake, 4);
+    blocks.went_offline(&root, BlockId(4));
+    assert_eq!(blocks.refresh(&root).unwrap(), []);
+    assert_eq!(blocks.offline_still(&root), [BlockId(4)]);
+}
+
+#[test]
+fn what_the_agent_removed_itself_comes_back_as_its_own() {
+    let fake = guest();
+    let root = fake.root();
+    let memory = GpaRange::new(memtide_units::Gpa(32 << 27), ByteSize::from_mib(384)).unwrap();
+    fake.add_dax("dax0.0", BlockSize::X86_SMALL, memory);
+    let mut blocks = Blocks::read(&root, &Seen::default()).unwrap();
+    let ids = [32, 33, 34].map(BlockId);
+    for block in ids {
+        offline(&fake, block.0);
+        blocks.went_offline(&root, block);
+    }
+    remove::remove(&root, ids[0]).unwrap();
+    blocks.note_removed(&root, &ids.into());
+    fake.put("sys/devices/system/memory/auto_online_blocks", "offline\n");
+    memtide_sysfs::dax::bind(&root, "dax0.0").unwrap();
+    assert_eq!(blocks.offline_still(&root), ids);
+    assert_eq!(blocks.refresh(&root).unwrap(), []);
+    assert_eq!((blocks.offline_by_us(), blocks.removed()), (ids.to_vec(), vec![]));
+}
+
 #[test]
 fn a_block_that_cannot_be_read_is_still_on_its_way() {
     let fake = guest();

@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -214,6 +215,9 @@ impl Writer for Kernel {
     }
 }
 
+/// Where directories lie that were removed.
+const REMOVED: &str = ".removed";
+
 /// The directory, with the few operations that the fake kernel needs.
 struct Files(PathBuf);
 
@@ -247,11 +251,16 @@ impl Files {
         self.put(path, format!("{text}\n").as_bytes())
     }
 
-    /// Removes a file, a link or a whole directory; what is not there is removed already.
+    /// Removes a file, a link or a whole directory; what is not there is removed already. A directory
+    /// stays, out of the way: no other one shall have its number, as in the kernel's own.
     fn remove(&self, path: &str) -> io::Result<()> {
         let path = self.at(path);
         match fs::symlink_metadata(&path) {
-            Ok(what) if what.is_dir() => fs::remove_dir_all(path),
+            Ok(what) if what.is_dir() => {
+                let removed = self.at(REMOVED);
+                fs::create_dir_all(&removed)?;
+                fs::rename(path, removed.join(what.ino().to_string()))
+            }
             Ok(_) => fs::remove_file(path),
             Err(_) => Ok(()),
         }

@@ -55,6 +55,10 @@ pub struct Block {
     pub zones: Vec<Zone>,
     /// The NUMA node, the lowest where it spans several.
     pub node: Option<u32>,
+    /// The number of its directory. A block that was removed and made anew has another one: the kernel
+    /// counts on, and gives none twice before it has given them all (fs/kernfs/dir.c,
+    /// `__kernfs_new_node`).
+    pub inode: u64,
 }
 
 impl Block {
@@ -100,7 +104,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn block(state: State, valid_zones: &str) -> Block {
-        Block { id: BlockId(5), state, zones: zones(valid_zones).unwrap(), node: Some(0) }
+        Block { id: BlockId(5), state, zones: zones(valid_zones).unwrap(), node: Some(0), inode: 1 }
     }
 
     #[test]

@@ -64,7 +64,15 @@ pub fn read(root: &Root, id: BlockId) -> Result<Block> {
         block::zones,
     )?;
     let node = root.numbers(&dir, "node")?.first().and_then(|&node| u32::try_from(node).ok());
-    Ok(Block { id, state, zones, node })
+    Ok(Block { id, state, zones, node, inode: root.inode(dir)? })
+}
+
+/// The number of one block's directory: see [`Block::inode`].
+///
+/// # Errors
+/// [`crate::Error::Missing`]: there is no such block.
+pub fn inode(root: &Root, id: BlockId) -> Result<u64> {
+    root.inode(directory(id))
 }
 
 /// The state of one block: a third of what [`read`] costs.
@@ -112,6 +120,21 @@ mod tests {
         assert!(blocks[1].never_offline());
         assert_eq!(blocks[2].current_zone(), Some(Zone::Dma32));
         assert_eq!(blocks[2].node, Some(0));
+    }
+
+    #[test]
+    fn a_block_that_is_made_anew_is_another_one() {
+        let fake = FakeRoot::new();
+        let add = || fake.add_blocks(BlockSize::X86_SMALL, [(3, FakeBlock::OFFLINE)]);
+        add();
+        let first = read(&fake.root(), BlockId(3)).unwrap();
+        assert_eq!(inode(&fake.root(), BlockId(3)).unwrap(), first.inode);
+        write_state(&fake.root(), BlockId(3), StateRequest::Online).unwrap();
+        assert_eq!(read(&fake.root(), BlockId(3)).unwrap().inode, first.inode);
+        fake.remove("sys/devices/system/memory/memory3");
+        assert!(inode(&fake.root(), BlockId(3)).unwrap_err().is_missing());
+        add();
+        assert_ne!(read(&fake.root(), BlockId(3)).unwrap().inode, first.inode);
     }
 
     #[test]

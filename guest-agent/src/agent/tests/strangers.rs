@@ -122,6 +122,35 @@ fn the_host_is_told_anew_when_it_has_unplugged_what_was_stolen() {
     assert_eq!((status.blocks.total, status.blocks.stolen.len()), (7, 4));
 }
 
+/// A kernel that does not put plugged memory online makes a new block look like the stolen one that
+/// was there before.
+#[test]
+fn a_dimm_that_is_replaced_between_two_looks_is_not_stolen_any_more() {
+    let mut world = World::new();
+    world.run(20_000);
+    world.heard.clear();
+    world.fake.remove("sys/devices/system/memory/memory7");
+    world.fake.add_blocks(SIZE, [(7, FakeBlock::OFFLINE)]);
+    world.run(5_100);
+    assert_eq!(told(&world), Some(BTreeSet::from([3, 4, 5, 6])));
+    assert_eq!(world.agent.parts.seen.foreign, BTreeSet::from([BlockId(7)]));
+    world.restart();
+    world.run(100);
+    assert_eq!(told(&world), Some(BTreeSet::from([3, 4, 5, 6])));
+}
+
+/// And so it is while no agent runs, or one that is killed before it could look.
+#[test]
+fn a_dimm_that_is_replaced_before_the_next_agent_looks_is_not_stolen_any_more() {
+    let mut world = World::new();
+    world.run(20_000);
+    world.fake.remove("sys/devices/system/memory/memory7");
+    world.fake.add_blocks(SIZE, [(7, FakeBlock::OFFLINE)]);
+    world.restart();
+    world.run(100);
+    assert_eq!(told(&world), Some(BTreeSet::from([3, 4, 5, 6])));
+}
+
 #[test]
 fn what_is_unplugged_while_it_is_asked_back_is_not_stolen_again() {
     let mut world = World::new();

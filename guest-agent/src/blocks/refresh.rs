@@ -1,0 +1,92 @@
+//! What somebody else did to blocks since the last look.
+
+use std::collections::BTreeSet;
+
+use memtide_sysfs::memory::{Block, State};
+use memtide_sysfs::{Root, memory};
+use memtide_units::BlockId;
+
+use super::{Blocks, Entry, Hold, OwnStructs};
+use crate::remove::{self, Plug};
+
+/// What somebody else did to a block since the last look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Surprise {
+    /// A block of the agent's is online: the host must be told.
+    CameOnline(BlockId),
+    /// A block went offline without the agent: it is foreign from now on.
+    WentOffline(BlockId),
+    /// The memory of a block of the agent's has been unplugged: the host must be told what is stolen
+    /// still.
+    Gone(BlockId),
+    /// So it has, and other memory has been plugged in at its place, which is not the agent's: foreign
+    /// where it is offline.
+    Replaced(BlockId),
+}
+
+impl Blocks {
+    /// Reads all blocks again and says what changed without the agent. Call it while none of the
+    /// agent's own changes is under way.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn refresh(&mut self, root: &Root) -> Result<Vec<Surprise>, memtide_sysfs::Error> {
+        let blocks = memory::list(root)?;
+        let present: BTreeSet<BlockId> = blocks.iter().map(|block| block.id).collect();
+        let mut surprises: Vec<Surprise> =
+            self.drop_unplugged(root, &present)?.into_iter().map(Surprise::Gone).collect();
+        let own = OwnStructs::look(root);
+        let in_pieces = self.in_pieces();
+        // What becomes of a block that pieces stand for is not the pieces' business.
+        for block in blocks.into_iter().filter(|block| !in_pieces.contains(&block.id)) {
+            let (hold, surprise) = self.found(&block);
+            surprises.extend(surprise);
+            self.entries.insert(block.id, Entry::new(&block, hold, own.may_be_in(block.id)));
+        }
+        Ok(surprises)
+    }
+
+    /// Forgets blocks that are neither there nor removed by the agent; answers with those that it had
+    /// stolen.
+    fn drop_unplugged(
+        &mut self,
+        root: &Root,
+        present: &BTreeSet<BlockId>,
+    ) -> Result<Vec<BlockId>, memtide_sysfs::Error> {
+        let unplugged = if self.entries.values().any(|entry| entry.plug == Plug::Out) {
+            remove::unplugged(root)?
+        } else {
+            BTreeSet::new()
+        };
+        let is_known = |id: &BlockId, entry: &Entry| {
+            present.contains(id)
+                || entry.plug == Plug::Out && unplugged.contains(id)
+                || entry.pieces.is_some()
+        };
+        let mut gone = self.offline_by_us();
+        self.entries.retain(|id, entry| is_known(id, entry));
+        gone.retain(|id| !self.entries.contains_key(id));
+        Ok(gone)
+    }
+
+    /// Whose doing it is that a block is as it was found, and what is strange about that.
+    fn found(&self, block: &Block) -> (Hold, Option<Surprise>) {
+        let before = self.entries.get(&block.id);
+        let hold = before.map_or(Hold::Online, |entry| entry.hold);
+        let is_made_anew = before.is_some_and(|entry| entry.is_made_anew(block.inode));
+        match (hold, block.state) {
+            (Hold::Leaving | Hold::Stolen | Hold::Returning, state) if is_made_anew => {
+                let hold = if state == State::Offline { Hold::Foreign } else { Hold::Online };
+                (hold, Some(Surprise::Replaced(block.id)))
+            }
+            (Hold::Online, State::Offline) => {
+                (Hold::Foreign, Some(Surprise::WentOffline(block.id)))
+            }
+            (Hold::Leaving | Hold::Stolen | Hold::Returning, State::Online) => {
+                (Hold::Online, Some(Surprise::CameOnline(block.id)))
+            }
+            (Hold::Foreign, State::Online) => (Hold::Online, None),
+            (same, _) => (same, None),
+        }
+    }
+}

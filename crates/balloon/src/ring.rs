@@ -119,6 +119,7 @@ impl Balloon {
             let before = ring.queue.next_used();
             if let Some(work) = self.under_way.take(role) {
                 share.reclaimed += self.go_on(role, work, ring, moment)?;
+                share.has_dropped = role == QueueRole::Block && ring.queue.next_used() != before;
             } else if let Some(when) = self.silent_until(role, moment.now) {
                 pass.left = Left::Until(when);
                 break;
@@ -264,6 +265,9 @@ struct Share {
     read: u64,
     reclaimed: ByteSize,
     punches: u64,
+    /// A request was answered that took long. Its driver is told at once, and has the next one ready
+    /// while the one behind it is carried out.
+    has_dropped: bool,
 }
 
 impl Share {
@@ -280,6 +284,7 @@ impl Share {
             || self.read >= PASS_READ_MAX
             || self.reclaimed >= PASS_BYTES_MAX
             || self.punches >= PASS_PUNCHES_MAX
+            || self.has_dropped
     }
 }
 

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use memtide_balloon::fake::{Buffer, FakeDriver, FakeHost};
-use memtide_balloon::{Balloon, Left, Moment, Pass, Ring, Rings, Settings};
+use memtide_balloon::{Balloon, Interrupt, Left, Moment, Pass, Ring, Rings, Settings};
 use memtide_units::{BlockSize, ByteSize, Gpa, GpaRange, Instant};
 use memtide_wire::block::{Hello, RESPONSE_LEN, RefuseReason, Request, Response, Verdict};
 use memtide_wire::features::QueueRole;
@@ -131,11 +131,16 @@ impl World {
     }
 
     fn ask(&mut self, request: &Request) {
+        self.ask_at(0, request);
+    }
+
+    fn ask_at(&mut self, page: u64, request: &Request) {
+        let (at, answer) = (REQUEST + 4096 * page, ANSWER + 64 * page);
         let bytes = request.encode(1);
-        self.memory.write_slice(&bytes, GuestAddress(REQUEST)).unwrap();
+        self.memory.write_slice(&bytes, GuestAddress(at)).unwrap();
         let buffers = [
-            Buffer::Readable(REQUEST, bytes.len() as u32),
-            Buffer::Writable(ANSWER, RESPONSE_LEN as u32),
+            Buffer::Readable(at, bytes.len() as u32),
+            Buffer::Writable(answer, RESPONSE_LEN as u32),
         ];
         self.driver.add(&self.memory, &buffers);
     }
@@ -188,6 +193,25 @@ fn a_steal_of_nearly_everything_goes_slice_by_slice_and_is_answered_once() {
     assert_eq!(world.balloon.stolen().total(), ByteSize::from_gib(62));
     assert_eq!(world.answer().bytes, ByteSize::from_gib(62));
     assert_eq!(world.driver.take_used(&world.memory).len(), 2);
+}
+
+/// Its driver has the next one ready by the time that the second is done.
+#[test]
+fn a_driver_with_two_steals_in_the_ring_hears_of_the_first_before_the_second_begins() {
+    let (mut world, mut host) = large();
+    world.ask(&hello());
+    world.pass_on(QueueRole::Block, &mut host);
+    let ranges = [range(GIB, GIB / 8), range(2 * GIB, GIB / 8)];
+    for (page, range) in (0..).zip(ranges) {
+        world.ask_at(page, &Request::Steal(vec![range]));
+    }
+    for gone in 1..=2 {
+        let pass = world.pass_on(QueueRole::Block, &mut host);
+        assert_eq!((pass.answered, pass.interrupt), (1, Interrupt::Wanted));
+        assert_eq!(pass.left, Left::More);
+        assert_eq!(host.dropped, ranges[..gone]);
+    }
+    assert_eq!(world.pass_on(QueueRole::Block, &mut host).left, Left::Nothing);
 }
 
 #[test]

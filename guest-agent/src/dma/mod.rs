@@ -13,7 +13,7 @@
 //! ```text
 //! page 0       the block queue's ring
 //! pages 1..=9  a request, in up to nine descriptors (the pages need not be contiguous)
-//! page 10      the response
+//! page 10      its response; a short request, and the response to that
 //! ```
 
 mod pages;

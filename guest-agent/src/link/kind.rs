@@ -4,8 +4,8 @@ use memtide_units::ByteSize;
 use memtide_wire::block::PIECE;
 use memtide_wire::config::{Extension, NoExtension};
 
-/// One report names so many of the host's pages at most, or one range: dropping 256 MiB of 4 KiB
-/// pages takes the host 30 to 50 ms, in which the device answers nobody else. Pages of 2 MiB are
+/// Reports in flight name so many of the host's pages at most, or one range: dropping 256 MiB of 4 KiB
+/// pages takes the host 30 to 60 ms, in which the device answers nobody else. Pages of 2 MiB are
 /// dropped as quickly, each.
 const PAGES_AT_ONCE: u64 = 1 << 16;
 
@@ -74,7 +74,7 @@ impl Kind {
         }
     }
 
-    /// What one report of stolen ranges names at most, or one range. A plain balloon is told of one
+    /// What reports of stolen ranges in flight name at most, or one range. A plain balloon is told of one
     /// block at a time, since it takes ten times as long, and a return may have to wait for it.
     pub(super) fn drops_at_once(self) -> ByteSize {
         match self {

@@ -1,4 +1,5 @@
-//! The link to the host: hello first, then one request at a time, and back up after every failure.
+//! The link to the host: hello first, then one request at a time (`flights`: two, where both report
+//! what was stolen), and back up after every failure.
 //!
 //! Nothing here waits. [`Link::service`] is called whenever something may have happened; it reads
 //! the answer if there is one, and sends what is next. A device that breaks the rules, or says that
@@ -18,6 +19,7 @@
 //! * A hello names every block that is offline, so requests that were lost need not be repeated.
 
 mod carrier;
+mod flights;
 mod kind;
 mod outbox;
 mod plain;
@@ -30,16 +32,16 @@ use memtide_units::{ByteSize, GpaRange, Instant, Pfn};
 use memtide_wire::block::{Hello, RefuseReason, Request, Response, Verdict};
 use memtide_wire::stats::Stat;
 
+pub use self::flights::ANSWER_DEADLINE;
 pub use self::kind::{Coarseness, Grain, Kind, Plainness};
 
 use self::carrier::{Carrier, Received};
+use self::flights::Flights;
 use self::outbox::Outbox;
 use crate::dma::Area;
 use crate::virtio::block_queue::{QueueError, SendError};
 use crate::virtio::transport::{Transport, TransportError};
 
-/// A device answers each request at once; punching a batch of large blocks may take a while.
-pub const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 /// A reset in the middle of the agent's work may hold it up for so long.
 const RESET_DEADLINE: Duration = Duration::from_secs(2);
 /// Pauses between two attempts to start the device: doubling from the first to the last.
@@ -100,21 +102,6 @@ enum Loss {
 }
 
 #[derive(Debug)]
-struct InFlight {
-    request: Request,
-    /// When it was sent, or went on for the last time.
-    since: Instant,
-    is_late: bool,
-}
-
-impl InFlight {
-    /// True for a request that makes the host drop memory.
-    fn drops_memory(&self) -> bool {
-        matches!(self.request, Request::Hello(_) | Request::Steal(_))
-    }
-}
-
-#[derive(Debug)]
 enum State {
     /// Not started; the area is taken out while a start is tried. Without a time to retry it stays
     /// so: a silent device had to be stopped, and starting it would read its configuration.
@@ -125,7 +112,7 @@ enum State {
     },
     Up {
         carrier: Carrier,
-        in_flight: Option<InFlight>,
+        flights: Flights,
         is_greeted: bool,
     },
 }
@@ -160,7 +147,7 @@ pub struct Link {
     /// The configuration may have changed since it was looked at, which was then.
     owes_look: bool,
     looked: Instant,
-    /// What one report names at most.
+    /// What reports in flight name at most.
     drops_at_once: ByteSize,
 }
 
@@ -196,11 +183,7 @@ impl Link {
     /// Whether the device is there, has been greeted and answers.
     pub fn device_state(&self) -> DeviceState {
         match &self.state {
-            State::Up { is_greeted: true, in_flight, .. }
-                if !in_flight.as_ref().is_some_and(|flight| flight.is_late) =>
-            {
-                DeviceState::Ready
-            }
+            State::Up { is_greeted: true, flights, .. } if !flights.is_late() => DeviceState::Ready,
             _ => DeviceState::Silent { since: self.well },
         }
     }
@@ -211,7 +194,7 @@ impl Link {
     #[must_use]
     pub fn settle(&mut self) -> bool {
         match &self.state {
-            State::Up { in_flight: Some(flight), .. } if flight.drops_memory() => {
+            State::Up { flights, .. } if flights.drop_memory() => {
                 self.go_down(None);
                 self.is_stopped
             }
@@ -246,10 +229,7 @@ impl Link {
 
     /// Takes back the report of a range that has not been sent in any form; false where it has.
     pub fn unreport(&mut self, range: GpaRange) -> bool {
-        let says_hello = |flight: &InFlight| matches!(flight.request, Request::Hello(_));
-        if let State::Up { in_flight: Some(flight), .. } = &self.state
-            && says_hello(flight)
-        {
+        if matches!(&self.state, State::Up { flights, .. } if flights.say_hello()) {
             return false;
         }
         self.forget_report(range)
@@ -270,13 +250,21 @@ impl Link {
     }
 
     fn look_if_due(&mut self, now: Instant) {
-        let is_idle = matches!(self.state, State::Up { in_flight: None, is_greeted: true, .. });
-        let is_hurried = self.outbox.is_at_a_report() && now.since(self.looked) < LOOKS_APART;
-        if self.owes_look && is_idle && !is_hurried {
+        if self.is_look_due(now) && self.is_up_and_idle() {
             self.owes_look = false;
             self.looked = now;
             self.look();
         }
+    }
+
+    fn is_look_due(&self, now: Instant) -> bool {
+        let is_hurried = self.outbox.is_at_a_report() && now.since(self.looked) < LOOKS_APART;
+        self.owes_look && !is_hurried
+    }
+
+    /// Greeted, with nothing in flight.
+    fn is_up_and_idle(&self) -> bool {
+        matches!(&self.state, State::Up { flights, is_greeted: true, .. } if flights.is_empty())
     }
 
     /// Reads what may have changed in the configuration: one access, or three where something has,
@@ -361,35 +349,31 @@ impl Link {
         {
             events.push(LinkEvent::StatisticsWanted);
         }
-        events.extend(self.send_next(now, guest)?);
+        while self.send_next(now, guest, events)? {}
         // Some requests a plain balloon's carrier answers by itself.
         events.extend(self.receive(now)?);
         Ok(())
     }
 
     fn receive(&mut self, now: Instant) -> Result<Option<LinkEvent>, Loss> {
-        let State::Up { carrier, in_flight, is_greeted } = &mut self.state else {
+        let State::Up { carrier, flights, is_greeted } = &mut self.state else {
             return Ok(None);
         };
-        let received = carrier.receive(&self.transport)?;
-        let Some(mut flight) = in_flight.take() else { return Ok(None) };
-        let response = match received {
+        let response = match carrier.receive(&self.transport)? {
             Received::Answer(response) => response,
             Received::Progress => {
                 self.well = now;
-                *in_flight = Some(InFlight { since: now, is_late: false, ..flight });
+                flights.go_on(now);
                 return Ok(None);
             }
             Received::Nothing => {
-                let is_news = !flight.is_late && now.since(flight.since) >= ANSWER_DEADLINE;
-                flight.is_late |= is_news;
-                *in_flight = Some(flight);
-                return Ok(is_news.then_some(LinkEvent::Silent));
+                return Ok(flights.has_become_late(now).then_some(LinkEvent::Silent));
             }
         };
+        let Some(request) = flights.answered(now) else { return Ok(None) };
         self.well = now;
         self.guaranteed = response.min;
-        match (&flight.request, response.verdict) {
+        match (&request, response.verdict) {
             // Of another epoch: the configuration is looked at before the next one.
             (_, Verdict::Refused(RefuseReason::NoHello)) => *is_greeted = false,
             (Request::Hello(_), Verdict::Refused(reason)) => return Err(Loss::Hello(reason)),
@@ -399,34 +383,65 @@ impl Link {
             }
             _ => {}
         }
-        Ok(Some(LinkEvent::Answered(flight.request, response)))
+        Ok(Some(LinkEvent::Answered(request, response)))
     }
 
-    fn send_next(&mut self, now: Instant, guest: &dyn Guest) -> Result<Option<LinkEvent>, Loss> {
-        if !matches!(self.state, State::Up { in_flight: None, .. }) {
-            return Ok(None);
-        }
-        if self.needs_hello() {
-            self.look();
-            if let Some(grain) = self.other_grain() {
-                return Ok(Some(LinkEvent::Grain(grain)));
+    /// Sends one request; false where none may go out, or none waits.
+    fn send_next(
+        &mut self,
+        now: Instant,
+        guest: &dyn Guest,
+        events: &mut Vec<LinkEvent>,
+    ) -> Result<bool, Loss> {
+        let State::Up { flights, .. } = &self.state else { return Ok(false) };
+        let next = if flights.is_empty() {
+            if self.needs_hello() {
+                self.look();
+                if let Some(grain) = self.other_grain() {
+                    events.push(LinkEvent::Grain(grain));
+                    return Ok(false);
+                }
             }
-        }
-        let epoch = self.config.hello_epoch;
-        let (next, changed) = if self.needs_hello() {
-            (Some(Request::Hello(guest.introduction(epoch))), Vec::new())
+            self.next_alone(guest)
         } else {
-            still_true(self.outbox.next(self.drops_at_once), guest)
+            self.next_beside(now)
         };
-        let news = (!changed.is_empty()).then_some(LinkEvent::NotOffline(changed));
-        let State::Up { carrier, in_flight, .. } = &mut self.state else { return Ok(news) };
-        let Some(request) = next else { return Ok(news) };
+        let (next, changed) = still_true(next, guest);
+        events.extend((!changed.is_empty()).then_some(LinkEvent::NotOffline(changed)));
+        let State::Up { carrier, flights, .. } = &mut self.state else { return Ok(false) };
+        let Some(request) = next else { return Ok(false) };
         match carrier.send(&self.transport, &request, self.config.balloon) {
-            Ok(()) => *in_flight = Some(InFlight { request, since: now, is_late: false }),
+            Ok(()) => {
+                flights.add(now, request);
+                return Ok(true);
+            }
             Err(SendError::TooLong(len)) => tracing::error!("a request of {len} bytes is dropped"),
             Err(SendError::Busy) => self.outbox.put_back(request),
         }
-        Ok(news)
+        Ok(false)
+    }
+
+    /// What goes out while nothing is in flight.
+    fn next_alone(&mut self, guest: &dyn Guest) -> Option<Request> {
+        if self.needs_hello() {
+            return Some(Request::Hello(guest.introduction(self.config.hello_epoch)));
+        }
+        self.outbox.next(self.report_size())
+    }
+
+    /// What goes out beside what is in flight: a report, unless something else is waiting for the device.
+    fn next_beside(&mut self, now: Instant) -> Option<Request> {
+        let State::Up { flights, is_greeted: true, .. } = &self.state else { return None };
+        let room = flights.room(self.drops_at_once)?;
+        if self.is_look_due(now) {
+            return None;
+        }
+        self.outbox.next_report(room.min(self.report_size()))
+    }
+
+    /// What one report names at most: two of them share what the host drops in a moment.
+    fn report_size(&self) -> ByteSize {
+        ByteSize::from_bytes(self.drops_at_once.bytes() / 2)
     }
 
     /// Hands statistics over after [`LinkEvent::StatisticsWanted`].
@@ -481,7 +496,7 @@ impl Link {
             }
         };
         self.transport.driver_ok();
-        self.state = State::Up { carrier, in_flight: None, is_greeted: false };
+        self.state = State::Up { carrier, flights: Flights::default(), is_greeted: false };
         Ok(())
     }
 
@@ -517,31 +532,27 @@ impl Link {
     pub fn due(&self) -> Option<Instant> {
         match &self.state {
             State::Down { retry, .. } => *retry,
-            State::Up { in_flight: Some(flight), .. } if !flight.is_late => {
-                Some(flight.since + ANSWER_DEADLINE)
-            }
-            State::Up { .. } => None,
+            State::Up { flights, .. } => flights.due(),
         }
     }
 
     /// True while an answer is awaited that may come any moment: without an interrupt somebody has
     /// to look often.
     pub fn awaits_answer(&self) -> bool {
-        matches!(&self.state, State::Up { in_flight: Some(flight), .. } if !flight.is_late)
+        matches!(&self.state, State::Up { flights, .. } if flights.due().is_some())
     }
 
     /// True where the device is better left alone: it is silent, or was stopped for being so.
     pub fn is_given_up(&self) -> bool {
         match &self.state {
-            State::Up { in_flight, .. } => in_flight.as_ref().is_some_and(|flight| flight.is_late),
+            State::Up { flights, .. } => flights.is_late(),
             State::Down { retry, .. } => retry.is_none(),
         }
     }
 
     /// True where nothing waits to be sent or answered.
     pub fn is_idle(&self) -> bool {
-        self.outbox.is_empty()
-            && matches!(self.state, State::Up { in_flight: None, is_greeted: true, .. })
+        self.outbox.is_empty() && self.is_up_and_idle()
     }
 
     /// What the host may have been told of already is not told again: there is no time for it.

@@ -3,10 +3,14 @@
 use std::collections::VecDeque;
 
 use memtide_units::{ByteSize, GpaRange};
-use memtide_wire::block::{RANGES_MAX, Request};
+use memtide_wire::block::Request;
 
 /// Requests that wait, at most. Only telemetry comes without end, and it waits for nobody.
 const MAX: usize = 64;
+
+/// Ranges that one report names at most, so that it fits beside another in the block queue's memory. More
+/// than the pieces of 2 MiB in as much 4 KiB pages as the host drops in a moment.
+const REPORT_RANGES_MAX: usize = 128;
 
 /// The requests that wait.
 #[derive(Debug, Default)]
@@ -68,23 +72,43 @@ impl Outbox {
         self.backlog.clear();
     }
 
-    /// What goes next: whatever is quick, or of a report as much as the host drops in a moment
-    /// (`most`, but one range at least). While it does that, what has gone offline since joins the
-    /// rest, and a return may go in between.
+    /// What goes next: whatever is quick, or of a report as much as `most` allows, but one range at
+    /// least. While the host drops that, what has gone offline since joins the rest, and a return may
+    /// go in between.
     pub(super) fn next(&mut self, most: ByteSize) -> Option<Request> {
-        let is_quick = |request: &Request| !matches!(request, Request::Steal(_));
-        if let Some(quick) = self.waiting.iter().position(is_quick) {
+        let quick = self.waiting.iter().position(is_quick);
+        if let Some(quick) = quick {
             return self.waiting.remove(quick);
         }
-        let Some(Request::Steal(waiting)) = self.waiting.front_mut() else {
-            return self.backlog.pop_front().map(|range| Request::Steal(vec![range]));
-        };
+        match self.fitting(most) {
+            Some(count) => self.take_report(count.max(1)),
+            None => self.backlog.pop_front().map(|range| Request::Steal(vec![range])),
+        }
+    }
+
+    /// Of the report that waits as much as `most` allows, where that is anything and nothing quick waits.
+    pub(super) fn next_report(&mut self, most: ByteSize) -> Option<Request> {
+        if self.waiting.iter().any(is_quick) {
+            return None;
+        }
+        let count = self.fitting(most).filter(|count| *count > 0)?;
+        self.take_report(count)
+    }
+
+    /// How many ranges of the report that is at the front `most` allows, where there is one.
+    fn fitting(&self, most: ByteSize) -> Option<usize> {
+        let Some(Request::Steal(waiting)) = self.waiting.front() else { return None };
         let mut named = ByteSize::ZERO;
         let fits = |range: &&GpaRange| {
             named += range.len();
             named <= most
         };
-        let count = waiting.iter().take_while(fits).count().clamp(1, RANGES_MAX);
+        Some(waiting.iter().take_while(fits).count())
+    }
+
+    fn take_report(&mut self, count: usize) -> Option<Request> {
+        let Some(Request::Steal(waiting)) = self.waiting.front_mut() else { return None };
+        let count = count.min(REPORT_RANGES_MAX);
         if count >= waiting.len() {
             return self.waiting.pop_front();
         }
@@ -105,4 +129,9 @@ impl Outbox {
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
+}
+
+/// Whether it is answered at once.
+fn is_quick(request: &Request) -> bool {
+    !matches!(request, Request::Steal(_))
 }

@@ -83,32 +83,85 @@ fn reports_wait_together_and_telemetry_waits_for_nobody() {
     link.post(Request::Telemetry(Telemetry::default()));
     fake.answer(granted).unwrap();
     pump(&mut link, at(3));
-    assert_eq!(fake.answer(granted).unwrap().1, Request::Steal(vec![block(7), block(5)]));
-    pump(&mut link, at(4));
+    assert_eq!(fake.answer(granted).unwrap().1, Request::Steal(vec![block(7)]));
+    assert_eq!(fake.answer(granted).unwrap().1, Request::Steal(vec![block(5)]));
+    assert_eq!(pump(&mut link, at(4)).len(), 2);
+    assert!(link.is_idle());
+}
+
+/// What is stolen as it goes offline: a run of four blocks, and three.
+fn steals(link: &mut Link) -> [GpaRange; 4] {
+    let four = GpaRange::new(block(40).start(), BlockSize::X86_SMALL.size().times(4)).unwrap();
+    let waiting = [four, block(7), block(6), block(5)];
+    waiting.iter().for_each(|range| link.report_stolen(vec![*range]));
+    waiting
+}
+
+#[test]
+fn reports_in_flight_name_no_more_than_the_host_drops_in_a_moment() {
+    let (fake, mut link) = greeted();
+    let [four, ..] = steals(&mut link);
+    pump(&mut link, at(2));
+    assert_eq!(fake.answer(granted).unwrap().1, Request::Steal(vec![four]));
+    assert!(fake.waiting().is_none(), "nothing goes beside what is longer already");
+    assert!(!link.unreport(four) && link.unreport(block(5)), "what is in flight has been said");
+    for turn in 3..5 {
+        assert_eq!(pump(&mut link, at(turn)).len(), 1);
+        assert!(fake.waiting().is_some(), "two blocks go side by side");
+        let told = fake.answer(granted).unwrap().1;
+        assert_eq!(told, Request::Steal(vec![block(10 - turn)]));
+    }
+    pump(&mut link, at(6));
     assert!(link.is_idle());
 }
 
 #[test]
-fn a_report_is_no_longer_than_what_the_host_drops_in_a_moment() {
+fn a_host_that_has_dropped_one_report_has_the_next() {
     let (fake, mut link) = greeted();
-    link.post(Request::Cancel { ticket: 1 });
+    (10..20).for_each(|n| link.report_stolen(vec![block(n)]));
     pump(&mut link, at(2));
-    let range = |first, blocks| {
-        GpaRange::new(block(first).start(), BlockSize::X86_SMALL.size().times(blocks)).unwrap()
-    };
-    let waiting = [range(40, 4), block(7), block(6), block(5)];
-    waiting.iter().for_each(|range| link.report_stolen(vec![*range]));
-    let told = [&waiting[..1], &waiting[1..3], &waiting[3..]];
-    for (n, told) in (3..).zip(told) {
+    for turn in 0..9 {
         fake.answer(granted).unwrap();
-        pump(&mut link, at(n));
-        assert_eq!(fake.waiting(), Some(Request::Steal(told.to_vec())));
-        let last = *told.last().unwrap();
-        assert!(!link.unreport(last), "it is in flight");
+        assert_eq!(fake.waiting(), Some(Request::Steal(vec![block(turn + 11)])));
+        assert_eq!(pump(&mut link, at(3 + turn)).len(), 1);
     }
-    fake.answer(granted).unwrap();
-    pump(&mut link, at(9));
-    assert!(link.is_idle());
+}
+
+#[test]
+fn a_return_is_not_overtaken_by_reports() {
+    let (fake, mut link) = greeted();
+    (10..20).for_each(|n| link.report_stolen(vec![block(n)]));
+    pump(&mut link, at(2));
+    link.post(Request::Cancel { ticket: 1 });
+    let told = |link: &mut Link, now| {
+        let told = fake.answer(granted).unwrap().1;
+        pump(link, at(now));
+        told
+    };
+    assert_eq!(told(&mut link, 3), Request::Steal(vec![block(10)]));
+    assert_eq!(told(&mut link, 4), Request::Steal(vec![block(11)]));
+    assert_eq!(told(&mut link, 5), Request::Cancel { ticket: 1 });
+    assert_eq!(told(&mut link, 6), Request::Steal(vec![block(12)]));
+}
+
+#[test]
+fn a_hello_waits_for_both_reports() {
+    let (fake, mut link) = greeted();
+    (10..20).for_each(|n| link.report_stolen(vec![block(n)]));
+    pump(&mut link, at(2));
+    let refuse = |sequence, _: &Request| answer(sequence, Verdict::Refused(RefuseReason::NoHello));
+    fake.answer(refuse).unwrap();
+    assert_eq!(pump(&mut link, at(3)).len(), 1);
+    assert!(!link.is_idle() && link.settle(), "the second may still drop memory");
+    assert_eq!(fake.status(), 0, "so the device had to be stopped");
+    let (fake, mut link) = greeted();
+    (10..20).for_each(|n| link.report_stolen(vec![block(n)]));
+    pump(&mut link, at(2));
+    fake.answer(refuse).unwrap();
+    pump(&mut link, at(3));
+    assert_eq!(fake.answer(refuse).unwrap().1, Request::Steal(vec![block(11)]));
+    pump(&mut link, at(4));
+    assert_eq!(fake.answer(granted).unwrap().1, Request::Hello(hello(1)));
 }
 
 #[test]
@@ -127,8 +180,7 @@ fn where_nothing_has_moved_one_read_says_so() {
 #[test]
 fn a_device_that_drops_memory_is_not_asked_for_its_configuration() {
     let (fake, mut link) = greeted();
-    let range = |n| GpaRange::new(block(n).start(), BlockSize::X86_SMALL.size().times(2)).unwrap();
-    (0..20).for_each(|n| link.report_stolen(vec![range(4 * n)]));
+    (10..40).for_each(|n| link.report_stolen(vec![block(n)]));
     pump(&mut link, at(10));
     let before = fake.config_reads();
     for n in 1..10 {
@@ -141,9 +193,12 @@ fn a_device_that_drops_memory_is_not_asked_for_its_configuration() {
     }
     assert_eq!(fake.config_reads(), before);
     link.look_soon();
-    fake.answer(granted).unwrap();
-    pump(&mut link, at(300));
-    assert_eq!(fake.config_reads(), before + 1, "but now and then it is");
+    for now in [300, 301] {
+        fake.answer(granted).unwrap();
+        pump(&mut link, at(now));
+    }
+    assert_eq!(fake.config_reads(), before + 1, "but now and then it is, with none in flight");
+    assert!(fake.waiting().is_some());
 }
 
 #[test]

@@ -175,7 +175,7 @@ impl BalloonQueues {
             return;
         }
         self.area.pages().write(STATS_AT * PAGE, &bytes);
-        if queue.ring.submit(&[buffer]) {
+        if queue.ring.submit(0, &[buffer]) {
             transport.ring(queue.doorbell);
         }
     }

@@ -217,6 +217,15 @@ impl FakeDevice {
         self.give_back(BLOCK_QUEUE, &offered, bytes);
     }
 
+    /// Answers the two requests that wait, the second one first.
+    pub(crate) fn answer_last_first(&self) {
+        let both = [self.take(BLOCK_QUEUE).unwrap(), self.take(BLOCK_QUEUE).unwrap()];
+        for offered in both.iter().rev() {
+            let (sequence, request) = Request::decode(&offered.bytes).unwrap();
+            self.give_back(BLOCK_QUEUE, offered, &granted(sequence, &request).encode());
+        }
+    }
+
     /// Takes up to `most` arrays from a plain balloon's inflate and deflate queues, and gives each
     /// back.
     pub(crate) fn take_pages(&self, most: usize) -> Vec<Given> {

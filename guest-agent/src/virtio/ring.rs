@@ -1,13 +1,13 @@
-//! A split virtqueue in one 4 KiB page, with one batch of chains in flight (virtio 1.3, 2.7).
+//! A split virtqueue in one 4 KiB page (virtio 1.3, 2.7).
 //!
 //! ```text
 //!    0  128 descriptors of 16 bytes: addr u64 | len u32 | flags u16 | next u16
 //! 2048  available: flags u16 | idx u16 | ring[128] u16 | used_event u16
 //! 2560  used: flags u16 | idx u16 | ring[128] of (id u32 | len u32) | avail_event u16
 //! ```
-//! A batch is one chain that starts at descriptor 0, or several of one descriptor each; the next one
-//! goes out when all of it has come back. What the device writes is compared with what was asked,
-//! never followed.
+//! Who uses it says where in the table a chain's descriptors lie, and a chain goes out when none of
+//! those is in flight; or a batch of chains of one descriptor each, when nothing is. What the device
+//! writes is compared with what was asked, never followed.
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -76,8 +76,17 @@ pub struct Ring {
     avail: u16,
     /// How many used entries were seen, free-running.
     used: u16,
-    /// First descriptors of the chains in flight, a bit for each.
-    heads: u128,
+    /// Descriptors of each chain in flight, by its first one; 0 for none.
+    chains: Vec<u8>,
+}
+
+/// A chain that has come back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Used {
+    /// Its first descriptor.
+    pub head: u16,
+    /// Bytes that the device wrote into it, as it says.
+    pub len: u32,
 }
 
 impl Ring {
@@ -86,7 +95,7 @@ impl Ring {
     pub fn new(page: Pages, size: u16) -> Self {
         debug_assert!(size.is_power_of_two() && size <= SIZE_MAX);
         page.clear();
-        Self { page, size, avail: 0, used: 0, heads: 0 }
+        Self { page, size, avail: 0, used: 0, chains: vec![0; size.into()] }
     }
 
     /// Its parts' addresses, for a page that lies at `gpa`.
@@ -109,18 +118,20 @@ impl Ring {
         self.page.load_u16(USED + 2) != self.used
     }
 
-    /// Makes one chain of `buffers` available. The caller rings the doorbell. At most `size`
-    /// buffers, and no chain in flight, or nothing is done and `false` comes back.
+    /// Makes one chain of `buffers` available, in the descriptors from `first` on. The caller rings the
+    /// doorbell. Where the table has no such descriptors, or one of them is in flight, nothing is done
+    /// and `false` comes back.
     #[must_use]
-    pub fn submit(&mut self, chain: &[Buffer]) -> bool {
-        if !self.takes(chain) {
+    pub fn submit(&mut self, first: u16, chain: &[Buffer]) -> bool {
+        let end = usize::from(first) + chain.len();
+        if chain.is_empty() || end > usize::from(self.size) || self.is_in_use(first, end) {
             return false;
         }
-        for (n, buffer) in chain.iter().enumerate() {
-            let more = if n + 1 < chain.len() { F_NEXT } else { 0 };
+        for (n, buffer) in (first..).zip(chain) {
+            let more = if usize::from(n) + 1 < end { F_NEXT } else { 0 };
             self.describe(n, *buffer, more);
         }
-        self.publish(1);
+        self.publish([(first, chain.len() as u8)]);
         true
     }
 
@@ -128,36 +139,38 @@ impl Ring {
     /// in flight, or nothing is done and `false` comes back.
     #[must_use]
     pub fn submit_each(&mut self, buffers: &[Buffer]) -> bool {
-        if !self.takes(buffers) {
+        if self.is_busy() || buffers.is_empty() || buffers.len() > usize::from(self.size) {
             return false;
         }
-        for (n, buffer) in buffers.iter().enumerate() {
+        for (n, buffer) in (0..).zip(buffers) {
             self.describe(n, *buffer, 0);
         }
-        self.publish(buffers.len() as u16);
+        self.publish((0..).zip(std::iter::repeat_n(1, buffers.len())));
         true
     }
 
-    fn takes(&self, buffers: &[Buffer]) -> bool {
-        !self.is_busy() && !buffers.is_empty() && buffers.len() <= usize::from(self.size)
+    /// True where a descriptor from `first` to before `end` is in flight.
+    fn is_in_use(&self, first: u16, end: usize) -> bool {
+        let reaches = |head: usize, len: u8| len > 0 && head + usize::from(len) > first.into();
+        self.chains[..end].iter().enumerate().any(|(head, len)| reaches(head, *len))
     }
 
-    fn describe(&self, n: usize, buffer: Buffer, more: u16) {
-        let write = if buffer.direction == Direction::FromDevice { F_WRITE } else { 0 };
-        self.page.store_u64(16 * n, buffer.gpa.0);
-        self.page.store_u32(16 * n + 8, buffer.len);
-        self.page.store_u16(16 * n + 12, more | write);
-        self.page.store_u16(16 * n + 14, n as u16 + 1);
+    fn describe(&self, n: u16, buffer: Buffer, more: u16) {
+        let (at, write) = (16 * usize::from(n), buffer.direction == Direction::FromDevice);
+        self.page.store_u64(at, buffer.gpa.0);
+        self.page.store_u32(at + 8, buffer.len);
+        self.page.store_u16(at + 12, more | if write { F_WRITE } else { 0 });
+        self.page.store_u16(at + 14, n + 1);
     }
 
-    /// Chains that start at descriptors 0 to `chains` - 1.
-    fn publish(&mut self, chains: u16) {
-        for head in 0..chains {
-            let slot = usize::from(self.avail.wrapping_add(head) % self.size);
+    /// Chains, by first descriptor and length.
+    fn publish(&mut self, chains: impl IntoIterator<Item = (u16, u8)>) {
+        for (head, len) in chains {
+            let slot = usize::from(self.avail % self.size);
             self.page.store_u16(AVAIL + 4 + 2 * slot, head);
-            self.heads |= 1 << head;
+            self.chains[usize::from(head)] = len;
+            self.avail = self.avail.wrapping_add(1);
         }
-        self.avail = self.avail.wrapping_add(chains);
         // Descriptors and ring entries must be seen before the index that publishes them ...
         fence(Ordering::Release);
         self.page.store_u16(AVAIL + 2, self.avail);
@@ -165,12 +178,12 @@ impl Ring {
         fence(Ordering::SeqCst);
     }
 
-    /// The number of bytes that the device wrote into the next chain that has come back, if one has.
-    /// What it wrote is visible to loads after this.
+    /// The next chain that has come back, if one has. What the device wrote into it is visible to loads
+    /// after this.
     ///
     /// # Errors
     /// [`RingError`]: the device must be reset.
-    pub fn take(&mut self) -> Result<Option<u32>, RingError> {
+    pub fn take(&mut self) -> Result<Option<Used>, RingError> {
         let index = self.page.load_u16(USED + 2);
         if index == self.used {
             return Ok(None);
@@ -184,13 +197,11 @@ impl Ring {
         let slot = usize::from(self.used % self.size);
         let id = self.page.load_u32(USED + 4 + 8 * slot);
         let len = self.page.load_u32(USED + 8 + 8 * slot);
-        let head = 1_u128.checked_shl(id).unwrap_or(0);
-        if self.heads & head == 0 {
-            return Err(RingError::NotInFlight { id, index });
-        }
-        self.heads &= !head;
+        let chain = usize::try_from(id).ok().and_then(|head| self.chains.get_mut(head));
+        let chain = chain.filter(|len| **len > 0).ok_or(RingError::NotInFlight { id, index })?;
+        *chain = 0;
         self.used = self.used.wrapping_add(1);
-        Ok(Some(len))
+        Ok(Some(Used { head: id as u16, len }))
     }
 }
 
@@ -219,14 +230,14 @@ mod tests {
         let (mut ring, page) = ring();
         for round in 1..=70_000_u32 {
             let index = round as u16;
-            assert!(ring.submit(&[buffer(Direction::ToDevice), buffer(Direction::FromDevice)]));
-            assert!(!ring.submit(&[buffer(Direction::ToDevice)]), "one in flight");
+            assert!(ring.submit(0, &[buffer(Direction::ToDevice), buffer(Direction::FromDevice)]));
+            assert!(!ring.submit(1, &[buffer(Direction::ToDevice)]), "its descriptor is in flight");
             assert_eq!(page.load_u16(AVAIL + 2), index);
             assert_eq!((page.load_u16(12), page.load_u16(14)), (F_NEXT, 1));
             assert_eq!(page.load_u16(16 + 12), F_WRITE);
             assert_eq!(ring.take(), Ok(None));
             device_uses(&page, index, 0, 32);
-            assert_eq!(ring.take(), Ok(Some(32)));
+            assert_eq!(ring.take(), Ok(Some(Used { head: 0, len: 32 })));
         }
     }
 
@@ -240,7 +251,7 @@ mod tests {
             "nothing in flight"
         );
         let (mut ring, page) = self::ring();
-        assert!(ring.submit(&[buffer(Direction::ToDevice)]));
+        assert!(ring.submit(0, &[buffer(Direction::ToDevice)]));
         device_uses(&page, 2, 0, 0);
         assert_eq!(ring.take(), Err(RingError::Index { from: 0, to: 2, in_flight: 1 }));
         device_uses(&page, 1, 3, 0);
@@ -250,33 +261,54 @@ mod tests {
     #[test]
     fn a_batch_comes_back_in_any_order_and_each_chain_once() {
         let (mut ring, page) = ring();
+        let back = |head| Ok(Some(Used { head, len: 0 }));
         for round in 0..30_000_u16 {
             let base = round.wrapping_mul(3);
             assert!(ring.submit_each(&[buffer(Direction::ToDevice); 3]));
             assert_eq!(page.load_u16(AVAIL + 2), base.wrapping_add(3));
             device_uses(&page, base.wrapping_add(1), 2, 0);
-            assert_eq!((ring.take(), ring.take()), (Ok(Some(0)), Ok(None)));
+            assert_eq!((ring.take(), ring.take()), (back(2), Ok(None)));
             assert!(ring.is_busy() && !ring.submit_each(&[buffer(Direction::ToDevice)]));
             device_uses(&page, base.wrapping_add(2), 0, 0);
             device_uses(&page, base.wrapping_add(3), 1, 0);
             assert!(ring.has_used());
-            assert_eq!((ring.take(), ring.take()), (Ok(Some(0)), Ok(Some(0))));
+            assert_eq!((ring.take(), ring.take()), (back(0), back(1)));
             assert!(!ring.is_busy() && !ring.has_used());
         }
         assert!(ring.submit_each(&[buffer(Direction::ToDevice); 2]));
         let start = page.load_u16(USED + 2);
         device_uses(&page, start.wrapping_add(1), 1, 0);
         device_uses(&page, start.wrapping_add(2), 1, 0);
-        assert_eq!(ring.take(), Ok(Some(0)));
+        assert_eq!(ring.take(), back(1));
         let twice = RingError::NotInFlight { id: 1, index: start.wrapping_add(2) };
         assert_eq!(ring.take(), Err(twice));
+    }
+
+    /// Two chains take turns in the table: each waits for its own descriptors alone.
+    #[test]
+    fn chains_side_by_side_do_not_touch_each_other() {
+        let (mut ring, page) = ring();
+        let two = [buffer(Direction::ToDevice), buffer(Direction::FromDevice)];
+        assert!(ring.submit(0, &two) && ring.submit(2, &two));
+        for first in 0..4 {
+            assert!(!ring.submit(first, &two[..1]), "{first} is in flight");
+        }
+        assert_eq!((page.load_u16(16 * 2 + 14), page.load_u16(16 * 3 + 12)), (3, F_WRITE));
+        for round in 0..30_000_u16 {
+            let (index, head) = (round.wrapping_add(1), 2 * (round % 2));
+            device_uses(&page, index, head.into(), 7);
+            assert_eq!(ring.take(), Ok(Some(Used { head, len: 7 })));
+            assert!(!ring.submit(2 - head, &two), "the other one is in flight");
+            assert!(ring.submit(head, &two));
+        }
     }
 
     #[test]
     fn a_chain_longer_than_the_ring_is_not_sent() {
         let (mut ring, page) = ring();
-        assert!(!ring.submit(&[buffer(Direction::ToDevice); 5]));
-        assert!(!ring.submit(&[]));
+        assert!(!ring.submit(0, &[buffer(Direction::ToDevice); 5]));
+        assert!(!ring.submit(3, &[buffer(Direction::ToDevice); 2]));
+        assert!(!ring.submit(0, &[]));
         assert_eq!(page.load_u16(AVAIL + 2), 0);
     }
 

@@ -54,8 +54,18 @@ impl Agent {
         }
     }
 
+    /// Has DAMON watch what is online once blocks have stopped coming and going: each time is a commit
+    /// of all its settings, which takes the kernel and the agent's thread tenths of a second, and of
+    /// memory that is offline it sees nothing by itself (mm/damon/ops-common.c, `damon_get_folio`).
+    pub(super) fn rewatch_if_due(&mut self) {
+        if self.owes_rewatch && !self.parts.hands.is_busy() {
+            self.rewatch();
+        }
+    }
+
     /// Has DAMON watch what is online now.
     pub(super) fn rewatch(&mut self) {
+        self.owes_rewatch = false;
         if let Some(damon) = self.parts.watching.damon_mut() {
             let blocks = &self.parts.blocks;
             damon.watch(blocks.ranges(&blocks.in_use()), blocks.count());

@@ -19,7 +19,7 @@ const AFTER_LOSS: Duration = Duration::from_millis(500);
 
 impl Agent {
     pub(super) fn on_link(&mut self, now: Instant, event: LinkEvent) {
-        if is_news(&event) {
+        if is_news(&event) && !self.is_step_of_a_batch(&event) {
             self.rest.end();
         }
         match event {
@@ -176,7 +176,7 @@ impl Agent {
                 self.outcomes.push(Outcome::Stolen(block));
             }
         }
-        self.rewatch();
+        self.owes_rewatch = true;
     }
 
     fn on_return_answer(&mut self, effect: Effect, response: Response) {
@@ -208,8 +208,11 @@ impl Agent {
     }
 
     pub(super) fn on_done(&mut self, now: Instant, done: Done) {
-        self.rest.end();
         let Job { block, task } = done.job;
+        let is_step = matches!((task, &done.result), (Task::Steal { .. }, Ok(())));
+        if !(is_step && self.parts.hands.is_stealing()) {
+            self.rest.end();
+        }
         match (task, done.result) {
             (Task::Steal { .. }, Ok(())) => self.on_offline(block),
             (Task::Steal { .. }, Err(failure)) => self.on_steal_failed(block, &failure),
@@ -267,7 +270,7 @@ impl Agent {
         }
         if self.returns.one_done(block) {
             self.outcomes.push(Outcome::Returned);
-            self.rewatch();
+            self.owes_rewatch = true;
         }
     }
 }

@@ -157,6 +157,8 @@ pub struct Agent {
     rest: Rest,
     still: Option<Still>,
     generation: u32,
+    /// Blocks have come or gone since DAMON was told what to watch.
+    owes_rewatch: bool,
     /// Goodbye has not been said yet.
     is_leaving: bool,
     /// The next agent would learn that the device is silent.
@@ -191,6 +193,7 @@ impl Agent {
             rest: Rest::default(),
             still: None,
             generation: 0,
+            owes_rewatch: false,
             is_leaving: false,
             is_marked_silent: false,
         }
@@ -229,6 +232,9 @@ impl Agent {
             return Ok(self.pause(now));
         }
         self.take_ended_jobs(now);
+        if self.is_within_a_batch(now, woken) {
+            return Ok(self.pause(now));
+        }
         self.see_to_watching(now);
         if now >= self.due.refresh && !self.parts.hands.is_busy() {
             let (refreshed, cost) = timed(|| self.refresh());
@@ -240,6 +246,7 @@ impl Agent {
         self.carry_out(now, plan.actions);
         self.see_to_reclaim(now, plan.reclaim);
         self.see_to_mappings();
+        self.rewatch_if_due();
         // What was just posted goes out at once, not at the next turn.
         self.exchange(now);
         if now >= self.due.report {

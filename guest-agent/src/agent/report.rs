@@ -58,7 +58,11 @@ impl Agent {
             tracing::warn!("{} cannot be written: {error}", path.display());
         }
         let present = self.present();
-        self.parts.access.look(now, &present);
+        // Samples of pages take long where the guest is slow, and blocks that have just gone offline
+        // wait to be reported.
+        if !self.parts.hands.is_busy() {
+            self.parts.access.look(now, &present);
+        }
         self.parts.access.write(now);
     }
 

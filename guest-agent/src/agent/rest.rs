@@ -4,15 +4,23 @@
 //! its host how it is, and the host's answer wakes the agent, although it changes nothing. Such a
 //! turn ends after listening: it looks at nothing of the guest, and what is left of the wait is
 //! waited for. All that is not known to change nothing has the agent decide anew.
+//!
+//! While a batch of blocks is being stolen, one after the other ends, and one report after the other is
+//! answered. As long as that is all, and there are more blocks to come, it is what was decided: the wait
+//! is for what may speak against it, and the blocks' thread looks at what is free before each.
 
 use std::time::Duration;
 
-use memtide_policy::guest::{DeviceState, Plan};
+use memtide_policy::guest::{DeviceState, Outcome, Plan};
 use memtide_units::{ByteSize, Instant};
 use memtide_wire::block::{Request, Verdict};
 
 use super::{Agent, Woken};
 use crate::link::LinkEvent;
+
+/// Within a batch a decision holds for so long: what the policy itself asks for while something is under
+/// way, which the one that begins the batch does not know yet.
+const BATCH_LOOK: Duration = Duration::from_millis(100);
 
 /// The next turn is for nothing but to see whether the guest has begun to grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +36,8 @@ pub struct Still {
 /// What the last decision said of the time until the next one.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Rest {
+    /// When it was made.
+    since: Instant,
     /// When the next one is due.
     until: Instant,
     /// How long it was to hold, and each look that finds memory lying still has it hold for as long.
@@ -43,7 +53,8 @@ pub(super) struct Rest {
 impl Rest {
     pub(super) fn after(now: Instant, plan: &Plan, device: DeviceState) -> Self {
         let (every, while_free) = (plan.wait, plan.while_free);
-        Self { until: now + every, every, while_free, device: Some(device), is_over: false }
+        let (since, until) = (now, now + every);
+        Self { since, until, every, while_free, device: Some(device), is_over: false }
     }
 
     /// Something happens: whatever wakes the agent next has it decide.
@@ -75,13 +86,34 @@ pub(super) fn is_news(event: &LinkEvent) -> bool {
 impl Agent {
     /// Whether a turn in which the host was heard need not look at the guest.
     pub(super) fn may_rest_on(&self, now: Instant, woken: Woken) -> bool {
+        self.holds(now, woken)
+            && now < self.due.refresh
+            && !self.is_busy()
+            && self.outcomes.is_empty()
+    }
+
+    /// Whether all that has happened since the last decision is that blocks of a batch were stolen, of
+    /// which more are to come.
+    pub(super) fn is_within_a_batch(&self, now: Instant, woken: Woken) -> bool {
+        let is_going_well = self.outcomes.iter().all(|it| matches!(it, Outcome::Stolen(_)));
+        let is_recent = now.since(self.rest.since) < BATCH_LOOK;
+        is_recent && self.holds(now, woken) && self.parts.hands.is_stealing() && is_going_well
+    }
+
+    /// Whether this event is one of those.
+    pub(super) fn is_step_of_a_batch(&self, event: &LinkEvent) -> bool {
+        let LinkEvent::Answered(Request::Steal(_), response) = event else { return false };
+        response.verdict == Verdict::Ok && self.parts.hands.is_stealing()
+    }
+
+    /// Whether the last decision holds still: nothing is due, and nothing has happened that ends it.
+    fn holds(&self, now: Instant, woken: Woken) -> bool {
         let (rest, due) = (&self.rest, &self.due);
-        let is_due = now >= rest.until || now >= due.report || now >= due.refresh;
+        let is_due = now >= rest.until || now >= due.report;
         // One that was late has answered, or one that answered is late.
         let is_as_before = rest.device == Some(self.parts.link.device_state());
-        let is_under_way = self.returns.ticket().is_some() || self.is_busy();
-        let has_happened = rest.is_over || woken.by_trigger || !self.outcomes.is_empty();
-        is_as_before && !is_due && !is_under_way && !has_happened
+        let has_happened = rest.is_over || woken.by_trigger || self.returns.ticket().is_some();
+        is_as_before && !is_due && !has_happened
     }
 
     /// How long nothing needs to be done now unless something happens.

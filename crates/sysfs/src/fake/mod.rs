@@ -16,13 +16,14 @@ mod zram;
 pub use damon::FakeDamon;
 pub use memory::FakeBlock;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use memtide_units::{BlockId, BlockSize, PpMillion};
 use rustix::io::Errno;
@@ -31,6 +32,9 @@ use tempfile::TempDir;
 use crate::meminfo::Meminfo;
 use crate::psi::{Line, Psi};
 use crate::{Root, Writer};
+
+/// How long a write can take: a test that forgets it comes to an end.
+pub const STALL_MAX: Duration = Duration::from_secs(20);
 
 /// A root directory of a test's own, deleted when it is dropped.
 pub struct FakeRoot {
@@ -49,7 +53,10 @@ impl FakeRoot {
     pub fn new() -> Self {
         let dir = TempDir::new().expect("a test needs a temporary directory");
         let files = Files(dir.path().to_path_buf());
-        Self { dir, kernel: Arc::new(Kernel { files, state: Mutex::default() }) }
+        Self {
+            dir,
+            kernel: Arc::new(Kernel { files, state: Mutex::default(), allowed: Condvar::new() }),
+        }
     }
 
     /// What the code under test is given.
@@ -87,12 +94,21 @@ impl FakeRoot {
         self.kernel.state().refusals.insert(path.into(), errno);
     }
 
-    /// Takes a [`FakeRoot::refuse`] back.
-    pub fn allow(&self, path: &str) {
-        self.kernel.state().refusals.remove(path);
+    /// Has every write to `path` take its time, until [`FakeRoot::allow`]. One that takes more than
+    /// [`STALL_MAX`] is interrupted.
+    pub fn stall(&self, path: &str) {
+        self.kernel.state().stalls.insert(path.into());
     }
 
-    /// Every write so far, in order, failed ones too: file and text.
+    /// Takes a [`FakeRoot::refuse`] or a [`FakeRoot::stall`] back.
+    pub fn allow(&self, path: &str) {
+        let mut state = self.kernel.state();
+        state.refusals.remove(path);
+        state.stalls.remove(path);
+        self.kernel.allowed.notify_all();
+    }
+
+    /// Every write so far, in order, failed ones and those under way too: file and text.
     pub fn writes(&self) -> Vec<(String, String)> {
         self.kernel.state().writes.clone()
     }
@@ -165,6 +181,7 @@ impl FakeRoot {
 struct State {
     writes: Vec<(String, String)>,
     refusals: BTreeMap<String, Errno>,
+    stalls: BTreeSet<String>,
     meminfo: Option<Meminfo>,
     block_size: Option<BlockSize>,
     damon: damon::Damon,
@@ -175,6 +192,8 @@ struct State {
 struct Kernel {
     files: Files,
     state: Mutex<State>,
+    /// A write that takes its time may go on.
+    allowed: Condvar,
 }
 
 impl Kernel {
@@ -189,6 +208,12 @@ impl Writer for Kernel {
         let path = path.to_str().ok_or(Errno::INVAL)?;
         let mut state = self.state();
         state.writes.push((path.into(), text.into()));
+        let is_stalled = |state: &mut State| state.stalls.contains(path);
+        let waited = self.allowed.wait_timeout_while(state, STALL_MAX, is_stalled);
+        let (mut state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            return Err(Errno::INTR.into());
+        }
         if let Some(errno) = state.refusals.get(path) {
             return Err((*errno).into());
         }

@@ -1,8 +1,10 @@
 //! What wakes an agent at rest, and what of that has it look at the guest.
 
 use super::*;
+use crate::worker::{Job, Look, MOVABLE_DEADLINE, Task};
 
 const MEMINFO: &str = "proc/meminfo";
+const STATE_OF_2: &str = "sys/devices/system/memory/memory2/state";
 
 /// An agent that has said how it is and waits for the answer, in a guest at rest.
 fn world() -> World {
@@ -218,6 +220,79 @@ fn a_return_that_is_held_is_not_left_alone() {
     respond(&world, Verdict::Ok);
     assert!(world.agent.returns.ticket().is_some());
     assert_eq!(wake(&mut world, BY_DEVICE), None);
+}
+
+/// A batch of two blocks: one has just been stolen, and the other takes its time.
+fn within_a_batch() -> World {
+    // So much is in use that nothing is stolen otherwise.
+    let mut world = World::with_used(700);
+    world.run(20_000);
+    assert_eq!(world.offline(), BTreeSet::new());
+    send_telemetry(&mut world);
+    respond(&world, Verdict::Ok);
+    wake(&mut world, BY_DEVICE).unwrap();
+    world.fake.stall(STATE_OF_2);
+    let (keep, deadline) = (ByteSize::ZERO, MOVABLE_DEADLINE);
+    let task = Task::Steal { keep, deadline, look: Look::AtRoom };
+    world.agent.parts.hands.steal([3, 2].map(|n| Job { block: BlockId(n), task }));
+    // Not while that thread looks at the guest itself.
+    let started = std::time::Instant::now();
+    while !world.fake.writes().iter().any(|(path, _)| path == STATE_OF_2) {
+        assert!(started.elapsed() < Duration::from_secs(10), "the second block's turn comes");
+        std::thread::yield_now();
+    }
+    assert_eq!(world.state(3).0, State::Offline);
+    world
+}
+
+/// Whether a turn looks at the guest. Unlike in [`wake`] its files are there all the time, for the
+/// thread that changes blocks.
+fn looks(world: &mut World, woken: Woken) -> bool {
+    let before = world.agent.reading.meminfo;
+    world.fake.set_meminfo(Meminfo { cached: before.cached + ByteSize::from_mib(1), ..before });
+    world.now += 5;
+    world.turn(woken);
+    world.agent.reading.meminfo != before
+}
+
+#[test]
+fn a_batch_goes_on_without_a_look_at_the_guest() {
+    let mut world = within_a_batch();
+    assert!(!looks(&mut world, Woken::default()), "one more block is stolen");
+    let report = Request::Steal(vec![SIZE.range(BlockId(3)).unwrap()]);
+    assert_eq!(world.device.waiting(), Some(report), "the host hears of it at once");
+    respond(&world, Verdict::Ok);
+    assert!(!looks(&mut world, BY_DEVICE), "and has dropped it");
+    world.now += 100;
+    assert!(looks(&mut world, Woken::default()), "but the time comes to decide");
+    world.fake.allow(STATE_OF_2);
+}
+
+#[test]
+fn what_speaks_against_a_batch_has_the_agent_decide() {
+    let against: [fn(&mut World) -> Woken; 4] = [
+        |_| Woken { by_trigger: true, ..BY_DEVICE },
+        |world| {
+            respond(world, Verdict::Refused(RefuseReason::Malformed));
+            BY_DEVICE
+        },
+        |world| {
+            world.agent.set_mode(Mode::Restore);
+            Woken::default()
+        },
+        |world| {
+            world.fake.allow(STATE_OF_2);
+            world.settle();
+            Woken::default()
+        },
+    ];
+    for happens in against {
+        let mut world = within_a_batch();
+        looks(&mut world, Woken::default());
+        let woken = happens(&mut world);
+        assert!(looks(&mut world, woken));
+        world.fake.allow(STATE_OF_2);
+    }
 }
 
 fn millis(time: Duration) -> u64 {

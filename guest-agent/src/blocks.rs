@@ -297,8 +297,14 @@ impl Blocks {
     /// else may have put one online since the last refresh, and the host would drop it in use. Nor are
     /// those among them in whose place there is other memory now.
     pub fn offline_still(&self, root: &Root) -> Vec<BlockId> {
-        let is_so = |block: &BlockId| self.is_out(root, *block) && self.is_same(root, *block);
-        self.offline_by_us().into_iter().filter(is_so).collect()
+        self.offline_by_us().into_iter().filter(|block| self.is_still_out(root, *block)).collect()
+    }
+
+    /// Whether a block is offline by the agent's doing, and is at this moment, and is the one that was
+    /// taken.
+    pub fn is_still_out(&self, root: &Root, block: BlockId) -> bool {
+        let is_ours = matches!(self.hold(block), Some(Hold::Leaving | Hold::Stolen));
+        is_ours && self.is_out(root, block) && self.is_same(root, block)
     }
 
     fn is_same(&self, root: &Root, block: BlockId) -> bool {
@@ -307,8 +313,8 @@ impl Blocks {
         !memory::inode(root, block).is_ok_and(is_other)
     }
 
-    /// Whether all of a range is offline at this moment, by the kernel's word, or in pieces that are
-    /// held.
+    /// Whether all of a range is offline at this moment, by the kernel's word and the agent's doing, or in
+    /// pieces that are held.
     pub fn is_offline(&self, root: &Root, range: GpaRange) -> bool {
         let ours = self.offline_by_us();
         let pieces = ours.iter().filter_map(|block| self.entries.get(block)?.pieces.as_ref());
@@ -317,7 +323,7 @@ impl Blocks {
         }
         let blocks = self.in_ranges(&[range]);
         let size = self.size.size().times(blocks.len() as u64);
-        size == range.len() && blocks.into_iter().all(|block| self.is_out(root, block))
+        size == range.len() && blocks.into_iter().all(|block| self.is_still_out(root, block))
     }
 
     /// Offline, or not even there because it was removed; or taken in pieces, which are pinned.

@@ -272,6 +272,10 @@ impl Guest for Kernel {
     fn is_offline(&self, range: GpaRange) -> bool {
         !(range.start().0 / range.len().bytes()).is_multiple_of(5)
     }
+
+    fn block_size(&self) -> BlockSize {
+        BlockSize::X86_SMALL
+    }
 }
 
 fn service(link: &mut Link, now: Instant, device: &Device) {

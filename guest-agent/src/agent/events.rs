@@ -41,16 +41,20 @@ impl Agent {
             LinkEvent::Grain(grain) => self.on_grain(now, grain),
             LinkEvent::NotOffline(ranges) => {
                 for block in self.parts.blocks.in_ranges(&ranges) {
-                    self.on_not_offline(block);
+                    self.on_not_offline(now, block);
                 }
             }
         }
     }
 
     /// A block that was about to be reported is not, or is no part of a range that is, offline whole.
-    fn on_not_offline(&mut self, block: BlockId) {
+    fn on_not_offline(&mut self, now: Instant, block: BlockId) {
         match memory::state(&self.parts.root, block) {
-            Ok(State::Offline) => self.parts.link.report_stolen(self.parts.blocks.ranges(&[block])),
+            Ok(State::Offline) if self.parts.blocks.is_still_out(&self.parts.root, block) => {
+                self.parts.link.report_stolen(self.parts.blocks.ranges(&[block]));
+            }
+            // Other memory is in its place, or the agent has let it go: a look at all of them tells.
+            Ok(State::Offline) => self.due.refresh = now,
             Ok(State::Online | State::GoingOffline) => {
                 self.parts.blocks.set(&self.parts.root, block, Hold::Online);
                 self.came_online(block);
@@ -74,6 +78,9 @@ impl Agent {
     /// while regions come and go, so it is told anew.
     pub(super) fn is_gone(&mut self, block: BlockId) {
         tracing::info!("{block} was stolen, and the host has unplugged its memory");
+        for range in self.parts.blocks.ranges(&[block]) {
+            self.parts.link.forget_report(range);
+        }
         self.parts.blocks.forget(block);
         self.parts.link.greet_again();
     }

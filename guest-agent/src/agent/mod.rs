@@ -31,7 +31,7 @@ use std::time::Duration;
 use memtide_policy::guest::{Controller, HeatMap, Limits, LimitsWish, Mode, Outcome, Plan, Swap};
 use memtide_sysfs::memory::StateRequest;
 use memtide_sysfs::{Error, Root};
-use memtide_units::{BlockId, GpaRange, Instant};
+use memtide_units::{BlockId, BlockSize, GpaRange, Instant};
 use memtide_wire::block::{Hello, RANGES_MAX, Request};
 
 use crate::access::AccessHistory;
@@ -267,14 +267,7 @@ impl Agent {
         if let Some(event) = (now >= self.due.report).then(|| link.check(now)).flatten() {
             self.on_link(now, event);
         }
-        let heard = self.exchange(now);
-        let generation = self.parts.link.config().generation;
-        if generation != self.generation {
-            self.generation = generation;
-            self.returns.hurry(now);
-            self.rest.end();
-        }
-        heard
+        self.exchange(now)
     }
 
     /// Reads answers and sends what waits, until neither is left.
@@ -285,6 +278,12 @@ impl Agent {
             self.is_marked_silent = is_silent;
             let runtime = &self.parts.runtime;
             if is_silent { runtime.mark_silent() } else { runtime.clear_silent() }
+        }
+        let generation = self.parts.link.config().generation;
+        if generation != self.generation {
+            self.generation = generation;
+            self.returns.hurry(now);
+            self.rest.end();
         }
         heard
     }
@@ -457,5 +456,9 @@ impl Guest for Kernel<'_> {
 
     fn is_offline(&self, range: GpaRange) -> bool {
         self.blocks.is_offline(self.root, range)
+    }
+
+    fn block_size(&self) -> BlockSize {
+        self.blocks.size()
     }
 }

@@ -125,6 +125,11 @@ impl Agent {
         let may_lie_still = !is_over && !self.is_busy();
         let still = |free: ByteSize| Still { latest, free, every };
         self.still = self.rest.while_free.filter(|_| may_lie_still).map(still);
+        let latest = if self.parts.hands.is_stealing() {
+            until(self.rest.since + BATCH_LOOK).min(latest)
+        } else {
+            latest
+        };
         until(self.rest.until).min(latest)
     }
 

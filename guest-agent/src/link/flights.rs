@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use memtide_units::{ByteSize, Instant};
+use memtide_units::{BlockSize, ByteSize, Instant};
 use memtide_wire::block::Request;
 
 /// A device answers each request at once; punching a batch of large blocks may take a while.
@@ -79,11 +79,15 @@ impl Flights {
         self.requests.iter().any(|it| matches!(it, Request::Hello(_)))
     }
 
-    /// How much one more report may name, where all in flight may name so much: `None` for no report.
-    pub(super) fn room(&self, most: ByteSize) -> Option<ByteSize> {
+    /// How much one more report may name, where all in flight may name so much: `None` for no report, as
+    /// beside one that does not name whole blocks.
+    pub(super) fn room(&self, most: ByteSize, block: BlockSize) -> Option<ByteSize> {
         let mut named = ByteSize::ZERO;
         for request in &self.requests {
             let Request::Steal(ranges) = request else { return None };
+            if !ranges.iter().all(|range| range.is_aligned_to(block.size())) {
+                return None;
+            }
             named += ranges.iter().map(|range| range.len()).sum();
         }
         let is_open = self.requests.len() < REPORTS_MAX && named < most;
@@ -94,10 +98,12 @@ impl Flights {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use memtide_units::{BlockId, BlockSize};
+    use memtide_units::{BlockId, Gpa, GpaRange};
+
+    const BLOCK: BlockSize = BlockSize::X86_SMALL;
 
     fn report(blocks: std::ops::Range<u64>) -> Request {
-        Request::Steal(blocks.map(|n| BlockSize::X86_SMALL.range(BlockId(n)).unwrap()).collect())
+        Request::Steal(blocks.map(|n| BLOCK.range(BlockId(n)).unwrap()).collect())
     }
 
     fn at(ms: u64) -> Instant {
@@ -108,17 +114,19 @@ mod tests {
     fn reports_share_the_room_and_nothing_else_goes_beside_one() {
         let most = ByteSize::from_mib(512);
         let mut flights = Flights::default();
-        assert_eq!(flights.room(most), Some(most));
+        assert_eq!(flights.room(most, BLOCK), Some(most));
         flights.add(at(0), report(0..1));
-        assert_eq!(flights.room(most), Some(ByteSize::from_mib(384)));
+        assert_eq!(flights.room(most, BLOCK), Some(ByteSize::from_mib(384)));
         flights.add(at(0), report(1..2));
-        assert_eq!(flights.room(most), None, "two are enough");
+        assert_eq!(flights.room(most, BLOCK), None, "two are enough");
         flights.answered(at(1));
-        assert_eq!(flights.room(ByteSize::from_mib(128)), None, "it is used up");
-        for other in [Request::Goodbye, Request::Cancel { ticket: 1 }] {
+        assert_eq!(flights.room(ByteSize::from_mib(128), BLOCK), None, "it is used up");
+        let piece = GpaRange::new(Gpa(1 << 30), ByteSize::from_mib(2)).unwrap();
+        let pieces = Request::Steal(vec![piece]);
+        for other in [Request::Goodbye, Request::Cancel { ticket: 1 }, pieces] {
             let mut flights = Flights::default();
             flights.add(at(0), other);
-            assert_eq!(flights.room(most), None);
+            assert_eq!(flights.room(most, BLOCK), None);
         }
     }
 

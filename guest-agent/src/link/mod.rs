@@ -28,7 +28,7 @@ use std::io;
 use std::time::Duration;
 
 use memtide_policy::guest::DeviceState;
-use memtide_units::{ByteSize, GpaRange, Instant, Pfn};
+use memtide_units::{BlockSize, ByteSize, GpaRange, Instant, Pfn};
 use memtide_wire::block::{Hello, RefuseReason, Request, Response, Verdict};
 use memtide_wire::stats::Stat;
 
@@ -84,6 +84,8 @@ pub trait Guest {
     fn introduction(&self, epoch: u32) -> Hello;
     /// Whether all of a range is offline.
     fn is_offline(&self, range: GpaRange) -> bool;
+    /// The size of its memory blocks.
+    fn block_size(&self) -> BlockSize;
 }
 
 /// Why the device was given up.
@@ -404,7 +406,7 @@ impl Link {
             }
             self.next_alone(guest)
         } else {
-            self.next_beside(now)
+            self.next_beside(now, guest.block_size())
         };
         let (next, changed) = still_true(next, guest);
         events.extend((!changed.is_empty()).then_some(LinkEvent::NotOffline(changed)));
@@ -429,14 +431,16 @@ impl Link {
         self.outbox.next(self.report_size())
     }
 
-    /// What goes out beside what is in flight: a report, unless something else is waiting for the device.
-    fn next_beside(&mut self, now: Instant) -> Option<Request> {
+    /// What goes out beside what is in flight: a report, unless something else is waiting for the device
+    /// or it is silent. Of whole blocks alone: where the host refuses a piece of a block, the guest has
+    /// all of that block back at once, and none of it may be on its way then.
+    fn next_beside(&mut self, now: Instant, block: BlockSize) -> Option<Request> {
         let State::Up { flights, is_greeted: true, .. } = &self.state else { return None };
-        let room = flights.room(self.drops_at_once)?;
-        if self.is_look_due(now) {
+        let room = flights.room(self.drops_at_once, block)?;
+        if flights.is_late() || self.is_look_due(now) {
             return None;
         }
-        self.outbox.next_report(room.min(self.report_size()))
+        self.outbox.next_report(room.min(self.report_size()), block)
     }
 
     /// What one report names at most: two of them share what the host drops in a moment.

@@ -2,15 +2,14 @@
 
 use std::collections::VecDeque;
 
-use memtide_units::{ByteSize, GpaRange};
-use memtide_wire::block::Request;
+use memtide_units::{BlockSize, ByteSize, GpaRange};
+use memtide_wire::block::{RANGES_MAX, Request};
 
 /// Requests that wait, at most. Only telemetry comes without end, and it waits for nobody.
 const MAX: usize = 64;
 
-/// Ranges that one report names at most, so that it fits beside another in the block queue's memory. More
-/// than the pieces of 2 MiB in as much 4 KiB pages as the host drops in a moment.
-const REPORT_RANGES_MAX: usize = 128;
+/// Ranges that a report names at most, so that it fits beside another in the block queue's memory.
+const BESIDE_RANGES_MAX: usize = 128;
 
 /// The requests that wait.
 #[derive(Debug, Default)]
@@ -80,35 +79,40 @@ impl Outbox {
         if let Some(quick) = quick {
             return self.waiting.remove(quick);
         }
-        match self.fitting(most) {
-            Some(count) => self.take_report(count.max(1)),
+        match self.fitting(|range, named| named + range.len() <= most) {
+            Some(count) => self.take_report(count.clamp(1, RANGES_MAX)),
             None => self.backlog.pop_front().map(|range| Request::Steal(vec![range])),
         }
     }
 
-    /// Of the report that waits as much as `most` allows, where that is anything and nothing quick waits.
-    pub(super) fn next_report(&mut self, most: ByteSize) -> Option<Request> {
+    /// Of the report that waits as many whole blocks as `most` allows, where that are any and nothing quick
+    /// waits.
+    pub(super) fn next_report(&mut self, most: ByteSize, block: BlockSize) -> Option<Request> {
         if self.waiting.iter().any(is_quick) {
             return None;
         }
-        let count = self.fitting(most).filter(|count| *count > 0)?;
-        self.take_report(count)
+        let fits = |range: &GpaRange, named| {
+            range.is_aligned_to(block.size()) && named + range.len() <= most
+        };
+        let count = self.fitting(fits).filter(|count| *count > 0)?;
+        self.take_report(count.min(BESIDE_RANGES_MAX))
     }
 
-    /// How many ranges of the report that is at the front `most` allows, where there is one.
-    fn fitting(&self, most: ByteSize) -> Option<usize> {
+    /// How many ranges of the report that is at the front fit, where there is one, by each range and how
+    /// much those before it name.
+    fn fitting(&self, fits: impl Fn(&GpaRange, ByteSize) -> bool) -> Option<usize> {
         let Some(Request::Steal(waiting)) = self.waiting.front() else { return None };
         let mut named = ByteSize::ZERO;
         let fits = |range: &&GpaRange| {
+            let fits = fits(range, named);
             named += range.len();
-            named <= most
+            fits
         };
         Some(waiting.iter().take_while(fits).count())
     }
 
     fn take_report(&mut self, count: usize) -> Option<Request> {
         let Some(Request::Steal(waiting)) = self.waiting.front_mut() else { return None };
-        let count = count.min(REPORT_RANGES_MAX);
         if count >= waiting.len() {
             return self.waiting.pop_front();
         }

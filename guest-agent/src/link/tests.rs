@@ -24,6 +24,10 @@ impl<F: Fn(u32) -> Hello> Guest for F {
     fn is_offline(&self, _: GpaRange) -> bool {
         true
     }
+
+    fn block_size(&self) -> BlockSize {
+        BlockSize::X86_SMALL
+    }
 }
 
 fn block(n: u64) -> GpaRange {
@@ -125,6 +129,43 @@ fn a_host_that_has_dropped_one_report_has_the_next() {
         assert_eq!(fake.waiting(), Some(Request::Steal(vec![block(turn + 11)])));
         assert_eq!(pump(&mut link, at(3 + turn)).len(), 1);
     }
+}
+
+/// The first is refused, and the guest has all of the block back while the second is on its way: the host
+/// would drop the rest of it in use.
+#[test]
+fn pieces_of_a_block_never_go_side_by_side() {
+    let (fake, mut link) = greeted();
+    let piece = |n: u64| {
+        let start = memtide_units::Gpa((512 + 2 * n) << 20);
+        GpaRange::new(start, ByteSize::from_mib(2)).unwrap()
+    };
+    let pieces: Vec<GpaRange> = (0..100).map(piece).collect();
+    link.report_stolen(vec![block(7)]);
+    link.report_stolen(pieces.clone());
+    pump(&mut link, at(2));
+    assert_eq!(fake.answer(granted).unwrap().1, Request::Steal(vec![block(7)]));
+    assert!(fake.waiting().is_none(), "no pieces beside a block");
+    pump(&mut link, at(3));
+    assert_eq!(fake.answer(granted).unwrap().1, Request::Steal(pieces[..64].to_vec()));
+    assert!(fake.waiting().is_none(), "nor beside pieces");
+    link.report_stolen(vec![block(6)]);
+    pump(&mut link, at(4));
+    fake.answer(granted).unwrap();
+    assert!(fake.waiting().is_none(), "nor a block beside them");
+}
+
+#[test]
+fn a_silent_device_is_given_no_second_report() {
+    let (fake, mut link) = greeted();
+    link.report_stolen(vec![block(7)]);
+    pump(&mut link, at(10));
+    assert_eq!(pump(&mut link, at(5_010)), [LinkEvent::Silent]);
+    link.report_stolen(vec![block(6)]);
+    pump(&mut link, at(5_020));
+    assert!(link.unreport(block(6)), "it was not sent");
+    fake.answer(granted).unwrap();
+    assert!(fake.waiting().is_none());
 }
 
 #[test]

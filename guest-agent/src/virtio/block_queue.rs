@@ -149,7 +149,8 @@ impl BlockQueue {
 
     /// True where the device has used something that was not taken in yet.
     pub fn has_used(&self) -> bool {
-        self.ring.has_used()
+        let is_kept = |flight: &InFlight| flight.response.is_some();
+        self.ring.has_used() || self.in_flight.front().is_some_and(is_kept)
     }
 
     /// True while a request has not been answered.

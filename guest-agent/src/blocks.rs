@@ -297,7 +297,7 @@ impl Blocks {
     /// else may have put one online since the last refresh, and the host would drop it in use. Nor are
     /// those among them in whose place there is other memory now.
     pub fn offline_still(&self, root: &Root) -> Vec<BlockId> {
-        self.offline_by_us().into_iter().filter(|block| self.is_still_out(root, *block)).collect()
+        self.entries.keys().copied().filter(|block| self.is_still_out(root, *block)).collect()
     }
 
     /// Whether a block is offline by the agent's doing, and is at this moment, and is the one that was

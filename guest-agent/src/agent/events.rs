@@ -70,7 +70,7 @@ impl Agent {
         tracing::warn!("{block} was stolen, and somebody has put it online");
         self.outcomes.push(Outcome::StealFailed(block, StealFailure::Busy));
         let ranges = self.parts.blocks.ranges(&[block]);
-        ranges.iter().for_each(|range| _ = self.parts.link.forget_report(*range));
+        self.forget_reports(&ranges);
         self.parts.link.post(Request::Taken(ranges));
     }
 
@@ -78,9 +78,7 @@ impl Agent {
     /// while regions come and go, so it is told anew.
     pub(super) fn is_gone(&mut self, block: BlockId) {
         tracing::info!("{block} was stolen, and the host has unplugged its memory");
-        for range in self.parts.blocks.ranges(&[block]) {
-            self.parts.link.forget_report(range);
-        }
+        self.forget_reports(&self.parts.blocks.ranges(&[block]));
         self.parts.blocks.forget(block);
         self.parts.link.greet_again();
     }
@@ -90,9 +88,13 @@ impl Agent {
         tracing::warn!(
             "{block} was stolen, and the host has plugged in other memory at its place: left alone"
         );
-        let ranges = self.parts.blocks.ranges(&[block]);
-        ranges.iter().for_each(|range| _ = self.parts.link.forget_report(*range));
+        self.forget_reports(&self.parts.blocks.ranges(&[block]));
         self.parts.link.greet_again();
+    }
+
+    /// What waits to be said of these is not true any more.
+    fn forget_reports(&mut self, ranges: &[GpaRange]) {
+        ranges.iter().for_each(|range| _ = self.parts.link.forget_report(*range));
     }
 
     /// The host has dropped what it was told is offline. Should somebody have put a block online since
@@ -206,9 +208,7 @@ impl Agent {
     /// Puts an offline block online. From here on no hello names it, and no report that a hello
     /// has overtaken and that waits still.
     pub(super) fn bring_back(&mut self, block: BlockId) {
-        for range in self.parts.blocks.given(&[block]) {
-            self.parts.link.forget_report(range);
-        }
+        self.forget_reports(&self.parts.blocks.given(&[block]));
         self.parts.blocks.set(&self.parts.root, block, Hold::Returning);
         let task = Task::Return(self.parts.how_online);
         self.parts.hands.put_online(Job { block, task });

@@ -121,16 +121,12 @@ impl Agent {
         let until = |at: Instant| at.since(now).max(Duration::from_millis(1));
         let report = until(self.due.report);
         let latest = self.parts.link.due().map_or(report, |due| until(due).min(report));
-        let Rest { every, is_over, .. } = self.rest;
+        let Rest { since, every, is_over, .. } = self.rest;
         let may_lie_still = !is_over && !self.is_busy();
         let still = |free: ByteSize| Still { latest, free, every };
         self.still = self.rest.while_free.filter(|_| may_lie_still).map(still);
-        let latest = if self.parts.hands.is_stealing() {
-            until(self.rest.since + BATCH_LOOK).min(latest)
-        } else {
-            latest
-        };
-        until(self.rest.until).min(latest)
+        let look = self.parts.hands.is_stealing().then(|| until(since + BATCH_LOOK));
+        until(self.rest.until).min(latest).min(look.unwrap_or(latest))
     }
 
     /// An answer or a block is waited for.

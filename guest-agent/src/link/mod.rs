@@ -21,6 +21,7 @@
 mod carrier;
 mod flights;
 mod kind;
+mod look;
 mod outbox;
 mod plain;
 
@@ -28,16 +29,17 @@ use std::io;
 use std::time::Duration;
 
 use memtide_policy::guest::DeviceState;
-use memtide_units::{BlockSize, ByteSize, GpaRange, Instant, Pfn};
+use memtide_units::{BlockSize, ByteSize, GpaRange, Instant};
 use memtide_wire::block::{Hello, RefuseReason, Request, Response, Verdict};
 use memtide_wire::stats::Stat;
 
 pub use self::flights::ANSWER_DEADLINE;
 pub use self::kind::{Coarseness, Grain, Kind, Plainness};
+pub use self::look::HostConfig;
 
 use self::carrier::{Carrier, Received};
 use self::flights::Flights;
-use self::outbox::Outbox;
+use self::outbox::{Outbox, still_true};
 use crate::dma::Area;
 use crate::virtio::block_queue::{QueueError, SendError};
 use crate::virtio::transport::{Transport, TransportError};
@@ -47,17 +49,6 @@ const RESET_DEADLINE: Duration = Duration::from_secs(2);
 /// Pauses between two attempts to start the device: doubling from the first to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LAST: Duration = Duration::from_secs(8);
-
-/// While reports wait to be sent, the configuration is looked at this often at most. Until then a new
-/// target or a wish for a new hello is not seen.
-const LOOKS_APART: Duration = Duration::from_millis(250);
-
-/// Offsets in the configuration space of what changes while the agent runs.
-const NUM_PAGES: usize = 0;
-const GENERATION: usize = 28;
-const HELLO_EPOCH: usize = 32;
-const RECLAIM_UNIT: usize = 36;
-const PIECE: usize = 40;
 
 /// Something that has happened on the link.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,17 +108,6 @@ enum State {
         flights: Flights,
         is_greeted: bool,
     },
-}
-
-/// What the host said last through the configuration.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HostConfig {
-    /// What it wants in the balloon.
-    pub balloon: ByteSize,
-    /// Moves when there is something to look at.
-    pub generation: u32,
-    /// Moves when it wants a new hello.
-    pub hello_epoch: u32,
 }
 
 /// Enables the function (bus mastering, interrupt): what every start of the device needs.
@@ -243,74 +223,9 @@ impl Link {
         self.outbox.forget_report(range)
     }
 
-    /// The device has interrupted, or shown in another way that it lives: there may be something to
-    /// see in its configuration. It is looked at when no request is in flight, and while reports wait
-    /// to be sent only now and then: each access is a question to the device's process that the VMM
-    /// asks with its big lock held, and that process may be dropping memory for 50 ms.
-    pub fn look_soon(&mut self) {
-        self.owes_look = true;
-    }
-
-    fn look_if_due(&mut self, now: Instant) {
-        if self.is_look_due(now) && self.is_up_and_idle() {
-            self.owes_look = false;
-            self.looked = now;
-            self.look();
-        }
-    }
-
-    fn is_look_due(&self, now: Instant) -> bool {
-        let is_hurried = self.outbox.is_at_a_report() && now.since(self.looked) < LOOKS_APART;
-        self.owes_look && !is_hurried
-    }
-
     /// Greeted, with nothing in flight.
     fn is_up_and_idle(&self) -> bool {
         matches!(&self.state, State::Up { flights, is_greeted: true, .. } if flights.is_empty())
-    }
-
-    /// Reads what may have changed in the configuration: one access, or three where something has,
-    /// or where the device may be another than before. A new epoch asks for a new hello, which goes
-    /// out before anything else. Call it only when the device has just shown that it lives.
-    fn look(&mut self) {
-        let before = self.config;
-        let field = |offset| self.transport.config_u32(offset).unwrap_or(0);
-        let balloon = || Pfn::SIZE.times(field(NUM_PAGES).into());
-        if self.is_plain() {
-            // All that such a host ever says is its target.
-            let balloon = balloon();
-            let moved = u32::from(balloon != before.balloon);
-            let generation = before.generation.wrapping_add(moved);
-            self.config = HostConfig { balloon, generation, hello_epoch: 0 };
-            return;
-        }
-        // First: what changes while the rest is read moves it once more, and is seen the next time.
-        let generation = field(GENERATION);
-        if generation == before.generation && !self.needs_hello() {
-            return;
-        }
-        self.config =
-            HostConfig { balloon: balloon(), generation, hello_epoch: field(HELLO_EPOCH) };
-        if self.config.hello_epoch != before.hello_epoch {
-            self.greet_again();
-        }
-    }
-
-    /// What the device takes, where that is not what it took before: it may be another one.
-    fn other_grain(&mut self) -> Option<Grain> {
-        let now = if self.is_plain() {
-            Grain::Block(Coarseness::Plain)
-        } else {
-            let field = |offset| self.transport.config_u32(offset);
-            Grain::of(field(PIECE)?, field(RECLAIM_UNIT)?)
-        };
-        let before = std::mem::replace(&mut self.grain, now);
-        (now != before).then_some(now)
-    }
-
-    /// The least that the device lets a request name, as of the last hello.
-    pub fn grain(&self) -> Grain {
-        self.grain
     }
 
     /// Reads and clears the interrupt status: whether there was one. What it says proves nothing more.
@@ -571,15 +486,6 @@ impl Link {
     pub fn stop(&self) -> Result<(), TransportError> {
         self.transport.reset(RESET_DEADLINE)
     }
-}
-
-/// A report without what somebody has put online while it waited, and those: the host would drop them
-/// in use (docs/adr/0017).
-fn still_true(request: Option<Request>, guest: &dyn Guest) -> (Option<Request>, Vec<GpaRange>) {
-    let Some(Request::Steal(ranges)) = request else { return (request, Vec::new()) };
-    let (offline, changed): (Vec<_>, Vec<_>) =
-        ranges.into_iter().partition(|range| guest.is_offline(*range));
-    ((!offline.is_empty()).then_some(Request::Steal(offline)), changed)
 }
 
 impl std::fmt::Debug for Link {

@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 use memtide_units::{BlockSize, ByteSize, GpaRange};
 use memtide_wire::block::{RANGES_MAX, Request};
 
+use super::Guest;
+
 /// Requests that wait, at most. Only telemetry comes without end, and it waits for nobody.
 const MAX: usize = 64;
 
@@ -138,4 +140,16 @@ impl Outbox {
 /// Whether it is answered at once.
 fn is_quick(request: &Request) -> bool {
     !matches!(request, Request::Steal(_))
+}
+
+/// A report without what somebody has put online while it waited, and those: the host would drop them
+/// in use (docs/adr/0017).
+pub(super) fn still_true(
+    request: Option<Request>,
+    guest: &dyn Guest,
+) -> (Option<Request>, Vec<GpaRange>) {
+    let Some(Request::Steal(ranges)) = request else { return (request, Vec::new()) };
+    let (offline, changed): (Vec<_>, Vec<_>) =
+        ranges.into_iter().partition(|range| guest.is_offline(*range));
+    ((!offline.is_empty()).then_some(Request::Steal(offline)), changed)
 }

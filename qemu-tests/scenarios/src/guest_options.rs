@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use memtide_lab::Kernel;
-use memtide_lab::machine::{Backing, Console, OnReset};
+use memtide_lab::machine::{Backing, Console, GuestClock, OnReset};
 use memtide_units::ByteSize;
 
 /// Whether the agent's unit is in the guest.
@@ -51,6 +51,8 @@ pub struct Shape {
     pub memory_max: Option<ByteSize>,
     /// Whether it may be reset.
     pub on_reset: OnReset,
+    /// By what its clock goes.
+    pub clock: GuestClock,
     /// Words for the kernel's command line.
     pub kernel_arguments: Vec<String>,
     /// More words for QEMU's command line.
@@ -63,6 +65,7 @@ impl Default for Shape {
             backing: Backing::Memfd,
             memory_max: None,
             on_reset: OnReset::Ends,
+            clock: GuestClock::Host,
             kernel_arguments: Vec::new(),
             qemu_arguments: Vec::new(),
         }

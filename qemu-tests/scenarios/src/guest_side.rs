@@ -68,6 +68,7 @@ impl GuestSide {
             max_memory_mib: shape.memory_max.map(ByteSize::mib),
             backing: shape.backing,
             on_reset: shape.on_reset,
+            accelerator: shape.clock.accelerator(),
             balloon: Balloon::VhostUser { socket: vhost_socket.to_owned() },
             console: options.console,
             kernel_arguments: shape.kernel_arguments,
@@ -75,7 +76,7 @@ impl GuestSide {
             ..MachineSpec::new("guest", options.kernel, tools.path(), &options.artifacts)
         };
         let machine = Machine::start(lab, &spec)?;
-        let hello = machine.wait_ready(BOOT)?;
+        let hello = machine.wait_ready(machine.acceleration().engine.patience(BOOT))?;
         Ok(Self { machine, workload: None, kernel: hello.kernel })
     }
 
@@ -149,12 +150,13 @@ impl GuestSide {
         }
     }
 
-    /// `kvm` or `tcg`, and why.
+    /// `kvm`, `tcg` or `counted`, and why.
     pub fn accelerator(&self) -> (String, String) {
         let chosen = self.machine.acceleration();
         let engine = match chosen.engine {
             Engine::Kvm => "kvm",
             Engine::Tcg => "tcg",
+            Engine::Counted => "counted",
         };
         (engine.to_owned(), chosen.reason.clone())
     }

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use memtide_lab::cargo::{Profile, build};
-use memtide_lab::machine::{Console, Machine, MachineSpec};
+use memtide_lab::machine::{Console, GuestClock, Machine, MachineSpec};
 use memtide_lab::rundir::RunDir;
 use memtide_lab::tools::{RUNNER, Tools};
 use memtide_lab::{Balloon, Kernel, Lab};
-use memtide_scenarios::guest_side::{GuestOptions, GuestSide, Unit};
+use memtide_scenarios::guest_side::{GuestOptions, GuestSide, Shape, Unit};
 use memtide_scenarios::host_side::{HostLimits, VM};
 use memtide_scenarios::run::Stage;
 use memtide_scenarios::solo::Device;
@@ -33,6 +33,10 @@ pub(crate) struct Shell {
     /// What drives the guest's memory.
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = With::Agent)]
     with: With,
+    /// By what the guest's clock goes: host, or counted, where each instruction takes a nanosecond of the
+    /// guest's time and it is five times slower by ours.
+    #[arg(long, value_name = "CLOCK", default_value = "host")]
+    clock: GuestClock,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -81,7 +85,11 @@ fn alone(lab: &Lab, arguments: &Shell, console: Console) -> Result<()> {
     eprintln!("  ctl status; ctl target 512MiB --wait; ctl stats; ctl watch");
     eprintln!("Leave it with `exit` or Ctrl-d; Ctrl-a x ends it at once.\n");
     let size = (arguments.kernel, arguments.memory);
-    let options = GuestOptions { console, ..GuestOptions::new(size, Unit::Absent, &artifacts) };
+    let options = GuestOptions {
+        console,
+        shape: shape(arguments),
+        ..GuestOptions::new(size, Unit::Absent, &artifacts)
+    };
     GuestSide::start(lab, &programs, device.vhost_socket(), &options)?.wait_end(SESSION)?;
     Ok(())
 }
@@ -92,7 +100,8 @@ fn staged(lab: &Lab, arguments: &Shell, console: Console, agent: Unit) -> Result
     let artifacts = PathBuf::from("artifacts/shell");
     let limits = HostLimits { budget: None, min: ByteSize::from_mib(arguments.memory.mib() / 4) };
     let size = (arguments.kernel, arguments.memory);
-    let options = GuestOptions { console, ..GuestOptions::new(size, agent, &artifacts) };
+    let shape = shape(arguments);
+    let options = GuestOptions { console, shape, ..GuestOptions::new(size, agent, &artifacts) };
     let stage = Stage::start(lab, &programs, limits, &options)?;
     let memtide = programs.program("memtide")?;
     let socket = stage.host.api_socket();
@@ -103,6 +112,10 @@ fn staged(lab: &Lab, arguments: &Shell, console: Console, agent: Unit) -> Result
     eprintln!("Leave it with `exit` or Ctrl-d; Ctrl-a x ends it at once.\n");
     stage.guest.wait_end(SESSION)?;
     Ok(())
+}
+
+fn shape(arguments: &Shell) -> Shape {
+    Shape { clock: arguments.clock, ..Shape::default() }
 }
 
 /// A guest without anything of ours but the lab's runner.
@@ -118,6 +131,7 @@ fn plain(
         memory_mib: arguments.memory.mib(),
         balloon,
         console,
+        accelerator: arguments.clock.accelerator(),
         ..MachineSpec::new("shell", arguments.kernel, tools.path(), artifacts)
     };
     let machine = Machine::start(lab, &spec)?;

@@ -34,6 +34,11 @@ const KVM_GAVE_UP: &str = "KVM internal error";
 pub enum Engine {
     /// QEMU's emulation: works everywhere, some ten times slower.
     Tcg,
+    /// QEMU's emulation of processors that take a nanosecond of the guest's time for each instruction,
+    /// whatever the host takes (QEMU, docs/devel/tcg-icount.rst). See [`GuestClock::Counted`].
+    ///
+    /// [`GuestClock::Counted`]: crate::machine::GuestClock::Counted
+    Counted,
     /// The host kernel's virtualisation.
     Kvm,
 }
@@ -42,6 +47,7 @@ impl std::fmt::Display for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Tcg => "tcg",
+            Self::Counted => "tcg, counted",
             Self::Kvm => "kvm",
         })
     }
@@ -70,6 +76,7 @@ pub(crate) fn choose(lab: &Lab, kernel: Kernel, wish: Accel) -> Result<Accelerat
     let wanted = |engine| Acceleration { engine, reason: "asked for".to_owned() };
     match wish {
         Accel::Tcg => Ok(wanted(Engine::Tcg)),
+        Accel::Counted => Ok(wanted(Engine::Counted)),
         Accel::Kvm => Ok(wanted(Engine::Kvm)),
         Accel::Auto => probed(lab, kernel),
     }

@@ -149,9 +149,14 @@ fn processor(words: &mut Words, engine: Engine) {
         "-accel",
         match engine {
             Engine::Tcg => "tcg,thread=multi",
+            Engine::Counted => "tcg,thread=single",
             Engine::Kvm => "kvm",
         },
     );
+    if engine == Engine::Counted {
+        // One nanosecond (two to the power of zero); a guest that has nothing to do waits by the host's clock.
+        words.option("-icount", "shift=0,sleep=on");
+    }
     words.option("-cpu", "max");
 }
 

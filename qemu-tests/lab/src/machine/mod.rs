@@ -2,6 +2,7 @@
 
 mod accel;
 mod bare;
+mod clock;
 mod command_line;
 mod huge_pool;
 mod memory;
@@ -11,6 +12,7 @@ mod spec;
 
 pub use accel::{Acceleration, Engine};
 pub use bare::{BareMachine, BareSpec};
+pub use clock::{GuestClock, NoSuchClock};
 pub use huge_pool::HugePool;
 pub use memory::{GuestMemory, rss_kib};
 pub use qmp::{Qmp, QmpEvent};

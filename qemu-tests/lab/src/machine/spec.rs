@@ -99,6 +99,8 @@ pub enum Accel {
     Auto,
     /// QEMU's emulation.
     Tcg,
+    /// QEMU's emulation by a counted clock ([`Engine::Counted`](crate::machine::Engine::Counted)).
+    Counted,
     /// The kernel's virtualisation.
     Kvm,
 }

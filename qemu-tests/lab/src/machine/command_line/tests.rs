@@ -42,6 +42,14 @@ fn the_whole_line_of_a_plain_machine() {
 }
 
 #[test]
+fn a_counted_clock_needs_one_thread_for_all_processors() {
+    let sockets = Sockets { monitor: 7, guest: 9 };
+    let counted = shell_line(&qemu(&spec(), Engine::Counted, &files(), sockets));
+    let expected = "-smp 2 -accel tcg,thread=single -icount shift=0,sleep=on -cpu max ";
+    assert!(counted.contains(expected), "{counted}");
+}
+
+#[test]
 fn a_vhost_user_balloon_is_the_generic_device_with_our_shape() {
     let balloon = Balloon::VhostUser { socket: "/run/x.sock".into() };
     let line = line(&MachineSpec { balloon, ..spec() });

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use memtide_bench::{HugePagesUse, Options, PACKAGES, Report, footprint, size};
 use memtide_lab::Kernel;
 use memtide_lab::cargo::{self, Profile};
+use memtide_lab::machine::GuestClock;
 use memtide_units::ByteSize;
 
 use crate::demo::{fresh_dir, output_file, write};
@@ -36,6 +37,14 @@ pub(crate) struct Size {
     /// larger guests.
     #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = guest_memory)]
     memory: ByteSize,
+    /// Virtual processors of each guest.
+    #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u32).range(1..=8))]
+    processors: u32,
+    /// By what the guests' clocks go: host, or counted, where each instruction takes a nanosecond of the
+    /// guest's time. Then figures do not depend on what else the host does, and show what the agent executes;
+    /// it takes longer, and all processors of a guest share what one can do.
+    #[arg(long, value_name = "CLOCK", default_value = "host")]
+    clock: GuestClock,
     /// Where guests page out to: zram, which the agent sets up by itself, or disk, one for each guest that
     /// is there from the start (a file in artifacts/bench-size, as large as the guest's memory at most).
     #[arg(long, value_name = "KIND", default_value = "zram")]
@@ -167,6 +176,8 @@ fn size(arguments: &Size) -> Result<()> {
     let options = size::Options {
         kernel: arguments.kernel,
         memory: arguments.memory,
+        processors: arguments.processors,
+        clock: arguments.clock,
         swap: arguments.swap,
         pairs: arguments.pairs,
         surges: arguments.surges,

@@ -36,5 +36,5 @@ pub use error::BenchError;
 pub use picture::picture;
 pub use reclaim::{HugePagesUse, Options, PACKAGES, run};
 pub use report::Report;
-pub use setting::{Setting, Swap};
+pub use setting::{Clock, Setting, Swap};
 pub use table::table;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use memtide_lab::cargo::Built;
-use memtide_lab::machine::{Backing, Balloon, Machine, MachineSpec, QEMU_BALLOON};
+use memtide_lab::machine::{Backing, Balloon, GuestClock, Machine, MachineSpec, QEMU_BALLOON};
 use memtide_lab::tools::{Start, Tools};
 use memtide_lab::{Kernel, Lab};
 use memtide_units::ByteSize;
@@ -21,6 +21,8 @@ pub(crate) struct Machines<'a> {
     pub(crate) memory: ByteSize,
     /// Virtual processors of each.
     pub(crate) vcpus: u32,
+    /// By what the guests' clocks go.
+    pub(crate) clock: GuestClock,
     pub(crate) artifacts: PathBuf,
     /// Programs of ours that are in each guest.
     pub(crate) tools: &'static [&'static str],
@@ -130,6 +132,7 @@ impl Machines<'_> {
         let mut spec = MachineSpec::new(name, self.kernel, tools.path(), artifacts);
         spec.memory_mib = self.memory.mib();
         spec.vcpus = self.vcpus;
+        spec.accelerator = self.clock.accelerator();
         spec.kernel_arguments = words([NO_TIMER_CHECK]);
         differ(&mut spec);
         if matches!(spec.balloon, Balloon::VhostUser { .. }) {

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use memtide_lab::cargo::Built;
 use memtide_lab::machine::Backing;
+use memtide_lab::machine::GuestClock;
 use memtide_lab::rundir::RunDir;
 use memtide_lab::{Kernel, Lab};
 use memtide_units::ByteSize;
@@ -85,6 +86,7 @@ pub fn run(
         kernel: options.kernel,
         memory: options.memory,
         vcpus: 2,
+        clock: GuestClock::Host,
         artifacts: options.artifacts.clone(),
         tools: &["memtide-agent"],
         agent_options: "--scale-by target",

@@ -38,6 +38,34 @@ impl fmt::Display for Swap {
     }
 }
 
+/// By what the guests' clocks went.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Clock {
+    /// By the host's.
+    Host,
+    /// By their own instructions, a nanosecond each.
+    Counted {
+        /// So many times as fast as a guest is this host's own processor at reading files of `/proc`, which
+        /// is work of the kernel's. An estimate: other work has another ratio, and both have a kernel of
+        /// their own.
+        host_times_faster: f64,
+    },
+}
+
+impl fmt::Display for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Host => f.write_str("the guests' clock is the host's"),
+            Self::Counted { host_times_faster } => write!(
+                f,
+                "the guests' clock counts: a nanosecond an instruction; this host's processor is about \
+                 {host_times_faster:.1} times as fast"
+            ),
+        }
+    }
+}
+
 /// How it was measured.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Setting {
@@ -45,7 +73,7 @@ pub struct Setting {
     pub kernel: String,
     /// QEMU's version.
     pub qemu: String,
-    /// `kvm` or `tcg`.
+    /// `kvm`, `tcg`, or `tcg, counted`.
     pub accelerator: String,
     /// The host's processors.
     pub processors: usize,
@@ -58,7 +86,11 @@ pub struct Setting {
     /// Where all guests page out to, where that is chosen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub swap: Option<Swap>,
-    /// How long all of it took.
+    /// By what the guests' clocks went, where that is chosen. Figures of one do not compare with those of
+    /// another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clock: Option<Clock>,
+    /// How long all of it took, by the host's clock.
     pub seconds: u64,
 }
 
@@ -74,15 +106,17 @@ impl Setting {
             guest_processors: machines.vcpus,
             script,
             swap: None,
+            clock: None,
             seconds: 0,
         }
     }
 
-    /// Two lines for the head of a table, and one for swap.
+    /// Two lines for the head of a table, one for swap and one for the clock.
     pub(crate) fn heading(&self) -> String {
         let swap = self.swap.map(|swap| format!("{swap}\n")).unwrap_or_default();
+        let clock = self.clock.map(|clock| format!("{clock}\n")).unwrap_or_default();
         format!(
-            "{} MiB guests of {} processors, Linux {} on QEMU {} ({}), {} processors, {} s\n{}\n{swap}",
+            "{} MiB guests of {} processors, Linux {} on QEMU {} ({}), {} processors, {} s\n{}\n{swap}{clock}",
             self.guest_memory_mib,
             self.guest_processors,
             self.kernel,

@@ -37,6 +37,8 @@ const STATE: &str = "\
 for file in meminfo buddyinfo zoneinfo swaps pressure/memory; do echo \"== $file\"; cat /proc/$file; done
 echo '== stat: name, user and system time in hundredths of a second, resident pages'
 cat /proc/uptime; cut -d ' ' -f 2,14,15,24 /proc/[0-9]*/stat 2> /dev/null | grep -v ' 0 [0-9] '
+echo '== the same of each thread of the agent'
+cut -d ' ' -f 2,14,15 /proc/$(systemctl show -P MainPID memtide-agent)/task/*/stat 2> /dev/null
 cd /sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/schemes 2> /dev/null && grep -r . */stats
 PATH=$PATH:/opt/memtide/bin
 for view in status explain wss; do memtide-agent $view; done
@@ -52,7 +54,8 @@ pub(crate) struct Subject {
 impl Subject {
     /// Takes a machine that boots, and waits until commands can be run in it; `name` is for messages.
     pub(crate) fn new(name: &'static str, machine: Machine) -> Result<Self> {
-        let kernel = machine.wait_ready(BOOT)?.kernel;
+        let boot = machine.acceleration().engine.patience(BOOT);
+        let kernel = machine.wait_ready(boot)?.kernel;
         Ok(Self { name, machine, kernel })
     }
 
@@ -69,7 +72,12 @@ impl Subject {
         &self.kernel
     }
 
-    /// Its processors stop: it disturbs nobody.
+    /// For how long to wait, by the host's clock, for what may take this guest so long by its own.
+    pub(crate) fn patience(&self, time: Duration) -> Duration {
+        self.machine.acceleration().engine.patience(time)
+    }
+
+    /// Its processors stop, and its clock: it disturbs nobody.
     pub(crate) fn freeze(&self) -> Result<()> {
         self.machine.qmp().execute("stop", json!({}))?;
         Ok(())
@@ -97,7 +105,7 @@ impl Subject {
     fn bash_within(&self, script: &str, words: &[String], within: Duration) -> Result<String> {
         let mut argv = vec!["bash", "-c", script, "bash"];
         argv.extend(words.iter().map(String::as_str));
-        Ok(self.machine.guest().check(&argv, within)?)
+        Ok(self.machine.guest().check(&argv, self.patience(within))?)
     }
 
     /// A line of `/proc/meminfo`, such as `MemTotal`.
@@ -106,6 +114,14 @@ impl Subject {
         let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
         let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse().ok());
         kib.map(ByteSize::from_kib).ok_or_else(|| self.unexpected("/proc/meminfo", text))
+    }
+
+    /// How long ago it booted, by its own clock.
+    pub(crate) fn uptime(&self) -> Result<Duration> {
+        let text = self.read("/proc/uptime")?;
+        let seconds = text.split(' ').next().and_then(|seconds| seconds.parse().ok());
+        let uptime = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        uptime.ok_or_else(|| self.unexpected("/proc/uptime", text))
     }
 
     /// Busy time of its processors since it booted.

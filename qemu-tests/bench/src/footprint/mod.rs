@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use memtide_lab::cargo::Built;
+use memtide_lab::machine::GuestClock;
 use memtide_lab::rundir::RunDir;
 use memtide_lab::{Kernel, Lab};
 use memtide_units::ByteSize;
@@ -66,6 +67,7 @@ pub fn run(
         kernel: options.kernel,
         memory: options.memory,
         vcpus: 2,
+        clock: GuestClock::Host,
         artifacts: options.artifacts.clone(),
         tools: &["memtide-agent", "memtide-workload"],
         agent_options: "",

@@ -7,6 +7,7 @@
 //! smallest that does not hurt is what the agent should have found. And a surge: a quarter of the
 //! guest's memory is wanted at once, while more than that is stolen.
 
+mod calibration;
 mod cost;
 mod guests;
 mod ladder;
@@ -24,12 +25,12 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use memtide_lab::cargo::Built;
-use memtide_lab::machine::Backing;
+use memtide_lab::machine::{Backing, GuestClock};
 use memtide_lab::rundir::RunDir;
 use memtide_lab::{Kernel, Lab};
 use memtide_units::ByteSize;
 
-pub use cost::Cost;
+pub use cost::{Cost, Instructions};
 pub use parts::{NoSuchPart, Part};
 pub use picture::picture;
 pub use report::{FixedSize, Pair, Report, Steady, Surge};
@@ -52,6 +53,10 @@ pub struct Options {
     pub kernel: Kernel,
     /// Memory of each guest but those of fixed sizes.
     pub memory: ByteSize,
+    /// Virtual processors of each guest.
+    pub processors: u32,
+    /// By what the guests' clocks go.
+    pub clock: GuestClock,
     /// Where guests page out to.
     pub swap: SwapKind,
     /// Pairs of windows that are compared.
@@ -80,7 +85,8 @@ pub fn run(
         programs,
         kernel: options.kernel,
         memory: options.memory,
-        vcpus: 2,
+        vcpus: options.processors,
+        clock: options.clock,
         artifacts: options.artifacts.clone(),
         tools: &["memtide-agent", "memtide-workload"],
         agent_options: "",
@@ -99,6 +105,7 @@ pub fn run(
     let mut report = Report {
         setting: Setting {
             swap: Some(swap::setting(&machines)),
+            clock: Some(calibration::clock_of(&plain)?),
             ..Setting::of(&machines, &plain, script::steady(options.memory))
         },
         ..Report::default()
@@ -114,7 +121,8 @@ pub fn run(
         let reporting = bench.machines.with_reporting("reporting", &[])?;
         reporting.fill_and_free()?;
         let guests = steady::Guests { shrunk: &shrunk, reporting: &reporting };
-        report.steady = Some(steady::measure(&mut bench, guests, options.pairs)?);
+        let steady = steady::measure(&mut bench, guests, options.pairs)?;
+        report.steady = Some(steady.by(report.setting.clock));
     }
     if wants(Part::Surge) {
         surge::measure(&mut bench, options.surges, &mut report)?;

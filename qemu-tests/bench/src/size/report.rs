@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::cost::Cost;
 use super::swap::PagedOut;
-use crate::setting::Setting;
+use crate::setting::{Clock, Setting};
 
 /// The goal that the agent has for stalls, in ‰ of the time (`acceptable_pressure`'s default).
 const GOAL: f64 = 1.0;
@@ -75,12 +75,23 @@ pub struct Steady {
     pub stalls: Vec<f64>,
     /// The same in the guest without Memtide.
     pub stalls_without: Vec<f64>,
-    /// What the agent and DAMON cost meanwhile.
+    /// What the agent, DAMON and the kernel's threads cost meanwhile.
     pub cost: Cost,
+    /// The same in the guest without Memtide.
+    pub cost_without: Cost,
     /// Tasks that the OOM killer ended in Memtide's guest.
     pub oom_kills: u64,
     /// Pages of the workload's that were not what they had to be.
     pub pages_bad: u64,
+}
+
+impl Steady {
+    /// With instructions, where the clock counts these.
+    #[must_use]
+    pub(super) fn by(self, clock: Option<Clock>) -> Self {
+        let (cost, cost_without) = (self.cost.by(clock), self.cost_without.by(clock));
+        Self { cost, cost_without, ..self }
+    }
 }
 
 /// What a guest of a fixed size did.

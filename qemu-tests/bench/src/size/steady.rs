@@ -1,8 +1,10 @@
 //! A workload that stays as it is, in a guest that Memtide shrinks and in one that nothing does. For each
-//! window the other one is stopped, so that each has both of the host's processors for its two.
+//! window the other one is stopped, so that each has both of the host's processors for its two. Where the
+//! guests' clocks count instructions they do not disturb each other, and both have their windows at once.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use memtide_lab::machine::GuestClock;
 use memtide_units::ByteSize;
 
 use super::cost::Used;
@@ -61,7 +63,7 @@ pub(super) fn measure(bench: &mut Bench<'_>, guests: Guests<'_>, pairs: u32) -> 
         with.total(),
         settled_after.as_secs_f64()
     ));
-    let before = Used::so_far(shrunk)?;
+    let (before, before_without) = (Used::so_far(shrunk)?, Used::so_far(&bench.plain)?);
     let mut steady = Steady {
         settled_after_s: settled_after.as_secs_f64(),
         held_reporting_mib: held_reporting.mib(),
@@ -69,7 +71,9 @@ pub(super) fn measure(bench: &mut Bench<'_>, guests: Guests<'_>, pairs: u32) -> 
     };
     for turn in 0..pairs {
         // Who is first takes turns too: the host may be another by and by.
-        let (with, without) = if turn % 2 == 0 {
+        let (with, without) = if bench.machines.clock == GuestClock::Counted {
+            at_once(&mut with, &mut without)?
+        } else if turn % 2 == 0 {
             let with = alone(&mut with, &bench.plain)?;
             (with, alone(&mut without, shrunk)?)
         } else {
@@ -83,6 +87,7 @@ pub(super) fn measure(bench: &mut Bench<'_>, guests: Guests<'_>, pairs: u32) -> 
     }
     shrunk.keep_state(&bench.machines.artifacts.join(shrunk.name()))?;
     steady.cost = Used::so_far(shrunk)?.since(&before);
+    steady.cost_without = Used::so_far(&bench.plain)?.since(&before_without);
     steady.paged_out = PagedOut::of(shrunk)?;
     steady.held_mib = held(shrunk)?.mib();
     steady.held_without_mib = held(&bench.plain)?.mib();
@@ -112,17 +117,25 @@ fn alone(guest: &mut Watched<'_>, other: &Subject) -> Result<Window> {
     Ok(window)
 }
 
-/// How long it took until the guest shrank no further, or until that has taken long enough.
+/// One window of both, side by side.
+fn at_once<'a>(with: &mut Watched<'a>, without: &mut Watched<'a>) -> Result<(Window, Window)> {
+    listen_for(&mut [with, without], CHANGE)?;
+    let marks = (with.mark(), without.mark());
+    listen_for(&mut [with, without], WINDOW)?;
+    Ok((with.since(marks.0), without.since(marks.1)))
+}
+
+/// How long it took, by its own clock, until the guest shrank no further, or until that has taken long enough.
 fn settle<'a>(
     with: &mut Watched<'a>,
     without: &mut Watched<'a>,
     longest: Duration,
 ) -> Result<Duration> {
-    let started = Instant::now();
+    let started = with.clock();
     let (mut least, mut since) = (with.total(), Duration::ZERO);
     loop {
         listen_for(&mut [with, without], LOOK)?;
-        let now = started.elapsed();
+        let now = with.clock().saturating_sub(started);
         if with.total() < least {
             (least, since) = (with.total(), now);
         }

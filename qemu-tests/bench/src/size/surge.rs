@@ -56,7 +56,8 @@ pub(super) fn measure(bench: &mut Bench<'_>, count: u32, report: &mut Report) ->
     }
     shrunk(bench, play.shrinks)?;
     (bench.say)("the agent is watched at rest");
-    report.rest = Some(at_rest(&bench.memtide)?);
+    report.rest = Some(at_rest(&bench.memtide)?.by(report.setting.clock));
+    bench.memtide.keep_state(&bench.machines.artifacts.join(bench.memtide.name()))?;
     bench.memtide.freeze()?;
     let mut plain = Surge::default();
     awake(&bench.plain, || {
@@ -92,23 +93,25 @@ pub(super) fn measure(bench: &mut Bench<'_>, count: u32, report: &mut Report) ->
 }
 
 /// Waits until as much as the surge wants is stolen, and no more is being stolen; what could be had then.
+/// Times are the guest's: one that counts its instructions is slow while it steals.
 fn shrunk(bench: &Bench<'_>, within: Duration) -> Result<ByteSize> {
-    let whole = bench.whole;
+    let (whole, limit) = (bench.whole, bench.memtide.patience(within));
     let wanted = script::surge_size(bench.machines.memory);
     let started = Instant::now();
-    let (mut least, mut since) = (whole, Instant::now());
+    let (mut least, mut since) = (whole, bench.memtide.uptime()?);
     loop {
         let (total, available) = total_and_available(&bench.memtide)?;
+        let now = bench.memtide.uptime()?;
         if total < least {
-            (least, since) = (total, Instant::now());
+            (least, since) = (total, now);
         }
-        if least + wanted <= whole && since.elapsed() > STEADY {
+        if least + wanted <= whole && now.saturating_sub(since) > STEADY {
             return Ok(available);
         }
-        if started.elapsed() > within {
+        if started.elapsed() > limit {
             let (who, what) = (bench.memtide.name().to_owned(), "enough is stolen");
             let seen = format!("{total} of {whole}");
-            return Err(BenchError::Late { who, what, waited: within, seen });
+            return Err(BenchError::Late { who, what, waited: limit, seen });
         }
         pause(LOOK)?;
     }
@@ -119,10 +122,11 @@ fn once(subject: &Subject, play: &Play, surge: &mut Surge) -> Result<()> {
     let argv = ["/opt/memtide/bin/memtide-workload", "play", play.script.as_str()];
     let process = subject.machine().guest().spawn("surge", &argv)?;
     let (mut took, mut is_over, started) = (None, false, Instant::now());
+    let waited = subject.patience(play.surges);
     while !is_over {
-        if started.elapsed() > play.surges {
+        if started.elapsed() > waited {
             let (who, what) = (subject.name().to_owned(), "the surge is over");
-            return Err(BenchError::Late { who, what, waited: play.surges, seen: String::new() });
+            return Err(BenchError::Late { who, what, waited, seen: String::new() });
         }
         for event in process.next_event(LOOK).into_iter().chain(process.new_events()) {
             match Heard::of(event) {
@@ -156,7 +160,7 @@ fn at_rest(subject: &Subject) -> Result<Cost> {
 /// Inflates QEMU's balloon until so much can be had.
 fn inflate(subject: &Subject, wanted: ByteSize, within: Duration) -> Result<ByteSize> {
     let qmp = subject.machine().qmp();
-    let started = Instant::now();
+    let (started, within) = (Instant::now(), subject.patience(within));
     loop {
         let available = subject.meminfo("MemAvailable")?;
         // Within a megabyte of it: the guest itself moves as much.

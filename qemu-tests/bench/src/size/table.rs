@@ -10,17 +10,18 @@ use super::swap::PagedOut;
 pub fn table(report: &Report) -> String {
     let mut text = report.setting.heading();
     if let Some(steady) = &report.steady {
-        of_steady(&mut text, steady);
+        of_steady(&mut text, steady, report.setting.guest_processors);
     }
     if let Some(cost) = &report.rest {
-        let _ = writeln!(text, "\nat rest                  {}", of_cost(cost));
+        let _ = writeln!(text, "\nat rest                  {}", of_cost(cost, ""));
     }
     of_surges(&mut text, report);
     of_sizes(&mut text, report);
     text
 }
 
-fn of_steady(text: &mut String, steady: &Steady) {
+fn of_steady(text: &mut String, steady: &Steady, processors: u32) {
+    let at_most = if processors > 1 { "at most " } else { "" };
     let slower: Vec<String> =
         steady.pairs.iter().map(|pair| format!("{:.1}", pair.slower_percent())).collect();
     let _ = write!(
@@ -31,7 +32,8 @@ fn of_steady(text: &mut String, steady: &Steady) {
          paged out                {}\n\
          the guest's size         {} MiB of memory, found in {:.0} s\n\
          windows within the goal  {:.0} % of {} ({:.0} % without Memtide)\n\
-         meanwhile                {}\n",
+         meanwhile                {}\n\
+         without Memtide          the kernel's threads {:.2} %\n",
         steady.slower_percent,
         slower.join(", "),
         steady.held_mib,
@@ -44,7 +46,8 @@ fn of_steady(text: &mut String, steady: &Steady) {
         within_goal(&steady.stalls) * 100.0,
         steady.stalls.len(),
         within_goal(&steady.stalls_without) * 100.0,
-        of_cost(&steady.cost)
+        of_cost(&steady.cost, at_most),
+        steady.cost_without.kernel_percent
     );
 }
 
@@ -60,10 +63,17 @@ fn of_paged_out(paged_out: PagedOut) -> String {
     if places.is_empty() { "nothing".into() } else { places.join("; ") }
 }
 
-fn of_cost(cost: &Cost) -> String {
+/// A line for the processor, and where instructions are counted one for these.
+fn of_cost(cost: &Cost, at_most: &str) -> String {
+    let shares = format!(
+        "agent {:.2} % ({:.1} MiB), DAMON {:.2} %, the kernel's threads {:.2} % of one processor",
+        cost.agent_percent, cost.agent_mib, cost.damon_percent, cost.kernel_percent
+    );
+    let Some(counted) = cost.instructions else { return shares };
     format!(
-        "agent {:.2} %, DAMON {:.2} % of one processor; agent {:.1} MiB",
-        cost.agent_percent, cost.damon_percent, cost.agent_mib
+        "{shares}\n                         {at_most}{:.1}, {:.1}, {:.1} million instructions a second\n\
+         on this host's processor {at_most}about {:.2} % for agent and DAMON, by an estimate",
+        counted.agent, counted.damon, counted.kernel, counted.agent_and_damon_host_percent
     )
 }
 
@@ -132,7 +142,7 @@ fn of_size(report: &Report, size: &FixedSize) -> String {
 mod tests {
     use super::super::report::tests::report;
     use super::*;
-    use crate::setting::Swap;
+    use crate::setting::{Clock, Swap};
 
     #[test]
     fn everything_is_set_beside_what_it_is_to_be_compared_with() {
@@ -175,6 +185,30 @@ mod tests {
         assert!(text.contains("in the host's memory"), "{text}");
         assert!(text.contains("\npaged out                nothing\n"), "{text}");
         assert!(text.lines().all(|line| line.chars().count() <= 110), "{text}");
+    }
+
+    #[test]
+    fn figures_by_a_counted_clock_are_told_from_others() {
+        let mut report = report();
+        let clock = Some(Clock::Counted { host_times_faster: 7.0 });
+        (report.setting.clock, report.setting.guest_processors) = (clock, 2);
+        report.rest = report.rest.map(|cost| cost.by(clock));
+        report.steady = report.steady.map(|steady| steady.by(clock));
+        let text = table(&report);
+        let has = |wanted: &str| assert!(text.contains(wanted), "{wanted} is missing in\n{text}");
+        has("\nthe guests' clock counts: a nanosecond an instruction; ");
+        has(" is about 7.0 times as fast\n");
+        has("at rest                  agent 0.40 % (0.0 MiB), DAMON 0.30 %, ");
+        has("\n                         4.0, 3.0, 0.0 million instructions a second\n");
+        has("\n                         at most 0.0, 0.0, 0.0 million");
+        has("\non this host's processor about 0.10 % for agent and DAMON");
+        assert!(text.lines().all(|line| line.chars().count() <= 110), "{text}");
+        report.setting.clock = Some(Clock::Host);
+        assert!(table(&report).contains("\nthe guests' clock is the host's\n"));
+        assert_eq!(
+            serde_json::to_value(clock).unwrap(),
+            serde_json::json!({ "kind": "counted", "host_times_faster": 7.0 })
+        );
     }
 
     #[test]

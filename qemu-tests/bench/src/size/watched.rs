@@ -13,6 +13,8 @@ use crate::workload::{Heard, Line, Told};
 
 /// Stalls are looked at in pieces of so long, as `avg10` of the kernel's own is.
 const PIECE: Duration = Duration::from_secs(10);
+/// So much longer than it is patient waits the host for a guest's clock to move: a guest that stalls says so late.
+const LATE: Duration = Duration::from_secs(120);
 /// Between two readings of what a guest prints.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -105,8 +107,17 @@ impl<'a> Watched<'a> {
         }
     }
 
-    /// Waits until the workload is in its last phase.
+    /// The guest's own time, since 1970; zero until it has said so.
+    pub(super) fn clock(&self) -> Duration {
+        self.seen
+            .samples
+            .last()
+            .map_or(Duration::ZERO, |sample| Duration::from_micros(sample.at_us))
+    }
+
+    /// Waits until the workload is in its last phase, for so long by the guest's clock.
     pub(super) fn await_hot(&mut self, within: Duration) -> Result<()> {
+        let within = self.subject.patience(within);
         let mut waited = Duration::ZERO;
         while !self.seen.told.phase.starts_with("hot") {
             self.listen()?;
@@ -137,8 +148,9 @@ impl<'a> Watched<'a> {
         self.seen.samples.last().map_or(ByteSize::ZERO, |sample| sample.total)
     }
 
-    /// Ends both; how many of the workload's pages were bad.
+    /// Ends both, within so long by the guest's clock; how many of the workload's pages were bad.
     pub(super) fn end(mut self, within: Duration) -> Result<u64> {
+        let within = self.subject.patience(within);
         const SIGTERM: i32 = 15;
         self.workload.kill(SIGTERM)?;
         self.sampler.kill(SIGTERM)?;
@@ -158,14 +170,28 @@ impl<'a> Watched<'a> {
     }
 }
 
-/// Listens to both for so long.
+/// Listens to all for so long by each one's own clock; none may be stopped.
 pub(super) fn listen_for(watched: &mut [&mut Watched<'_>], time: Duration) -> Result<()> {
-    let started = std::time::Instant::now();
-    while started.elapsed() < time {
+    let from: Vec<Duration> = watched.iter().map(|guest| guest.clock()).collect();
+    let mut waited = Duration::ZERO;
+    loop {
         pause(LOOK)?;
+        waited += LOOK;
         watched.iter_mut().try_for_each(|guest| guest.listen())?;
+        let mut clocks = watched.iter().zip(&from);
+        let Some((behind, from)) = clocks.find(|(guest, from)| guest.clock() < **from + time)
+        else {
+            return Ok(());
+        };
+        if waited > behind.subject.patience(time) + LATE {
+            return Err(BenchError::Late {
+                who: behind.subject.name().to_owned(),
+                what: "its clock has moved as far as it should",
+                waited,
+                seen: format!("{:?} of {time:?}", behind.clock().saturating_sub(*from)),
+            });
+        }
     }
-    Ok(())
 }
 
 impl Seen {

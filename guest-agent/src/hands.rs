@@ -1,5 +1,6 @@
 //! What is to be done to blocks, in order: returns before steals.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
@@ -7,20 +8,29 @@ use memtide_units::BlockId;
 
 use crate::worker::{Done, Job, Task, Worker};
 
-/// The worker, and what it will be given next. It is given either all returns that wait or all
-/// steals, so that it need not wait for anybody between two blocks.
+/// The worker, and what it will be given next. It is given either all returns that wait or as many steals
+/// as the host can keep up with, so that it need not wait for anybody between two blocks.
 #[derive(Debug)]
 pub struct Hands {
     worker: Worker,
     returns: Vec<Job>,
-    steals: Vec<Job>,
+    steals: VecDeque<Job>,
+    /// So many blocks may be taken before the host has dropped more.
+    room: usize,
     is_aborting: bool,
 }
 
 impl Hands {
-    /// With nothing to do yet.
+    /// With nothing to do yet, and no limit.
     pub fn new(worker: Worker) -> Self {
-        Self { worker, returns: Vec::new(), steals: Vec::new(), is_aborting: false }
+        let (returns, steals, room) = (Vec::new(), VecDeque::new(), usize::MAX);
+        Self { worker, returns, steals, room, is_aborting: false }
+    }
+
+    /// So many blocks may be taken from now on, those at work included, before this is called again.
+    pub fn set_room(&mut self, room: usize) {
+        self.room = room;
+        self.proceed();
     }
 
     /// Puts jobs on the list of steals, in this order.
@@ -32,7 +42,7 @@ impl Hands {
 
     /// Removes something. An abort before it is at work forgets it.
     pub fn remove(&mut self, block: BlockId) {
-        self.steals.push(Job { block, task: Task::Remove });
+        self.steals.push_back(Job { block, task: Task::Remove });
         self.proceed();
     }
 
@@ -54,9 +64,12 @@ impl Hands {
 
     /// True while a steal is at work or on the list.
     pub fn is_stealing(&self) -> bool {
-        let at_work =
-            self.worker.current().is_some_and(|job| matches!(job.task, Task::Steal { .. }));
-        at_work || !self.steals.is_empty()
+        self.worker.current().is_some_and(is_steal) || !self.steals.is_empty()
+    }
+
+    /// True while something is at work; what is on a list alone waits for room.
+    pub fn is_at_work(&self) -> bool {
+        self.worker.current().is_some()
     }
 
     /// Processor time that steals have taken since the start.
@@ -66,12 +79,15 @@ impl Hands {
 
     /// True while anything is at work or on a list.
     pub fn is_busy(&self) -> bool {
-        self.worker.current().is_some() || !self.returns.is_empty() || !self.steals.is_empty()
+        self.is_at_work() || !self.returns.is_empty() || !self.steals.is_empty()
     }
 
     /// The job that has ended, if one has; the next ones are under way then.
     pub fn take(&mut self) -> Option<Done> {
         let done = self.worker.take();
+        if done.as_ref().is_some_and(|done| is_steal(done.job) && done.result.is_ok()) {
+            self.room = self.room.saturating_sub(1);
+        }
         self.proceed();
         if self.is_aborting && self.is_stealing() {
             // The signal may have come just before the system call.
@@ -81,14 +97,35 @@ impl Hands {
     }
 
     fn proceed(&mut self) {
-        if self.worker.current().is_some() {
-            return;
-        }
-        let list = if self.returns.is_empty() { &mut self.steals } else { &mut self.returns };
-        if !list.is_empty() && !self.worker.give(list.drain(..)) {
+        let current = self.worker.current();
+        let has_ended = if !self.returns.is_empty() {
+            current.is_none() && !self.worker.give(self.returns.drain(..))
+        } else if current.is_none_or(is_steal) && !self.worker.is_cancelled() {
+            let count = self.steals_that_fit();
+            count > 0 && !self.worker.give(self.steals.drain(..count))
+        } else {
+            false
+        };
+        if has_ended {
             tracing::error!("the thread that changes blocks has ended");
         }
     }
+
+    /// How many of the list, from its front, there is room for.
+    fn steals_that_fit(&self) -> usize {
+        let mut room = self.room.saturating_sub(self.worker.count());
+        let fits = |job: &&Job| {
+            let fits = room > 0 || !is_steal(**job);
+            room = room.saturating_sub(usize::from(is_steal(**job)));
+            fits
+        };
+        self.steals.iter().take_while(fits).count()
+    }
+}
+
+/// Whether it takes memory for the host.
+fn is_steal(job: Job) -> bool {
+    matches!(job.task, Task::Steal { .. })
 }
 
 impl AsFd for Hands {
@@ -121,8 +158,7 @@ mod tests {
         }
     }
 
-    #[test]
-    fn returns_come_before_steals_and_send_them_away() {
+    fn hands() -> (FakeRoot, Hands) {
         crate::alarm::install_handler().unwrap();
         let fake = FakeRoot::new();
         fake.add_blocks(BlockSize::X86_SMALL, (1..5).map(|n| (n, FakeBlock::MOVABLE)));
@@ -130,7 +166,33 @@ mod tests {
         fake.set_meminfo(Meminfo { total: available, available, ..Meminfo::default() });
         let plugger = Plugger::new(&fake.root(), "/nowhere".into());
         let worker = Worker::start(&fake.root(), BlockSize::X86_SMALL, plugger).unwrap();
-        let mut hands = Hands::new(worker);
+        (fake, Hands::new(worker))
+    }
+
+    #[test]
+    fn steals_wait_for_room_and_nothing_else_does() {
+        let (_fake, mut hands) = hands();
+        hands.set_room(2);
+        let (keep, deadline) = (ByteSize::ZERO, MOVABLE_DEADLINE);
+        let task = Task::Steal { keep, deadline, look: Look::AtRoom };
+        hands.steal([4, 3, 2, 1].map(|n| Job { block: BlockId(n), task }));
+        let ended = [next(&mut hands), next(&mut hands)].map(|done| done.job.block.0);
+        assert_eq!((ended, hands.is_at_work(), hands.is_stealing()), ([4, 3], false, true));
+        hands.set_room(1);
+        assert_eq!(next(&mut hands).job.block, BlockId(2));
+        assert!(!hands.is_at_work());
+        let task = Task::Return(StateRequest::OnlineMovable);
+        hands.put_online(Job { block: BlockId(4), task });
+        assert_eq!(next(&mut hands).job.block, BlockId(4));
+        assert!(!hands.is_busy(), "what waited has made way");
+        hands.set_room(0);
+        hands.remove(BlockId(3));
+        assert_eq!(next(&mut hands).job.task, Task::Remove);
+    }
+
+    #[test]
+    fn returns_come_before_steals_and_send_them_away() {
+        let (_fake, mut hands) = hands();
         let (keep, deadline) = (ByteSize::ZERO, MOVABLE_DEADLINE);
         let steal = Task::Steal { keep, deadline, look: Look::AtRoom };
         // So many that the worker is still at them when the return comes.

@@ -179,11 +179,19 @@ impl Worker {
         self.given.front().copied()
     }
 
-    /// Gives it jobs, to be done in this order. False, and nothing is given, while it has some.
+    /// Jobs that have not ended.
+    pub fn count(&self) -> usize {
+        self.given.len()
+    }
+
+    /// Gives it jobs, to be done in this order, after those that it has and that have not been cancelled. False
+    /// where the thread has ended.
     #[must_use]
     pub fn give(&mut self, jobs: impl IntoIterator<Item = Job>) -> bool {
-        let Some(todo) = self.jobs.as_ref().filter(|_| self.given.is_empty()) else { return false };
-        self.is_cancelled.store(false, Ordering::SeqCst);
+        let Some(todo) = &self.jobs else { return false };
+        if self.given.is_empty() {
+            self.is_cancelled.store(false, Ordering::SeqCst);
+        }
         for job in jobs {
             if todo.send(job).is_err() {
                 return false;
@@ -191,6 +199,11 @@ impl Worker {
             self.given.push_back(job);
         }
         true
+    }
+
+    /// Whether what it has was cancelled, and has not ended yet. What it would be given now would end too.
+    pub fn is_cancelled(&self) -> bool {
+        !self.given.is_empty() && self.is_cancelled.load(Ordering::SeqCst)
     }
 
     /// Ends a steal or a conversion at work and those that were to follow it; a return or a removal is
@@ -382,12 +395,12 @@ impl Hands {
     /// that is free, or a process's, holds no `struct page`. The kernel's parameter alone says
     /// nothing of blocks that were plugged in before somebody changed it.
     fn may_hold_own_structs(&self, block: BlockId) -> bool {
-        let is_on = memory::may_hold_own_structs(&self.root);
-        let Ok(origins) = Origins::read(&self.root) else { return is_on };
+        let is_on = || memory::may_hold_own_structs(&self.root);
+        let Ok(origins) = Origins::read(&self.root) else { return is_on() };
         if !origins.can_hold_own_structs(block) {
             return false;
         }
-        is_on || self.flags.as_ref().is_ok_and(|flags| !self.starts_with_others(flags, block))
+        is_on() || self.flags.as_ref().is_ok_and(|flags| !self.starts_with_others(flags, block))
     }
 
     fn starts_with_others(&self, flags: &PageFlags, block: BlockId) -> bool {

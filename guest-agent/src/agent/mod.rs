@@ -273,6 +273,7 @@ impl Agent {
     /// Reads answers and sends what waits, until neither is left.
     fn exchange(&mut self, now: Instant) -> Heard {
         let heard = self.pump(now);
+        self.parts.hands.set_room(self.parts.link.room(self.parts.blocks.size()));
         let is_silent = self.parts.link.is_given_up();
         if is_silent != self.is_marked_silent {
             self.is_marked_silent = is_silent;

@@ -12,6 +12,8 @@ use std::time::Duration;
 use memtide_units::{BlockSize, ByteSize, Instant};
 use memtide_wire::block::Request;
 
+use super::outbox::reported;
+
 /// A device answers each request at once; punching a batch of large blocks may take a while.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -72,6 +74,11 @@ impl Flights {
     /// True where one makes the host drop memory.
     pub(super) fn drop_memory(&self) -> bool {
         self.requests.iter().any(|it| matches!(it, Request::Hello(_) | Request::Steal(_)))
+    }
+
+    /// How much the reports in flight name.
+    pub(super) fn reported(&self) -> ByteSize {
+        self.requests.iter().map(reported).sum()
     }
 
     /// True where a hello is on its way.

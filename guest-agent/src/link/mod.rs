@@ -223,6 +223,20 @@ impl Link {
         self.outbox.forget_report(range)
     }
 
+    /// How many blocks of this size may be taken now. While the host drops what is in flight, as much again
+    /// is made ready and no more: it could be given back at once only after all of that, and a guest
+    /// that works ahead has its processors in the way of the host's.
+    pub fn room(&self, block: BlockSize) -> usize {
+        let block = block.size().bytes();
+        let most = (2 * self.drops_at_once.bytes() / block).max(2);
+        let in_flight = match &self.state {
+            State::Up { flights, .. } => flights.reported(),
+            State::Down { .. } => ByteSize::ZERO,
+        };
+        let undropped = (in_flight + self.outbox.unreported()).bytes().div_ceil(block);
+        usize::try_from(most.saturating_sub(undropped)).unwrap_or(usize::MAX)
+    }
+
     /// Greeted, with nothing in flight.
     fn is_up_and_idle(&self) -> bool {
         matches!(&self.state, State::Up { flights, is_greeted: true, .. } if flights.is_empty())

@@ -121,6 +121,11 @@ impl Outbox {
         Some(Request::Steal(waiting.drain(..count).collect()))
     }
 
+    /// How much the reports that wait name.
+    pub(super) fn unreported(&self) -> ByteSize {
+        self.waiting.iter().map(reported).sum()
+    }
+
     /// True where a report is what goes next.
     pub(super) fn is_at_a_report(&self) -> bool {
         self.waiting.front().is_some_and(|request| matches!(request, Request::Steal(_)))
@@ -135,6 +140,12 @@ impl Outbox {
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
+}
+
+/// What a report names.
+pub(super) fn reported(request: &Request) -> ByteSize {
+    let Request::Steal(ranges) = request else { return ByteSize::ZERO };
+    ranges.iter().map(|range| range.len()).sum()
 }
 
 /// Whether it is answered at once.

@@ -373,3 +373,21 @@ fn a_refused_hello_is_tried_again_ever_more_slowly() {
     pump(&mut link, at(502));
     assert!(fake.answer(granted).is_some());
 }
+
+#[test]
+fn as_much_is_made_ready_as_the_host_drops_in_a_moment() {
+    let (fake, mut link) = greeted();
+    let rooms = |link: &Link| {
+        [ByteSize::from_mib(128), ByteSize::from_gib(2)]
+            .map(|size| link.room(BlockSize::new(size).unwrap()))
+    };
+    assert_eq!(rooms(&link), [4, 2]);
+    for n in [7, 6, 5] {
+        link.report_stolen(vec![block(n)]);
+        pump(&mut link, at(2));
+    }
+    assert_eq!(rooms(&link), [1, 1], "two are in flight, and one waits");
+    fake.answer(granted).unwrap();
+    pump(&mut link, at(3));
+    assert_eq!(rooms(&link), [2, 1]);
+}

@@ -295,6 +295,36 @@ fn what_speaks_against_a_batch_has_the_agent_decide() {
     }
 }
 
+/// Turns the agent, at one moment, until so many blocks are offline.
+fn turn_until_offline(world: &mut World, count: usize) {
+    let started = std::time::Instant::now();
+    while world.offline().len() < count || world.agent.parts.hands.is_at_work() {
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", world.offline());
+        std::thread::yield_now();
+        world.turn(Woken::default());
+    }
+}
+
+#[test]
+fn no_more_blocks_go_than_the_host_keeps_up_with() {
+    let mut world = within_a_batch();
+    // There is room for whatever may be in them.
+    world.grow_to(0);
+    let (keep, deadline) = (ByteSize::ZERO, MOVABLE_DEADLINE);
+    let task = Task::Steal { keep, deadline, look: Look::AtRoom };
+    world.agent.parts.hands.steal([7, 6, 5, 4].map(|n| Job { block: BlockId(n), task }));
+    world.fake.allow(STATE_OF_2);
+    // Two are being dropped, and two are ready.
+    turn_until_offline(&mut world, 4);
+    assert_eq!(world.offline(), BTreeSet::from([2, 3, 6, 7]));
+    assert!(world.agent.parts.hands.is_stealing(), "two more are wanted");
+    for dropped in [5, 6] {
+        respond(&world, Verdict::Ok);
+        turn_until_offline(&mut world, dropped);
+    }
+    assert!(!world.agent.parts.hands.is_busy());
+}
+
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap()
 }

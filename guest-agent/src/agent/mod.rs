@@ -236,11 +236,13 @@ impl Agent {
             return Ok(self.pause(now));
         }
         self.see_to_watching(now);
-        if now >= self.due.refresh && !self.parts.hands.is_busy() {
+        if self.is_refresh_due(now) {
             let (refreshed, cost) = timed(|| self.refresh());
             refreshed?;
             self.due.refresh = now + REFRESH.pause(cost);
-            self.remove_what_is_stolen_whole(now)?;
+            if !self.parts.hands.is_busy() {
+                self.remove_what_is_stolen_whole(now)?;
+            }
         }
         let plan = self.decide(now, woken)?;
         self.carry_out(now, plan.actions);
@@ -313,6 +315,15 @@ impl Agent {
             self.on_done(now, done);
             self.exchange(now);
         }
+    }
+
+    /// Not while blocks change by the agent's own hand, which finds out by itself, nor between two of a
+    /// batch: that has DAMON told anew. But blocks that are to be taken may wait for long, for the host of a
+    /// plain balloon, and nothing of them changes meanwhile.
+    fn is_refresh_due(&self, now: Instant) -> bool {
+        let (hands, due) = (&self.parts.hands, self.due.refresh);
+        let is_late = now >= due + REFRESH.longest && !hands.is_at_work();
+        is_late || (now >= due && !hands.is_busy())
     }
 
     /// Finds out what somebody else did to blocks.

@@ -12,13 +12,16 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use memtide_policy::guest::{AccessRegion, IdleTimes, IntervalTuner, IntervalsAim};
+use memtide_access::WORKING_SET_AGE;
+use memtide_policy::guest::{
+    AccessRegion, IdleTimes, IntervalTuner, IntervalsAim, Looked, Recency,
+};
 use memtide_sysfs::damon::{
-    self, Absence, Capabilities, DamonError, Feedback, Intervals, IntervalsGoal, Module, Monitor,
-    MonitorConfig, PageoutConfig, PageoutStats, Paging, Region,
+    self, Absence, Capabilities, DamonError, Feedback, Intervals, IntervalsGoal, LatelyCount,
+    Module, Monitor, MonitorConfig, PageoutConfig, PageoutStats, Paging, Region,
 };
 use memtide_sysfs::{Root, cgroup};
-use memtide_units::{GpaRange, Instant as Time, Permille};
+use memtide_units::{ByteSize, GpaRange, Instant as Time, Permille};
 
 use crate::alarm::SIGNAL;
 use crate::config::DamonUse;
@@ -35,7 +38,9 @@ const AGGREGATION_US: u64 = 1_000_000;
 const GOAL: IntervalsGoal = IntervalsGoal {
     access_bp: 400,
     aggrs: 3,
-    min_sample_us: 10_000,
+    // Twenty looks at each region in a second: where much is touched the goal has DAMON look as often as it
+    // may, and at 10 ms that took it a twentieth of a processor with 10^9 instructions a second.
+    min_sample_us: 50_000,
     // Two seconds of aggregation: a thief that looks less often is a blind one.
     max_sample_us: 100_000,
 };
@@ -72,11 +77,23 @@ pub struct Closeness {
     pub regions: usize,
 }
 
+/// What was seen at one time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Memory by region, ascending.
+    pub regions: Vec<AccessRegion>,
+    /// How much was touched in truth of what is not seen touched now and was in the last half minute, where
+    /// the kernel looks at single pages and enough was looked at.
+    pub lately: Option<ByteSize>,
+    /// How it was seen.
+    pub closeness: Closeness,
+}
+
 /// What the thread has found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
-    /// A snapshot, and how it was made.
-    Snapshot(Vec<AccessRegion>, Closeness),
+    /// A snapshot.
+    Snapshot(Seen),
     /// What was paged out since the start.
     PagedOut(PageoutStats),
     /// It has ended, and why: what was known is getting stale. Nothing of it is left.
@@ -272,6 +289,7 @@ fn monitor_config(wanted: Wanted, found: Capabilities) -> MonitorConfig {
         max_regions: REGIONS_MAX,
         intervals_goal: found.intervals_goal.then_some(GOAL),
         pageout: wanted.pageout,
+        lately: Some(WORKING_SET_AGE),
     }
 }
 
@@ -293,6 +311,7 @@ struct Watcher {
     /// When cold memory was last paged out, or may have been.
     paged: Option<Instant>,
     idle: IdleTimes,
+    recency: Recency,
     looked: Instant,
 }
 
@@ -310,6 +329,7 @@ impl Watcher {
             min_age,
             paged: None,
             idle,
+            recency: Recency::default(),
             looked,
         }
     }
@@ -355,9 +375,9 @@ impl Watcher {
             }
             let (seen, cost) = timed(|| self.look());
             match seen {
-                Ok((regions, closeness)) => {
+                Ok(seen) => {
                     failures = 0;
-                    let _ = report.send(Finding::Snapshot(regions, closeness));
+                    let _ = report.send(Finding::Snapshot(seen));
                     self.account(report);
                 }
                 Err(error) => {
@@ -373,8 +393,9 @@ impl Watcher {
         }
     }
 
-    fn look(&mut self) -> damon::Result<(Vec<AccessRegion>, Closeness)> {
+    fn look(&mut self) -> damon::Result<Seen> {
         let regions = self.monitor.snapshot()?;
+        let lately = self.monitor.lately()?;
         let intervals = self.monitor.intervals()?;
         let mut regions: Vec<_> = regions.iter().map(|region| access(region, intervals)).collect();
         let now = Instant::now();
@@ -382,6 +403,10 @@ impl Watcher {
         if self.monitor.paging().is_on() {
             self.paged = Some(now);
         }
+        let lately = lately.and_then(|LatelyCount { tried, touched }| {
+            let looked = Looked { tried, touched };
+            self.recency.observe(self.clock(), looked, touched_lately(&regions))
+        });
         let is_recent = |min_age: &Duration| {
             self.paged.is_some_and(|at| now.saturating_duration_since(at) <= *min_age)
         };
@@ -389,14 +414,20 @@ impl Watcher {
         let (sample, aggregation) = times(intervals);
         self.tune((sample, aggregation), &regions);
         let closeness = Closeness { sample, aggregation, regions: regions.len() };
-        Ok((regions, closeness))
+        Ok(Seen { regions, lately, closeness })
+    }
+
+    /// Time since the start.
+    fn clock(&self) -> Time {
+        let elapsed = self.started.elapsed().as_millis();
+        Time::from_millis(u64::try_from(elapsed).unwrap_or(u64::MAX))
     }
 
     /// Sees to how often DAMON looks, where the kernel does not.
     fn tune(&mut self, now: (Duration, Duration), regions: &[AccessRegion]) {
-        let at = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let at = self.clock();
         let Some(tuner) = &mut self.tuner else { return };
-        let Some(sample) = tuner.step(Time::from_millis(at), now, regions) else { return };
+        let Some(sample) = tuner.step(at, now, regions) else { return };
         let sample_us = u64::try_from(sample.as_micros()).unwrap_or(u64::MAX);
         let aggr_us = sample_us.saturating_mul(AGGREGATION_US / SAMPLE_US);
         self.spare();
@@ -445,6 +476,13 @@ fn why_ended(error: &DamonError, is_gone: bool) -> String {
         DamonError::File(_) if is_gone => "its kdamond has ended, or was stopped".into(),
         other => other.to_string(),
     }
+}
+
+/// How much is not seen touched now, and was a short while before, by the kernel's own account: the memory
+/// whose pages it looks at.
+fn touched_lately(regions: &[AccessRegion]) -> ByteSize {
+    let is_lately = |it: &&AccessRegion| it.accessed == Permille(0) && it.age <= WORKING_SET_AGE;
+    regions.iter().filter(is_lately).map(|region| region.range.len()).sum()
 }
 
 fn times(intervals: Intervals) -> (Duration, Duration) {

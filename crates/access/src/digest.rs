@@ -22,7 +22,8 @@ pub const TAIL_S: [u64; 3] = [30, 120, 600];
 pub const PERCENTS: [u64; 5] = [1, 25, 50, 75, 99];
 /// Memory is working set until it has not been touched for this long; and before somebody has watched
 /// for this long, nobody knows.
-const WORKING_SET_AGE: Duration = Duration::from_secs(TAIL_S[0]);
+pub const WORKING_SET_AGE: Duration = Duration::from_secs(TAIL_S[0]);
+const WORKING_SET_MS: u64 = TAIL_S[0] * 1000;
 
 /// What a look at the guest has found.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +40,9 @@ pub struct Snapshot<'a> {
     pub free: ByteSize,
     /// Where the free memory and the kernel's own lie, where somebody has looked.
     pub mix: Option<&'a Mix>,
+    /// How much was touched in truth of regions that are not seen touched now and were in the last half minute,
+    /// where somebody has looked at their pages; otherwise they count as a whole.
+    pub lately: Option<ByteSize>,
 }
 
 /// For every cell of a layout the shares of its memory that are free, and that are the kernel's.
@@ -217,7 +221,7 @@ impl Digest {
         let regions = &seen.regions[..seen.regions.len().min(REGIONS_MAX)];
         let mut heaps = heaps(&layout, regions, seen.stolen);
         share_out(&mut heaps, seen);
-        let idle = idle_times(&layout, regions, &heaps);
+        let idle = idle_times(&layout, seen.lately, regions, &heaps);
         let is_known = seen.watched >= WORKING_SET_AGE;
         Self {
             at_ms: seen.at_ms,
@@ -259,22 +263,52 @@ fn share_out(heaps: &mut [Heap], seen: &Snapshot<'_>) {
     }
 }
 
-/// Used bytes by how long they were idle, ascending; what is touched comes first, with no time.
-fn idle_times(layout: &Layout, regions: &[Region], heaps: &[Heap]) -> Vec<(u64, u64)> {
-    let mut times = Vec::with_capacity(regions.len());
-    for region in regions {
-        let mut bytes = 0_u64;
+/// Used bytes by how long they were idle, ascending; what is touched comes first, with no time. Of what was
+/// touched lately only so much counts as was touched in truth, wherever it lies; the rest has been idle for
+/// longer.
+fn idle_times(
+    layout: &Layout,
+    lately: Option<ByteSize>,
+    regions: &[Region],
+    heaps: &[Heap],
+) -> Vec<(u64, u64)> {
+    let parts = |region: &Region| {
+        let mut used = 0_u64;
         layout.for_each(region.range, |cell, part| {
             let heap = &heaps[cell];
-            bytes = bytes.saturating_add(match region.accessed {
+            used = used.saturating_add(match region.accessed {
                 Permille(0) => share(part, heap.idle_used(), heap.idle),
                 _ => part,
             });
         });
-        times.push((millis(region.idle()), bytes));
+        let ms = millis(region.idle());
+        let is_lately = region.accessed == Permille(0) && ms < WORKING_SET_MS;
+        Idle { ms, used, is_lately }
+    };
+    let parts: Vec<Idle> = regions.iter().map(parts).collect();
+    let of_lately = parts.iter().filter(|part| part.is_lately);
+    let used = of_lately.fold(0_u64, |sum, part| sum.saturating_add(part.used));
+    let touched = lately.map_or(used, |touched| touched.bytes().min(used));
+    let mut times = Vec::with_capacity(2 * parts.len());
+    for part in parts {
+        let in_set = if part.is_lately { share(touched, part.used, used) } else { part.used };
+        times.push((part.ms, in_set));
+        if in_set < part.used {
+            times.push((WORKING_SET_MS, part.used - in_set));
+        }
     }
     times.sort_unstable();
     times
+}
+
+/// What lies in one region.
+struct Idle {
+    /// How long it was idle.
+    ms: u64,
+    /// What of it is used.
+    used: u64,
+    /// It is not seen touched now, and was in the last half minute.
+    is_lately: bool,
 }
 
 fn amounts(
@@ -295,7 +329,7 @@ fn amounts(
         ByteSize::from_bytes(bytes).min(used)
     };
     let known: u64 = idle.iter().map(|(_, bytes)| bytes).sum();
-    let touched = ByteSize::from_bytes(known) - longer(TAIL_S[0] * 1000);
+    let touched = ByteSize::from_bytes(known) - longer(WORKING_SET_MS);
     Amounts {
         present,
         stolen,
@@ -353,6 +387,7 @@ mod tests {
             stolen,
             free: ByteSize::from_mib(free_mib),
             mix: None,
+            lately: None,
         }
     }
 
@@ -398,6 +433,34 @@ mod tests {
         assert_eq!(seen.touched.map(mib), Some(0));
     }
 
+    /// One page in use has a megabyte around it called touched.
+    #[test]
+    fn what_was_touched_lately_counts_by_its_pages() {
+        let regions = [region(0, 100, 800, 60), region(100, 100, 0, 10), region(200, 200, 0, 900)];
+        let told = |lately: Option<u64>, free_mib| {
+            let lately = lately.map(ByteSize::from_mib);
+            let seen = Snapshot { lately, ..snapshot(&regions, &[], free_mib) };
+            let Amounts { touched, untouched, .. } = Digest::of(layout(), &seen).amounts;
+            (touched.map(mib), untouched.map(mib))
+        };
+        assert_eq!(told(None, 0), (Some(200), [200; 3]));
+        assert_eq!(told(Some(5), 0), (Some(105), [295, 200, 200]));
+        // Half of what is idle is free.
+        assert_eq!(told(Some(5), 150), (Some(105), [145, 100, 100]));
+        assert_eq!(told(Some(90), 150), (Some(150), [100; 3]), "no more than there is");
+    }
+
+    /// Of 100 MiB in use all are touched, and 300 MiB beside them have just become free.
+    #[test]
+    fn what_has_just_become_free_takes_nothing_of_what_is_touched() {
+        let regions = [region(0, 100, 0, 10), region(100, 300, 0, 10)];
+        let free = |n| Permille(if n < 100 { 0 } else { 1000 });
+        let mix = Mix::new((0..400).map(|n| (free(n), Permille(0))));
+        let lately = Some(ByteSize::from_mib(100));
+        let seen = Snapshot { mix: Some(&mix), lately, ..snapshot(&regions, &[], 300) };
+        assert_eq!(Digest::of(layout(), &seen).amounts.touched.map(mib), Some(100));
+    }
+
     #[test]
     fn nobody_knows_the_working_set_before_it_was_watched_for_long_enough() {
         let regions = [region(0, 400, 0, 10)];
@@ -425,7 +488,8 @@ mod tests {
             let regions: Vec<_> = regions.iter().map(|&(s, l, a, t)| region(s, l, a, t.into())).collect();
             let stolen: Vec<_> = (stolen > 0).then(|| range(400 - stolen.min(400), stolen)).into_iter().collect();
             let mix = Mix::new((0..400).map(|n| (Permille(n * 3), Permille(n * 5 % 900))));
-            let seen = Snapshot { mix: looked.then_some(&mix), ..snapshot(&regions, &stolen, free) };
+            let lately = looked.then_some(ByteSize::from_mib(free % 700));
+            let seen = Snapshot { mix: looked.then_some(&mix), lately, ..snapshot(&regions, &stolen, free) };
             let Digest { amounts, cells, .. } = Digest::of(layout(), &seen);
             prop_assert_eq!(cells.len(), 400);
             let parts = amounts.stolen + amounts.free + amounts.kernel.unwrap_or_default() + amounts.used;

@@ -232,6 +232,7 @@ pub(crate) mod tests {
             stolen: &[],
             free: ByteSize::ZERO,
             mix: None,
+            lately: None,
         };
         Digest::of(layout, &seen)
     }

@@ -29,7 +29,7 @@ pub mod render;
 mod working_set;
 
 pub use cell::{Cell, Kind, Shade};
-pub use digest::{Amounts, CellsError, Digest, Mix, PERCENTS, Snapshot, TAIL_S};
+pub use digest::{Amounts, CellsError, Digest, Mix, PERCENTS, Snapshot, TAIL_S, WORKING_SET_AGE};
 pub use file::{FILE_MAX, FileError};
 pub use grid::{Grid, Row, Size};
 pub use history::{Column, History, Limits, Spread};

@@ -75,12 +75,13 @@ impl AccessHistory {
         self.offset_ms.saturating_add(now.as_millis())
     }
 
-    /// Takes a snapshot of DAMON's; answers with what it comes to, or `None` for memory that no layout
+    /// Takes a snapshot of DAMON's, and how much was touched in truth of what was touched lately, where somebody
+    /// has looked; answers with what it comes to, or `None` for memory that no layout
     /// fits.
     pub fn observe(
         &mut self,
         now: Instant,
-        regions: &[AccessRegion],
+        (regions, lately): (&[AccessRegion], Option<ByteSize>),
         present: &Present,
     ) -> Option<&Digest> {
         let layout = self.history.layout(&present.memory).ok()?;
@@ -99,6 +100,7 @@ impl AccessHistory {
             stolen: &present.offline,
             free: present.free,
             mix: mix.as_ref(),
+            lately,
         };
         self.history.observe(Digest::of(layout, &snapshot));
         self.is_new = true;
@@ -176,7 +178,8 @@ mod tests {
                 age: Duration::from_secs(at),
             };
             let now = Instant::from_millis(at * 1000);
-            access.observe(now, &[region(range(0, 32), 500), region(range(32, 96), 0)], &present());
+            let seen = [region(range(0, 32), 500), region(range(32, 96), 0)];
+            access.observe(now, (&seen, None), &present());
             access.look(now, &present());
             access.write(now);
         }

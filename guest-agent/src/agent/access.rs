@@ -7,18 +7,19 @@ use memtide_units::Instant;
 
 use super::Agent;
 use crate::access::Present;
-use crate::damon_watch::Finding;
+use crate::damon_watch::{Finding, Seen};
 
 impl Agent {
     /// Takes in what was found, and has somebody watch again where nobody does.
     pub(super) fn see_to_watching(&mut self, now: Instant) {
         for finding in self.parts.watching.findings() {
             match finding {
-                Finding::Snapshot(regions, closeness) => {
+                Finding::Snapshot(Seen { regions, lately, closeness }) => {
                     self.closeness = Some(closeness);
                     let present = self.present();
                     self.heat.observe(&regions);
-                    if let Some(digest) = self.parts.access.observe(now, &regions, &present) {
+                    let seen = (&regions[..], lately);
+                    if let Some(digest) = self.parts.access.observe(now, seen, &present) {
                         let Amounts { used, touched, .. } = digest.amounts;
                         self.heat.set_used(used, touched);
                     }

@@ -144,15 +144,37 @@ fn who_tunes_is_found_by_what_the_kernel_has() {
     fake.set_damon_regions(&[Region { range: range(0, 512), nr_accesses: 0, age: 9 }]);
     let monitor = Monitor::start(&fake.root(), &config()).unwrap();
     let mut watcher = Watcher::new(&fake.root(), monitor, None);
-    let seen = watcher.look().unwrap().1;
+    let seen = watcher.look().unwrap().closeness;
     assert_eq!((seen.sample.as_millis(), seen.regions), (50, 1));
     // As long ago as three aggregations.
     watcher.started -= Duration::from_secs(4);
     watcher.look().unwrap();
-    let seen = watcher.look().unwrap().1;
+    let seen = watcher.look().unwrap().closeness;
     assert_eq!(seen.sample.as_millis(), 100, "nothing is touched: look less often");
     assert_eq!(seen.aggregation.as_secs(), 2);
     drop((watch, dir));
+}
+
+#[test]
+fn what_the_kernel_finds_page_by_page_stands_for_all_that_it_was_to_look_at() {
+    let fake = FakeRoot::new();
+    fake.add_damon(FakeDamon::V7_3);
+    std::mem::forget(damon::pause_damon_stat(&fake.root()).unwrap());
+    let region = |range, nr_accesses, age| Region { range, nr_accesses, age };
+    // 128 MiB were touched half a minute ago at most.
+    let regions = [
+        region(range(0, 128), 0, 9),
+        region(range(128, 128), 3, 9),
+        region(range(256, 256), 0, 90),
+    ];
+    fake.set_damon_regions(&regions);
+    let monitor = Monitor::start(&fake.root(), &config()).unwrap();
+    let mut watcher = Watcher::new(&fake.root(), monitor, None);
+    assert_eq!(watcher.look().unwrap().lately, None, "nothing was looked at");
+    let stats = "sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/schemes/1/stats";
+    fake.put(&format!("{stats}/sz_tried"), &format!("{}\n", 64 << 20));
+    fake.put(&format!("{stats}/sz_ops_filter_passed"), &format!("{}\n", 4 << 20));
+    assert_eq!(watcher.look().unwrap().lately, Some(ByteSize::from_mib(8)));
 }
 
 #[test]

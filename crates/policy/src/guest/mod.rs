@@ -51,6 +51,7 @@ mod peak;
 mod plan;
 mod pressure;
 mod quiet;
+mod recency;
 mod reclaim;
 mod returns;
 mod select;
@@ -77,6 +78,7 @@ pub use observation::{
 };
 pub use plan::{Action, Decision, Plan, Urgency, WaitReason};
 pub use pressure::{Pressure, WINDOW};
+pub use recency::{Looked, Recency};
 pub use reclaim::{Gain, NoReclaim, Reclaim};
 pub use select::{SkipReason, precheck};
 pub use spare_time::SpareTime;

@@ -3,8 +3,10 @@
 //!
 //! What a kernel can do is found by the files that it has, never by its version. One kdamond
 //! watches physical memory under a scheme with the action `stat`, which does nothing but let regions
-//! be read, and where that is wanted under a second one that pages cold memory out. Only one user of DAMON can run at a time: [`probe`] names the one in the way.
+//! be read, and where that is wanted under others: one that pages cold memory out, one that counts what was
+//! touched lately. Only one user of DAMON can run at a time: [`probe`] names the one in the way.
 
+mod lately;
 mod monitor;
 mod pageout;
 mod probe;
@@ -12,6 +14,7 @@ mod regions;
 mod setup;
 mod stat;
 
+pub use lately::LatelyCount;
 pub use monitor::{Intervals, Monitor, is_ours, stop_leftover};
 pub use pageout::{Feedback, PageoutConfig, PageoutStats, Paging};
 pub use probe::{Absence, Capabilities, Module, probe};

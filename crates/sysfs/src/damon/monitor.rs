@@ -2,8 +2,9 @@
 
 use memtide_units::GpaRange;
 
+use super::lately::{Lately, LatelyCount};
 use super::pageout::{self, Feedback, Pageout, PageoutStats, Paging};
-use super::setup::{self, MARK};
+use super::setup::{self, MARK, Others};
 use super::{
     CONTEXT, DamonError, KDAMONDS, MonitorConfig, Region, Result, SCHEME, STATE, probe, regions,
 };
@@ -41,6 +42,7 @@ pub struct Monitor {
     is_tuned: bool,
     max_regions: u64,
     pageout: Option<Pageout>,
+    lately: Option<Lately>,
     /// Groups whose memory is never paged out.
     spared: Vec<String>,
     is_stopped: bool,
@@ -56,7 +58,7 @@ impl Monitor {
     pub fn start(root: &Root, config: &MonitorConfig) -> Result<Self> {
         config.check()?;
         probe(root)?;
-        let pageout = setup::start(root, config).inspect_err(|_| {
+        let Others { pageout, lately } = setup::start(root, config).inspect_err(|_| {
             // Best effort: the first error is the one that says what is wrong.
             let _ = take_down(root);
         })?;
@@ -68,6 +70,7 @@ impl Monitor {
             is_tuned,
             max_regions: config.max_regions,
             pageout,
+            lately,
             spared: Vec::new(),
             is_stopped: false,
         })
@@ -101,7 +104,8 @@ impl Monitor {
         self.must_be_ours()?;
         // A commit takes over *all* files. Without this, tuned intervals would fall back to those
         // that tuning started from.
-        self.intervals()?;
+        let intervals = self.intervals()?;
+        self.rescale_lately(intervals)?;
         setup::write_regions(&self.root, regions)?;
         setup::write_region_count(&self.root, min_regions, self.max_regions)?;
         if let Some(pageout) = &mut self.pageout {
@@ -142,6 +146,7 @@ impl Monitor {
         setup::check_intervals(intervals)?;
         self.must_be_ours()?;
         setup::write_intervals(&self.root, intervals)?;
+        self.rescale_lately(intervals)?;
         if let Some(pageout) = &mut self.pageout {
             pageout.rescale(&self.root, intervals)?;
             pageout.write_filters(&self.root, &self.spared)?;
@@ -178,9 +183,15 @@ impl Monitor {
     fn switch(&mut self, paging: Paging, intervals: Intervals) -> Result<()> {
         let Some(pageout) = &mut self.pageout else { return Ok(()) };
         if pageout.switch(&self.root, paging, intervals, &self.spared)? {
+            self.rescale_lately(intervals)?;
             self.root.write(STATE, "commit")?;
         }
         Ok(())
+    }
+
+    /// With whatever is committed next.
+    fn rescale_lately(&self, intervals: Intervals) -> crate::Result<()> {
+        self.lately.as_ref().map_or(Ok(()), |lately| lately.rescale(&self.root, intervals))
     }
 
     /// Memory of these control groups is not paged out, from the next commit on. Call it before
@@ -211,6 +222,17 @@ impl Monitor {
             self.root.write(STATE, "commit_schemes_quota_goals")?;
         }
         Ok(())
+    }
+
+    /// What was counted since the start of memory that was touched lately; `None` where nobody looks at
+    /// single pages. Waits for about a sample.
+    ///
+    /// # Errors
+    /// [`super::DamonError::File`].
+    pub fn lately(&self) -> Result<Option<LatelyCount>> {
+        let Some(lately) = &self.lately else { return Ok(None) };
+        self.root.write(STATE, "update_schemes_stats")?;
+        Ok(Some(lately.count(&self.root)?))
     }
 
     /// What was paged out since the start. Waits for about a sample.

@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use memtide_units::ByteSize;
 
-use super::{CONTEXT, Intervals};
+use super::setup::APPLY_US;
+use super::{CONTEXT, Intervals, SCHEME};
 use crate::{Error, Result, Root};
 
 pub(super) const PAGEOUT: &str = "sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/schemes/1";
@@ -94,12 +95,13 @@ pub(super) struct Pageout {
 }
 
 impl Pageout {
-    /// Writes a scheme that is switched off. `None` where this kernel has no goals for schemes: one
-    /// that nothing holds back is not wanted.
-    pub(super) fn write(root: &Root, config: PageoutConfig) -> Result<Option<Self>> {
-        if !root.exists(format!("{QUOTAS}/goals/nr_goals")) {
-            return Ok(None);
-        }
+    /// Whether this kernel has goals for schemes: one that nothing holds back is not wanted.
+    pub(super) fn is_to_be_had(root: &Root) -> bool {
+        root.exists(format!("{SCHEME}/quotas/goals/nr_goals"))
+    }
+
+    /// Writes a scheme that is switched off.
+    pub(super) fn write(root: &Root, config: PageoutConfig) -> Result<Self> {
         root.write(format!("{QUOTAS}/goals/nr_goals"), "1")?;
         let feedback = feedback(root)?;
         let spared = Vec::new();
@@ -109,7 +111,7 @@ impl Pageout {
         // A window begins when the scheme is applied: an aggregation of two seconds would make all of
         // this twice as slow (6.7).
         if root.exists(format!("{PAGEOUT}/apply_interval_us")) {
-            number("apply_interval_us", WINDOW_MS * 1_000)?;
+            number("apply_interval_us", APPLY_US)?;
         }
         number("access_pattern/sz/min", 0)?;
         number("access_pattern/sz/max", u64::MAX)?;
@@ -129,7 +131,7 @@ impl Pageout {
             number("quotas/fail_charge_denom", FAIL_CHARGE.1)?;
         }
         this.write_switch(root)?;
-        Ok(Some(this))
+        Ok(this)
     }
 
     /// Brings the files to `paging`; false where they are so already, and nothing needs committing.
@@ -255,7 +257,7 @@ fn put(root: &Root, file: &str, value: u64) -> Result<()> {
     root.write(file, &value.to_string())
 }
 
-/// Makes the directories of one scheme or of both, fresh.
+/// Makes the directories of so many schemes, fresh.
 pub(super) fn make(root: &Root, count: u64) -> Result<()> {
     put(root, &format!("{CONTEXT}/schemes/nr_schemes"), count)
 }
@@ -292,6 +294,7 @@ mod tests {
             max_regions: 100,
             intervals_goal: None,
             pageout: Some(CONFIG),
+            lately: None,
         };
         let monitor = Monitor::start(&fake.root(), &config).unwrap();
         (fake, monitor)

@@ -2,6 +2,9 @@
 
 use memtide_units::GpaRange;
 
+use std::time::Duration;
+
+use super::lately::Lately;
 use super::pageout::{self, Pageout, PageoutConfig};
 use super::{CONTEXT, Intervals, KDAMOND, KDAMONDS, SCHEME, STATE, TARGET};
 use crate::{Result, Root};
@@ -11,6 +14,10 @@ pub(super) const GOAL: &str =
 
 /// Least minimum of regions that the kernel takes (mm/damon/core.c, `damon_set_attrs`).
 const MIN_REGIONS: u64 = 3;
+
+/// How often schemes that do something, or look at single pages, are applied. Whoever reads regions waits until
+/// each scheme has had its turn (mm/damon/core.c, `damos_walk_complete`).
+pub(super) const APPLY_US: u64 = 1_000_000;
 
 /// The scheme's watermark interval, which means nothing while there is no watermark metric (the
 /// default): so it can carry a mark by which a later process knows our kdamond from another's. Any
@@ -48,6 +55,9 @@ pub struct MonitorConfig {
     pub intervals_goal: Option<IntervalsGoal>,
     /// How cold memory is paged out, where that may be wanted.
     pub pageout: Option<PageoutConfig>,
+    /// What was seen touched no longer ago than this, and is not now, is looked at page by page, where the
+    /// kernel can ([`super::Monitor::lately`]).
+    pub lately: Option<Duration>,
 }
 
 /// A configuration that no kernel would take.
@@ -84,6 +94,18 @@ pub enum ConfigError {
         "DAMON cannot tune its intervals so: aggrs must be at least 1, and max_sample_us at least min_sample_us"
     )]
     Goal,
+    /// Intervals that may be tuned more often than schemes are applied: with each step the kernel begins to wait
+    /// anew for their turn (mm/damon/core.c, `damos_set_next_apply_sis`), which then never comes, and whoever
+    /// reads regions waits for ever.
+    #[error(
+        "DAMON would never come to apply its schemes: {aggrs} aggregations of {min_sample_us} us a sample must take longer than a second"
+    )]
+    Hasty {
+        /// Aggregations between two steps.
+        aggrs: u32,
+        /// The shortest sampling interval.
+        min_sample_us: u64,
+    },
     /// A scheme for paging out that has no time or no memory, or must not cause any stall: the kernel
     /// takes the first two for "no bound", and divides by the third.
     #[error("DAMON cannot page out so: ms, bytes and stall_us must be at least 1")]
@@ -108,12 +130,29 @@ impl MonitorConfig {
         if self.pageout.is_some_and(is_unbounded) {
             return Err(ConfigError::Pageout);
         }
+        self.check_schemes_have_turns()?;
         match self.intervals_goal {
             Some(goal) if goal.aggrs == 0 || goal.max_sample_us < goal.min_sample_us => {
                 Err(ConfigError::Goal)
             }
             _ => Ok(()),
         }
+    }
+}
+
+impl MonitorConfig {
+    /// The number of samples of an aggregation stays what it is at first.
+    fn check_schemes_have_turns(&self) -> std::result::Result<(), ConfigError> {
+        let Some(IntervalsGoal { aggrs, min_sample_us, .. }) = self.intervals_goal else {
+            return Ok(());
+        };
+        let samples = u64::from(self.intervals().max_nr_accesses());
+        let step_us = min_sample_us.saturating_mul(samples).saturating_mul(aggrs.into());
+        let has_turns = self.pageout.is_some() || self.lately.is_some();
+        if has_turns && step_us <= APPLY_US {
+            return Err(ConfigError::Hasty { aggrs, min_sample_us });
+        }
+        Ok(())
     }
 }
 
@@ -145,7 +184,7 @@ pub(super) fn check_regions(regions: &[GpaRange]) -> std::result::Result<(), Con
 
 /// Writes everything, and starts the kdamond last. Each `nr_` file makes the directories that the
 /// writes after it go to.
-pub(super) fn start(root: &Root, config: &MonitorConfig) -> Result<Option<Pageout>> {
+pub(super) fn start(root: &Root, config: &MonitorConfig) -> Result<Others> {
     // A number that is written again makes fresh directories, with nothing left of whoever used
     // them before.
     root.write(format!("{KDAMONDS}/nr_kdamonds"), "1")?;
@@ -154,9 +193,9 @@ pub(super) fn start(root: &Root, config: &MonitorConfig) -> Result<Option<Pageou
     write_attributes(root, config)?;
     root.write(format!("{CONTEXT}/targets/nr_targets"), "1")?;
     write_regions(root, &config.regions)?;
-    let pageout = write_schemes(root, config.pageout)?;
+    let others = write_schemes(root, config)?;
     root.write(STATE, "on")?;
-    Ok(pageout)
+    Ok(others)
 }
 
 fn write_attributes(root: &Root, config: &MonitorConfig) -> Result<()> {
@@ -193,19 +232,27 @@ pub(super) fn write_regions(root: &Root, regions: &[GpaRange]) -> Result<()> {
     Ok(())
 }
 
-/// The scheme that is read comes first: what the other one does to a region in the same walk is not
-/// seen by it.
-fn write_schemes(root: &Root, wanted: Option<PageoutConfig>) -> Result<Option<Pageout>> {
-    if let Some(config) = wanted {
-        pageout::make(root, 2)?;
-        if let Some(pageout) = Pageout::write(root, config)? {
-            write_stat(root)?;
-            return Ok(Some(pageout));
-        }
-    }
+/// The schemes besides the one that is read.
+pub(super) struct Others {
+    pub(super) pageout: Option<Pageout>,
+    pub(super) lately: Option<Lately>,
+}
+
+/// The scheme that is read comes first: what another one does to a region in the same walk is not seen by
+/// it. What this kernel's schemes have is seen once there is one.
+fn write_schemes(root: &Root, config: &MonitorConfig) -> Result<Others> {
     pageout::make(root, 1)?;
+    let paged = config.pageout.filter(|_| Pageout::is_to_be_had(root));
+    let within = config.lately.filter(|_| Lately::is_to_be_had(root));
+    let before = 1 + u64::from(paged.is_some());
+    pageout::make(root, before + u64::from(within.is_some()))?;
+    let pageout = paged.map(|paged| Pageout::write(root, paged)).transpose()?;
+    let watched = config.regions.iter().map(|range| range.len()).sum();
+    let lately =
+        within.map(|within| Lately::write(root, before, (within, watched), config.intervals()));
+    let lately = lately.transpose()?.flatten();
     write_stat(root)?;
-    Ok(None)
+    Ok(Others { pageout, lately })
 }
 
 /// One scheme that matches every region and does nothing with it. A fresh one matches none: the
@@ -240,6 +287,7 @@ mod tests {
             max_regions: 1000,
             intervals_goal: None,
             pageout: None,
+            lately: None,
         }
     }
 

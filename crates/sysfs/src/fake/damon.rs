@@ -174,6 +174,7 @@ fn children(parent: &str, kind: FakeDamon) -> Vec<(&'static str, &'static str)> 
                 ("quotas/fail_charge_num", "0"),
                 ("quotas/fail_charge_denom", "0"),
                 ("ops_filters/nr_filters", "0"),
+                ("stats/sz_ops_filter_passed", "0"),
             ],
         ),
         "filters" | "ops_filters" => {

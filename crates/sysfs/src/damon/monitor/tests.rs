@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use std::time::Duration;
 
 const GOAL: IntervalsGoal =
-    IntervalsGoal { access_bp: 400, aggrs: 3, min_sample_us: 5_000, max_sample_us: 10_000_000 };
+    IntervalsGoal { access_bp: 400, aggrs: 3, min_sample_us: 20_000, max_sample_us: 10_000_000 };
 
 fn range(mib: u64, len: u64) -> GpaRange {
     GpaRange::new(Gpa(mib << 20), ByteSize::from_mib(len)).unwrap()
@@ -28,6 +28,7 @@ fn config() -> MonitorConfig {
         max_regions: 1000,
         intervals_goal: None,
         pageout: None,
+        lately: None,
     }
 }
 
@@ -211,4 +212,73 @@ fn the_largest_count_is_the_number_of_samples() {
     assert_eq!(largest(5_000, 4_999), 1);
     assert_eq!(largest(0, 1), 1);
     assert_eq!(largest(1, u64::MAX), u32::MAX);
+}
+
+/// Half a minute of what was touched lately, where the kernel can look at single pages.
+fn with_lately(config: MonitorConfig) -> MonitorConfig {
+    MonitorConfig { lately: Some(Duration::from_secs(30)), ..config }
+}
+
+#[test]
+fn what_was_touched_lately_is_counted_page_by_page() {
+    let fake = guest(FakeDamon::V7_3);
+    let _pause = pause_damon_stat(&fake.root()).unwrap();
+    let mut monitor = Monitor::start(&fake.root(), &with_lately(paging_out())).unwrap();
+    let scheme = format!("{CONTEXT}/schemes/2");
+    let file = |file: &str| fake.get(&format!("{scheme}/{file}"));
+    let filter = ["type", "matching", "allow"].map(|name| file(&format!("ops_filters/0/{name}")));
+    assert_eq!(
+        (file("action"), filter),
+        ("stat\n".into(), ["young\n", "Y\n", "Y\n"].map(Into::into))
+    );
+    assert_eq!(file("access_pattern/age/max"), "15\n", "aggregations of two seconds");
+    assert_eq!(
+        [file("quotas/ms"), file("quotas/reset_interval_ms"), file("quotas/bytes")],
+        ["100\n", "10000\n", "67108864\n"].map(String::from)
+    );
+    assert!(monitor.feedback().is_some(), "cold memory may be paged out as well");
+    fake.put(&format!("{scheme}/stats/sz_tried"), "8192\n");
+    fake.put(&format!("{scheme}/stats/sz_ops_filter_passed"), "4096\n");
+    let [tried, touched] = [8192, 4096].map(ByteSize::from_bytes);
+    assert_eq!(monitor.lately().unwrap(), Some(LatelyCount { tried, touched }));
+    monitor.set_intervals(Intervals { sample_us: 10_000, aggr_us: 200_000 }).unwrap();
+    assert_eq!(file("access_pattern/age/max"), "150\n", "of a fifth of a second");
+    // The scheme that is read, and its mark, are where they were.
+    monitor.stop().unwrap();
+    assert!(!fake.root().exists(STATE));
+}
+
+#[test]
+fn an_older_kernel_does_not_look_at_single_pages() {
+    let fake = guest(FakeDamon::V6_12);
+    let monitor = Monitor::start(&fake.root(), &with_lately(paging_out())).unwrap();
+    assert_eq!(monitor.lately().unwrap(), None);
+    assert_eq!(fake.get(&format!("{CONTEXT}/schemes/nr_schemes")), "2\n");
+}
+
+#[test]
+fn schemes_whose_turn_would_never_come_are_refused() {
+    let fake = guest(FakeDamon::V7_3);
+    let _pause = pause_damon_stat(&fake.root()).unwrap();
+    let hasty = |min_sample_us, config| {
+        let goal = IntervalsGoal { min_sample_us, ..GOAL };
+        let config = MonitorConfig { intervals_goal: Some(goal), ..config };
+        let error = Monitor::start(&fake.root(), &config).map(drop).err();
+        matches!(error, Some(DamonError::Config(ConfigError::Hasty { .. })))
+    };
+    // Three aggregations of twenty samples.
+    assert!(hasty(16_666, with_lately(config())) && hasty(10_000, paging_out()));
+    assert!(!hasty(16_667, with_lately(config())) && !hasty(5_000, config()));
+}
+
+#[test]
+fn tuned_intervals_are_followed_with_the_next_commit() {
+    let fake = guest(FakeDamon::V7_3);
+    let _pause = pause_damon_stat(&fake.root()).unwrap();
+    let config = MonitorConfig { intervals_goal: Some(GOAL), ..with_lately(config()) };
+    let mut monitor = Monitor::start(&fake.root(), &config).unwrap();
+    fake.set_tuned_intervals(Intervals { sample_us: 50_000, aggr_us: 1_000_000 });
+    monitor.set_regions(&[range(1, 127)], 32).unwrap();
+    let age = format!("{CONTEXT}/schemes/1/access_pattern/age/max");
+    assert_eq!(fake.get(&age), "30\n");
 }

@@ -95,7 +95,7 @@ impl Flights {
             if !ranges.iter().all(|range| range.is_aligned_to(block.size())) {
                 return None;
             }
-            named += ranges.iter().map(|range| range.len()).sum();
+            named += reported(request);
         }
         let is_open = self.requests.len() < REPORTS_MAX && named < most;
         is_open.then(|| most - named)

@@ -24,6 +24,7 @@ mod kind;
 mod look;
 mod outbox;
 mod plain;
+mod room;
 
 use std::io;
 use std::time::Duration;
@@ -223,20 +224,6 @@ impl Link {
         self.outbox.forget_report(range)
     }
 
-    /// How many blocks of this size may be taken now. While the host drops what is in flight, as much again
-    /// is made ready and no more: it could be given back at once only after all of that, and a guest
-    /// that works ahead has its processors in the way of the host's.
-    pub fn room(&self, block: BlockSize) -> usize {
-        let block = block.size().bytes();
-        let most = (2 * self.drops_at_once.bytes() / block).max(2);
-        let in_flight = match &self.state {
-            State::Up { flights, .. } => flights.reported(),
-            State::Down { .. } => ByteSize::ZERO,
-        };
-        let undropped = (in_flight + self.outbox.unreported()).bytes().div_ceil(block);
-        usize::try_from(most.saturating_sub(undropped)).unwrap_or(usize::MAX)
-    }
-
     /// Greeted, with nothing in flight.
     fn is_up_and_idle(&self) -> bool {
         matches!(&self.state, State::Up { flights, is_greeted: true, .. } if flights.is_empty())
@@ -370,11 +357,6 @@ impl Link {
             return None;
         }
         self.outbox.next_report(room.min(self.report_size()), block)
-    }
-
-    /// What one report names at most: two of them share what the host drops in a moment.
-    fn report_size(&self) -> ByteSize {
-        ByteSize::from_bytes(self.drops_at_once.bytes() / 2)
     }
 
     /// Hands statistics over after [`LinkEvent::StatisticsWanted`].

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use memtide_lab::cargo::Built;
-use memtide_lab::machine::Backing;
-use memtide_lab::machine::GuestClock;
+use memtide_lab::machine::{Backing, GuestClock};
 use memtide_lab::rundir::RunDir;
 use memtide_lab::{Kernel, Lab};
 use memtide_units::ByteSize;

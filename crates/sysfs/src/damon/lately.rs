@@ -11,7 +11,7 @@ use std::time::Duration;
 use memtide_units::ByteSize;
 
 use super::setup::APPLY_US;
-use super::{CONTEXT, Intervals};
+use super::{CONTEXT, Intervals, SCHEME};
 use crate::{Error, Result, Root};
 
 /// Time of the kdamond that may be taken of each window, 1 % of a processor, by what a byte has cost so far.
@@ -46,7 +46,7 @@ impl Lately {
     /// Whether a scheme of this kernel's can filter by page and says what has passed (6.15: the count came
     /// with 6.14, filters that let pass what matches and nothing else a release later).
     pub(super) fn is_to_be_had(root: &Root) -> bool {
-        let has = |file: &str| root.exists(format!("{}/{file}", scheme(0)));
+        let has = |file: &str| root.exists(format!("{SCHEME}/{file}"));
         has("stats/sz_ops_filter_passed") && has("ops_filters/nr_filters")
     }
 
@@ -58,7 +58,7 @@ impl Lately {
         (within, watched): (Duration, ByteSize),
         intervals: Intervals,
     ) -> Result<Option<Self>> {
-        let this = Self { scheme: scheme(number), within };
+        let this = Self { scheme: format!("{CONTEXT}/schemes/{number}"), within };
         root.write(this.at("action"), "stat")?;
         root.write(this.at("ops_filters/nr_filters"), "1")?;
         match root.write(this.at("ops_filters/0/type"), "young") {
@@ -105,8 +105,4 @@ impl Lately {
 fn tried_at_most(watched: ByteSize) -> ByteSize {
     let part = ByteSize::from_bytes(watched.bytes() / TRIED_PART);
     part.clamp(TRIED_LEAST, TRIED_MOST)
-}
-
-fn scheme(number: u64) -> String {
-    format!("{CONTEXT}/schemes/{number}")
 }

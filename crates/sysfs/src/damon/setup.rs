@@ -130,22 +130,20 @@ impl MonitorConfig {
         if self.pageout.is_some_and(is_unbounded) {
             return Err(ConfigError::Pageout);
         }
-        self.check_schemes_have_turns()?;
         match self.intervals_goal {
             Some(goal) if goal.aggrs == 0 || goal.max_sample_us < goal.min_sample_us => {
                 Err(ConfigError::Goal)
             }
-            _ => Ok(()),
+            Some(goal) => self.check_schemes_have_turns(goal),
+            None => Ok(()),
         }
     }
-}
 
-impl MonitorConfig {
     /// The number of samples of an aggregation stays what it is at first.
-    fn check_schemes_have_turns(&self) -> std::result::Result<(), ConfigError> {
-        let Some(IntervalsGoal { aggrs, min_sample_us, .. }) = self.intervals_goal else {
-            return Ok(());
-        };
+    fn check_schemes_have_turns(
+        &self,
+        IntervalsGoal { aggrs, min_sample_us, .. }: IntervalsGoal,
+    ) -> std::result::Result<(), ConfigError> {
         let samples = u64::from(self.intervals().max_nr_accesses());
         let step_us = min_sample_us.saturating_mul(samples).saturating_mul(aggrs.into());
         let has_turns = self.pageout.is_some() || self.lately.is_some();
@@ -306,6 +304,8 @@ mod tests {
         let goal = IntervalsGoal { access_bp: 400, aggrs: 0, min_sample_us: 1, max_sample_us: 2 };
         let stuck = MonitorConfig { intervals_goal: Some(goal), ..config() };
         assert_eq!(stuck.check(), Err(ConfigError::Goal));
+        let watchful = MonitorConfig { lately: Some(Duration::from_secs(30)), ..stuck };
+        assert_eq!(watchful.check(), Err(ConfigError::Goal), "not that it is too hasty");
     }
 
     #[test]

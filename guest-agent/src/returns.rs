@@ -198,7 +198,7 @@ mod tests {
 
     fn says(verdict: Verdict) -> Response {
         let (bytes, min) = (ByteSize::ZERO, ByteSize::ZERO);
-        Response { sequence: 1, verdict, bytes, retry_ms: 250, min }
+        Response { sequence: 1, verdict, bytes, retry_ms: 250, min, generation: 1 }
     }
 
     fn blocks() -> Vec<BlockId> {

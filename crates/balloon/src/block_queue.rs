@@ -69,7 +69,8 @@ impl Balloon {
             });
             Answer::plain(Verdict::Refused(refusal.reason))
         });
-        Response { sequence, verdict, bytes, retry_ms, min: self.min() }
+        let generation = self.config.extension.generation.get();
+        Response { sequence, verdict, bytes, retry_ms, min: self.min(), generation }
     }
 
     /// Carries out one request of the block queue, all of it, for whoever has no ring. Whatever the

@@ -352,7 +352,8 @@ impl Balloon {
     }
 
     fn ask_to_look_again(&mut self) {
-        let generation = self.config.extension.generation.get().wrapping_add(1);
+        // Never 0, which says nothing in an answer.
+        let generation = self.config.extension.generation.get().wrapping_add(1).max(1);
         self.config.extension.generation = U32::new(generation);
         self.look_again = true;
     }

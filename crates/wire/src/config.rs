@@ -85,7 +85,7 @@ impl Extension {
             version: U16::new(VERSION),
             block_queue: U16::new(block_queue),
             request_max: U32::new(crate::block::REQUEST_MAX as u32),
-            generation: U32::new(0),
+            generation: U32::new(1),
             hello_epoch: U32::new(1),
             reclaim_unit: U32::new(0),
             piece: U32::new(0),

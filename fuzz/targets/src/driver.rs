@@ -463,7 +463,9 @@ impl Device {
             _ => Verdict::Ok,
         };
         let min = ByteSize::from_mib(u64::from(reason));
-        let response = Response { sequence, verdict, bytes: ByteSize::ZERO, retry_ms: 250, min };
+        let generation = u32::from(self.0.borrow().generation);
+        let bytes = ByteSize::ZERO;
+        let response = Response { sequence, verdict, bytes, retry_ms: 250, min, generation };
         let head = self.next_head(BLOCK_QUEUE);
         self.complete(at, &response.encode(), (head, 32), 1);
         self.0.borrow_mut().answers += 1;

@@ -144,8 +144,7 @@ impl Agent {
                 }
                 self.on_return_answer(effect, response);
             }
-            // The device has just shown that it lives: now its configuration can be read.
-            Request::Telemetry(_) => self.parts.link.look_soon(),
+            Request::Telemetry(_) => {}
             Request::Cancel { .. } | Request::Taken(_) | Request::Goodbye => {
                 if let Verdict::Refused(reason) = response.verdict {
                     tracing::debug!("the host refused a notice: {reason}");

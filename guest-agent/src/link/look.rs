@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use memtide_units::{ByteSize, Instant, Pfn};
+use memtide_wire::block::{Request, Response, Verdict};
 
 use super::Link;
 use super::kind::{Coarseness, Grain};
@@ -30,12 +31,31 @@ pub struct HostConfig {
 }
 
 impl Link {
-    /// The device has interrupted, or shown in another way that it lives: there may be something to
-    /// see in its configuration. It is looked at when no request is in flight, and while reports wait
-    /// to be sent only now and then: each access is a question to the device's process that the VMM
-    /// asks with its big lock held, and that process may be dropping memory for 50 ms.
+    /// The device has interrupted: there may be something to see in its configuration. It is looked
+    /// at when no request is in flight, and while reports wait to be sent only now and then: each
+    /// access is a question to the device's process that the VMM asks with its big lock held, and that
+    /// process may be dropping memory for 50 ms.
     pub fn look_soon(&mut self) {
         self.owes_look = true;
+    }
+
+    /// Takes in what an answer says of the configuration: an interrupt that came with one whose
+    /// generation is known brought nothing else. That spares the look, which would be the VM's end
+    /// where the device has died since (`vhost_dev_get_config`), and an answer may lie in the ring for
+    /// long before a busy guest reads it.
+    ///
+    /// What changes just after an answer may share the answer's interrupt. Then it is seen with the
+    /// next answer, telemetry's within a second; after a return that is held, whose grant may follow
+    /// any moment, the configuration is looked at in any case.
+    pub(super) fn note_answer(&mut self, request: &Request, response: &Response) {
+        if self.is_plain() {
+            // What it says of itself is the carrier's word; but it has just lived.
+            self.owes_look |= matches!(request, Request::Telemetry(_));
+            return;
+        }
+        let is_known = response.generation != 0 && response.generation == self.config.generation;
+        let is_followed = matches!(response.verdict, Verdict::Held(_));
+        self.owes_look = !is_known || (self.owes_look && is_followed);
     }
 
     pub(super) fn look_if_due(&mut self, now: Instant) {

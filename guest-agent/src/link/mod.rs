@@ -301,6 +301,7 @@ impl Link {
             }
             _ => {}
         }
+        self.note_answer(&request, &response);
         Ok(Some(LinkEvent::Answered(request, response)))
     }
 

@@ -267,7 +267,7 @@ impl Work {
 /// The answer that a gate would have given. The sequence number is nobody's here.
 fn says(verdict: Verdict, bytes: ByteSize) -> Response {
     let retry_ms = if matches!(verdict, Verdict::Held(_)) { RETRY_MS } else { 0 };
-    Response { sequence: 0, verdict, bytes, retry_ms, min: ByteSize::ZERO }
+    Response { sequence: 0, verdict, bytes, retry_ms, min: ByteSize::ZERO, generation: 0 }
 }
 
 #[cfg(test)]

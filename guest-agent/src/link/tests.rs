@@ -1,7 +1,7 @@
 use super::*;
 use crate::virtio::fake::{FakeDevice, answer, granted};
 use memtide_units::{BlockId, BlockSize};
-use memtide_wire::block::Telemetry;
+use memtide_wire::block::{HoldReason, ReturnRequest, Telemetry, Urgency};
 
 fn hello(epoch: u32) -> Hello {
     Hello {
@@ -221,7 +221,7 @@ fn where_nothing_has_moved_one_read_says_so() {
 #[test]
 fn a_device_that_drops_memory_is_not_asked_for_its_configuration() {
     let (fake, mut link) = greeted();
-    (10..40).for_each(|n| link.report_stolen(vec![block(n)]));
+    (10..60).for_each(|n| link.report_stolen(vec![block(n)]));
     pump(&mut link, at(10));
     let before = fake.config_reads();
     for n in 1..10 {
@@ -233,13 +233,76 @@ fn a_device_that_drops_memory_is_not_asked_for_its_configuration() {
         assert!(fake.waiting().is_some(), "the next report goes out at once");
     }
     assert_eq!(fake.config_reads(), before);
-    link.look_soon();
-    for now in [300, 301] {
+    for n in 15..35 {
+        link.look_soon();
+        fake.answer(granted).unwrap();
+        pump(&mut link, at(20 * n));
+    }
+    assert_eq!(fake.config_reads(), before, "nor later, where nothing in it has moved");
+    fake.configure(|config| config.balloon.num_pages.set(512));
+    for now in [800, 801] {
+        link.look_soon();
         fake.answer(granted).unwrap();
         pump(&mut link, at(now));
     }
-    assert_eq!(fake.config_reads(), before + 1, "but now and then it is, with none in flight");
+    assert_eq!(link.config().balloon, ByteSize::from_mib(2), "else it is, with none in flight");
     assert!(fake.waiting().is_some());
+}
+
+/// The answer lies in the ring, and the device may have died since it wrote it.
+#[test]
+fn an_answer_that_tells_of_no_change_spares_the_look() {
+    let (fake, mut link) = greeted();
+    let before = fake.config_reads();
+    link.post(Request::Taken(vec![block(3)]));
+    pump(&mut link, at(10));
+    fake.answer(granted).unwrap();
+    link.look_soon();
+    assert_eq!(pump(&mut link, at(11)).len(), 1);
+    assert_eq!(fake.config_reads(), before);
+}
+
+#[test]
+fn what_changed_behind_an_answer_is_seen_with_the_next() {
+    let (fake, mut link) = greeted();
+    let ask = |link: &mut Link, now| {
+        link.post(Request::Taken(vec![block(3)]));
+        pump(link, at(now));
+        fake.answer(granted).unwrap();
+    };
+    ask(&mut link, 10);
+    fake.configure(|config| config.balloon.num_pages.set(512));
+    link.look_soon();
+    pump(&mut link, at(11));
+    assert_eq!(link.config().balloon, ByteSize::ZERO);
+    ask(&mut link, 12);
+    pump(&mut link, at(13));
+    assert_eq!(link.config().balloon, ByteSize::from_mib(2));
+}
+
+#[test]
+fn a_return_that_is_held_may_be_granted_behind_its_answer() {
+    let (fake, mut link) = greeted();
+    let before = fake.config_reads();
+    let ranges = vec![block(3)];
+    link.post(Request::Return(ReturnRequest { ticket: 1, urgency: Urgency::Comfort, ranges }));
+    pump(&mut link, at(10));
+    let held = |sequence, _: &Request| answer(sequence, Verdict::Held(HoldReason::Asking));
+    fake.answer(held).unwrap();
+    link.look_soon();
+    pump(&mut link, at(11));
+    assert_eq!(fake.config_reads(), before + 1);
+}
+
+#[test]
+fn a_device_that_does_not_say_is_looked_at_after_each_answer() {
+    let (fake, mut link) = greeted();
+    let before = fake.config_reads();
+    link.post(Request::Taken(vec![block(3)]));
+    pump(&mut link, at(10));
+    fake.answer_bytes(&answer(2, Verdict::Ok).encode());
+    pump(&mut link, at(11));
+    assert_eq!(fake.config_reads(), before + 1);
 }
 
 #[test]

@@ -81,7 +81,8 @@ pub(crate) fn granted(sequence: u32, _: &Request) -> Response {
 
 /// An answer with this verdict.
 pub(crate) fn answer(sequence: u32, verdict: Verdict) -> Response {
-    Response { sequence, verdict, bytes: ByteSize::ZERO, retry_ms: 250, min: ByteSize::ZERO }
+    let (bytes, min) = (ByteSize::ZERO, ByteSize::ZERO);
+    Response { sequence, verdict, bytes, retry_ms: 250, min, generation: 0 }
 }
 
 impl FakeDevice {
@@ -191,15 +192,16 @@ impl FakeDevice {
         Pfn::SIZE.times(self.0.borrow().config.balloon.actual.get().into())
     }
 
-    /// Takes the next request, if one is there, and answers it.
+    /// Takes the next request, if one is there, and answers it, with the generation of now.
     pub(crate) fn answer(
         &self,
         respond: impl FnOnce(u32, &Request) -> Response,
     ) -> Option<(u32, Request)> {
         let offered = self.take(BLOCK_QUEUE)?;
         let (sequence, request) = Request::decode(&offered.bytes).unwrap();
-        let response = respond(sequence, &request).encode();
-        self.give_back(BLOCK_QUEUE, &offered, &response);
+        let generation = self.0.borrow().config.extension.generation.get();
+        let response = Response { generation, ..respond(sequence, &request) };
+        self.give_back(BLOCK_QUEUE, &offered, &response.encode());
         Some((sequence, request))
     }
 

@@ -8,6 +8,8 @@ use memtide_api::device::Driver;
 use memtide_lab::cargo::Built;
 use memtide_lab::{Kernel, Lab};
 use memtide_units::ByteSize;
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::checks::Checks;
@@ -23,6 +25,12 @@ const MEMORY: ByteSize = ByteSize::from_gib(2);
 const SOON: Duration = Duration::from_secs(60);
 /// For writing and reading so much under emulation.
 const FILL: Duration = Duration::from_secs(240);
+
+/// memtided asks a device how it is once a second, and a look is taken each 0.2 s.
+const SAME_LOOKS: u32 = 8;
+
+/// The agent says how it is once a second, and takes a device for silent that does not answer for five.
+const ASKED_WITHIN: Duration = Duration::from_millis(2500);
 
 const AGENT: &str = "/opt/memtide/bin/memtide-agent";
 /// Which driver has the balloon, or "none".
@@ -52,10 +60,10 @@ fn start(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Result<Run
 
 fn dying(checks: &mut Checks, run: &mut Run) {
     let stolen = run.watch("blocks are stolen", SOON, |run| {
-        run.vm().driver == Driver::Agent && run.vm().stolen >= ByteSize::from_mib(640)
+        run.vm().driver == Driver::Agent && run.vm().stolen >= ByteSize::from_mib(256)
     });
     checks.step("the device holds stolen blocks", stolen);
-    let noticed = run.host.kill_device().and_then(|()| until_noticed(run));
+    let noticed = kill_behind_an_answer(run).and_then(|()| until_noticed(run));
     checks.step("the agent notices that the device is silent, and says so on file", noticed);
 
     let killed = run
@@ -83,6 +91,37 @@ fn dying(checks: &mut Checks, run: &mut Run) {
         .and_then(|()| run.watch("the workload has filled them", FILL, |run| run.player.waiting));
     checks.step("they can be used", touched);
     checks.step("the VM has lived through all that", run.guest.qmp("query-status", json!({})));
+}
+
+/// Kills the device when it has answered what the agent asked, and before the agent can read that: an
+/// answer that lies in the ring is no proof that somebody can still be asked.
+fn kill_behind_an_answer(run: &mut Run) -> Result<(), ScenarioError> {
+    let qemu = Some(run.guest.machine().qemu_pid());
+    let device = run.host.pids().1;
+    signal(device, Signal::STOP)?;
+    std::thread::sleep(ASKED_WITHIN);
+    signal(qemu, Signal::STOP)?;
+    signal(device, Signal::CONT)?;
+    let at_rest = until_at_rest(run);
+    let killed = run.host.kill_device();
+    signal(qemu, Signal::CONT)?;
+    at_rest.and(killed)
+}
+
+fn until_at_rest(run: &Run) -> Result<(), ScenarioError> {
+    let (mut before, mut same) = (None, 0);
+    wait::until_so("the device has done what it was asked", SOON, || {
+        let now = run.host.vm()?.stolen;
+        same = if before.replace(now) == Some(now) { same + 1 } else { 0 };
+        Ok((same >= SAME_LOOKS, format!("{now} stolen, {same} times the same")))
+    })
+}
+
+fn signal(process: Option<u32>, signal: Signal) -> Result<(), ScenarioError> {
+    let pid = process.and_then(|pid| Pid::from_raw(pid.cast_signed()));
+    pid.ok_or(Errno::SRCH).and_then(|pid| kill_process(pid, signal)).map_err(|error| {
+        ScenarioError::Program { what: format!("process {process:?}"), said: error.to_string() }
+    })
 }
 
 fn until_noticed(run: &Run) -> Result<(), ScenarioError> {

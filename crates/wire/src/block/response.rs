@@ -120,6 +120,9 @@ pub struct Response {
     pub retry_ms: u32,
     /// What the host guarantees this guest: below it returns are granted always and at once.
     pub min: ByteSize,
+    /// The configuration's `generation` as it was then: where the driver knows that one, it need not
+    /// look. 0 from a device that does not say.
+    pub generation: u32,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -130,7 +133,7 @@ struct Wire {
     reason: U16,
     bytes: U64,
     retry_ms: U32,
-    reserved: U32,
+    generation: U32,
     min: U64,
 }
 
@@ -149,7 +152,7 @@ impl Response {
             reason: U16::new(reason),
             bytes: U64::new(self.bytes.bytes()),
             retry_ms: U32::new(self.retry_ms),
-            reserved: U32::ZERO,
+            generation: U32::new(self.generation),
             min: U64::new(self.min.bytes()),
         };
         zerocopy::transmute!(wire)
@@ -172,6 +175,7 @@ impl Response {
             bytes: ByteSize::from_bytes(wire.bytes.get()),
             retry_ms: wire.retry_ms.get(),
             min: ByteSize::from_bytes(wire.min.get()),
+            generation: wire.generation.get(),
         })
     }
 }
@@ -192,6 +196,7 @@ mod tests {
                 bytes: ByteSize::from_mib(128),
                 retry_ms: 250,
                 min: ByteSize::from_gib(1),
+                generation: 7,
             };
             assert_eq!(Response::decode(&response.encode()), Some(response));
         }

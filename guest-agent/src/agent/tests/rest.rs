@@ -1,5 +1,7 @@
 //! What wakes an agent at rest, and what of that has it look at the guest.
 
+use memtide_wire::config::ConfigSpace;
+
 use super::*;
 use crate::worker::{Job, Look, MOVABLE_DEADLINE, Task};
 
@@ -124,15 +126,15 @@ fn an_operator_has_the_agent_decide() {
 
 #[test]
 fn another_word_of_the_host_has_the_agent_decide() {
-    assert!(decides(Verdict::Ok, |world| {
-        world.device.configure(|config| config.balloon.num_pages.set(1 << 16));
-        BY_DEVICE
-    }));
+    let decides = |change: fn(&mut ConfigSpace)| {
+        let mut world = world();
+        world.device.configure(change);
+        respond(&world, Verdict::Ok);
+        wake(&mut world, BY_DEVICE).is_none()
+    };
+    assert!(decides(|config| config.balloon.num_pages.set(1 << 16)));
     // A wish for a new hello, before whose answer nothing is certain.
-    assert!(decides(Verdict::Ok, |world| {
-        world.device.configure(|config| config.extension.hello_epoch.set(9));
-        BY_DEVICE
-    }));
+    assert!(decides(|config| config.extension.hello_epoch.set(9)));
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! thread of its own, which sends what it finds. Where there is no DAMON the agent works on,
 //! unaware of access, and says so; where it ends, [`crate::watching`] tries again.
 
+mod page_sampling;
 mod stat_switch;
 
 use std::io;
@@ -12,13 +13,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use memtide_access::WORKING_SET_AGE;
-use memtide_policy::guest::{
-    AccessRegion, IdleTimes, IntervalTuner, IntervalsAim, Looked, Recency,
-};
+use memtide_policy::guest::{AccessRegion, IdleTimes, IntervalTuner, IntervalsAim};
 use memtide_sysfs::damon::{
-    self, Absence, Capabilities, DamonError, Feedback, Intervals, IntervalsGoal, LatelyCount,
-    Module, Monitor, MonitorConfig, PageoutConfig, PageoutStats, Paging, Region,
+    self, Absence, Capabilities, DamonError, Feedback, Intervals, IntervalsGoal, Module, Monitor,
+    MonitorConfig, PageoutConfig, PageoutStats, Paging, Region,
 };
 use memtide_sysfs::{Root, cgroup};
 use memtide_units::{ByteSize, GpaRange, Instant as Time, Permille};
@@ -28,6 +26,8 @@ use crate::config::DamonUse;
 use crate::pace::{Pace, timed};
 
 pub use self::stat_switch::StatSwitch;
+
+use self::page_sampling::PageSampling;
 
 /// Between two looks at a page; the kernel's default of 5 ms is called too short for most uses by
 /// DAMON's own documentation.
@@ -82,9 +82,8 @@ pub struct Closeness {
 pub struct Seen {
     /// Memory by region, ascending.
     pub regions: Vec<AccessRegion>,
-    /// How much was touched in truth of what is not seen touched now and was in the last half minute, where
-    /// the kernel looks at single pages and enough was looked at.
-    pub lately: Option<ByteSize>,
+    /// How much was touched in the last half minute, by a sample of pages, where there is one.
+    pub touched: Option<ByteSize>,
     /// How it was seen.
     pub closeness: Closeness,
 }
@@ -129,20 +128,28 @@ impl Unwatched {
     }
 }
 
+/// The memory of a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watched {
+    /// What is watched: what is online.
+    pub ranges: Vec<GpaRange>,
+    /// All of it, offline or not.
+    pub memory: Vec<GpaRange>,
+    /// The memory blocks that it consists of.
+    pub blocks: usize,
+}
+
 /// What to watch, and what to do about it.
 #[derive(Clone, Debug)]
 pub struct Wanted {
     /// The memory.
-    pub ranges: Vec<GpaRange>,
-    /// The memory blocks that it consists of.
-    pub blocks: usize,
+    pub watched: Watched,
     /// How what is cold is paged out, where that may be wanted.
     pub pageout: Option<PageoutConfig>,
 }
 
 enum Order {
-    /// With so many regions at least.
-    Watch(Vec<GpaRange>, u64),
+    Watch(Watched),
     PageOut(Paging),
     Stall(u64),
     Stop,
@@ -158,7 +165,7 @@ pub struct DamonWatch {
     tuner: Tuner,
     /// What was ordered last.
     paging: Paging,
-    watched: Vec<GpaRange>,
+    watched: Watched,
 }
 
 /// Who sees to how often DAMON looks.
@@ -185,17 +192,18 @@ impl DamonWatch {
             return Err(Unwatched::SwitchedOff);
         }
         let min_age = wanted.pageout.map(|pageout| pageout.min_age);
-        let watched = wanted.ranges.clone();
+        let watched = wanted.watched.clone();
         let monitor = begin(root, how, stat, |found| monitor_config(wanted, found))?;
         let feedback = monitor.feedback();
         let tuner = if monitor.is_tuned() { Tuner::Kernel } else { Tuner::Agent };
         let watcher = Watcher::new(root, monitor, min_age);
+        let memory = watched.memory.clone();
         let (orders, todo) = channel();
         let (report, findings) = channel();
         let thread = std::thread::Builder::new()
             .name("memtide-damon".into())
             .stack_size(STACK)
-            .spawn(move || watcher.run(&todo, &report))
+            .spawn(move || watcher.run(&memory, &todo, &report))
             .map_err(Unwatched::Thread)?;
         Ok(Self {
             orders,
@@ -213,13 +221,12 @@ impl DamonWatch {
         self.findings.try_iter().collect()
     }
 
-    /// Watches these ranges of memory from now on, of a guest with so many blocks. Costs nothing where
-    /// they are watched already.
-    pub fn watch(&mut self, ranges: Vec<GpaRange>, blocks: usize) {
-        if self.watched != ranges {
-            self.watched.clone_from(&ranges);
+    /// Watches this memory from now on. Costs nothing where it is watched already.
+    pub fn watch(&mut self, watched: Watched) {
+        if self.watched != watched {
+            self.watched.clone_from(&watched);
             // An ended thread has said so.
-            let _ = self.orders.send(Order::Watch(ranges, least_regions(blocks)));
+            let _ = self.orders.send(Order::Watch(watched));
         }
     }
 
@@ -282,14 +289,13 @@ fn begin(
 
 fn monitor_config(wanted: Wanted, found: Capabilities) -> MonitorConfig {
     MonitorConfig {
-        regions: wanted.ranges,
+        regions: wanted.watched.ranges,
         sample_us: SAMPLE_US,
         aggr_us: AGGREGATION_US,
-        min_regions: least_regions(wanted.blocks),
+        min_regions: least_regions(wanted.watched.blocks),
         max_regions: REGIONS_MAX,
         intervals_goal: found.intervals_goal.then_some(GOAL),
         pageout: wanted.pageout,
-        lately: Some(WORKING_SET_AGE),
     }
 }
 
@@ -311,7 +317,7 @@ struct Watcher {
     /// When cold memory was last paged out, or may have been.
     paged: Option<Instant>,
     idle: IdleTimes,
-    recency: Recency,
+    pages: PageSampling,
     looked: Instant,
 }
 
@@ -329,12 +335,13 @@ impl Watcher {
             min_age,
             paged: None,
             idle,
-            recency: Recency::default(),
+            pages: PageSampling::default(),
             looked,
         }
     }
 
-    fn run(mut self, todo: &Receiver<Order>, report: &Sender<Finding>) {
+    fn run(mut self, memory: &[GpaRange], todo: &Receiver<Order>, report: &Sender<Finding>) {
+        self.draw(memory);
         let ended = self.work(todo, report);
         if let Err(error) = self.monitor.stop() {
             tracing::warn!("DAMON's monitor could not be stopped: {error}");
@@ -352,11 +359,12 @@ impl Watcher {
         let mut due = Instant::now() + PACE.shortest;
         loop {
             match todo.recv_timeout(due.saturating_duration_since(Instant::now())) {
-                Ok(Order::Watch(ranges, least)) => {
+                Ok(Order::Watch(Watched { ranges, memory, blocks })) => {
                     self.spare();
-                    if let Err(error) = self.monitor.set_regions(&ranges, least) {
+                    if let Err(error) = self.monitor.set_regions(&ranges, least_regions(blocks)) {
                         tracing::warn!("DAMON keeps watching the old memory: {error}");
                     }
+                    self.draw(&memory);
                     continue;
                 }
                 Ok(Order::PageOut(paging)) => {
@@ -395,7 +403,6 @@ impl Watcher {
 
     fn look(&mut self) -> damon::Result<Seen> {
         let regions = self.monitor.snapshot()?;
-        let lately = self.monitor.lately()?;
         let intervals = self.monitor.intervals()?;
         let mut regions: Vec<_> = regions.iter().map(|region| access(region, intervals)).collect();
         let now = Instant::now();
@@ -403,10 +410,6 @@ impl Watcher {
         if self.monitor.paging().is_on() {
             self.paged = Some(now);
         }
-        let lately = lately.and_then(|LatelyCount { tried, touched }| {
-            let looked = Looked { tried, touched };
-            self.recency.observe(self.clock(), looked, touched_lately(&regions))
-        });
         let is_recent = |min_age: &Duration| {
             self.paged.is_some_and(|at| now.saturating_duration_since(at) <= *min_age)
         };
@@ -414,13 +417,18 @@ impl Watcher {
         let (sample, aggregation) = times(intervals);
         self.tune((sample, aggregation), &regions);
         let closeness = Closeness { sample, aggregation, regions: regions.len() };
-        Ok(Seen { regions, lately, closeness })
+        let started = self.started;
+        let touched = self.pages.touched(|| since(started), &self.monitor);
+        Ok(Seen { regions, touched, closeness })
+    }
+
+    fn draw(&mut self, memory: &[GpaRange]) {
+        self.pages.draw(self.clock(), &mut self.monitor, memory);
     }
 
     /// Time since the start.
     fn clock(&self) -> Time {
-        let elapsed = self.started.elapsed().as_millis();
-        Time::from_millis(u64::try_from(elapsed).unwrap_or(u64::MAX))
+        since(self.started)
     }
 
     /// Sees to how often DAMON looks, where the kernel does not.
@@ -478,11 +486,8 @@ fn why_ended(error: &DamonError, is_gone: bool) -> String {
     }
 }
 
-/// How much is not seen touched now, and was a short while before, by the kernel's own account: the memory
-/// whose pages it looks at.
-fn touched_lately(regions: &[AccessRegion]) -> ByteSize {
-    let is_lately = |it: &&AccessRegion| it.accessed == Permille(0) && it.age <= WORKING_SET_AGE;
-    regions.iter().filter(is_lately).map(|region| region.range.len()).sum()
+fn since(start: Instant) -> Time {
+    Time::from_millis(u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX))
 }
 
 fn times(intervals: Intervals) -> (Duration, Duration) {

@@ -172,7 +172,7 @@ mod tests {
             stolen: &[],
             free: ByteSize::ZERO,
             mix: None,
-            lately: None,
+            touched: None,
         };
         history.observe(Digest::of(history.layout(&[memory]).unwrap(), &seen));
         std::fs::write(access_path(dir), history.to_json().unwrap()).unwrap();

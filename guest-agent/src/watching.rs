@@ -14,7 +14,7 @@ use memtide_units::Instant;
 
 use crate::blocks::Blocks;
 use crate::config::DamonUse;
-use crate::damon_watch::{DamonWatch, Finding, StatSwitch, Unwatched, Wanted};
+use crate::damon_watch::{DamonWatch, Finding, StatSwitch, Unwatched, Wanted, Watched};
 use crate::reclaiming::{Reclaiming, pageout_config};
 use crate::status::Lack;
 use crate::swap_space::{SwapSpace, SwapUse, SystemTools};
@@ -168,8 +168,7 @@ impl Watching {
         let Means { root, damon, swap, cold_after, .. } = &self.means;
         let config = |age| pageout_config(limits, blocks.present(), age);
         let wanted = Wanted {
-            ranges: blocks.ranges(&blocks.in_use()),
-            blocks: blocks.count(),
+            watched: watched(blocks),
             pageout: cold_after.filter(|_| *swap != SwapUse::Off).map(config),
         };
         let was_off = self.stat.is_off();
@@ -217,6 +216,15 @@ impl Watching {
             tracing::info!("what is touched is not watched: {why}");
         }
         self.lacks = lacks;
+    }
+}
+
+/// The memory of this guest, as it is to be watched.
+pub fn watched(blocks: &Blocks) -> Watched {
+    Watched {
+        ranges: blocks.ranges(&blocks.in_use()),
+        memory: blocks.ranges(&blocks.all()),
+        blocks: blocks.count(),
     }
 }
 

@@ -40,9 +40,9 @@ pub struct Snapshot<'a> {
     pub free: ByteSize,
     /// Where the free memory and the kernel's own lie, where somebody has looked.
     pub mix: Option<&'a Mix>,
-    /// How much was touched in truth of regions that are not seen touched now and were in the last half minute,
-    /// where somebody has looked at their pages; otherwise they count as a whole.
-    pub lately: Option<ByteSize>,
+    /// How much was touched in the last half minute, where somebody has looked at single pages; otherwise regions
+    /// count as a whole.
+    pub touched: Option<ByteSize>,
 }
 
 /// For every cell of a layout the shares of its memory that are free, and that are the kernel's.
@@ -221,7 +221,7 @@ impl Digest {
         let regions = &seen.regions[..seen.regions.len().min(REGIONS_MAX)];
         let mut heaps = heaps(&layout, regions, seen.stolen);
         share_out(&mut heaps, seen);
-        let idle = idle_times(&layout, seen.lately, regions, &heaps);
+        let idle = idle_times(&layout, seen.touched, regions, &heaps);
         let is_known = seen.watched >= WORKING_SET_AGE;
         Self {
             at_ms: seen.at_ms,
@@ -263,16 +263,16 @@ fn share_out(heaps: &mut [Heap], seen: &Snapshot<'_>) {
     }
 }
 
-/// Used bytes by how long they were idle, ascending; what is touched comes first, with no time. Of what was
-/// touched lately only so much counts as was touched in truth, wherever it lies; the rest has been idle for
-/// longer.
+/// Used bytes by how long they were idle, ascending; what is touched comes first, with no time. Where it is known
+/// how much was touched in the last half minute, so much of what was idle for the shortest time was,
+/// wherever it lies, and the rest was not.
 fn idle_times(
     layout: &Layout,
-    lately: Option<ByteSize>,
+    touched: Option<ByteSize>,
     regions: &[Region],
     heaps: &[Heap],
 ) -> Vec<(u64, u64)> {
-    let parts = |region: &Region| {
+    let time = |region: &Region| {
         let mut used = 0_u64;
         layout.for_each(region.range, |cell, part| {
             let heap = &heaps[cell];
@@ -281,34 +281,28 @@ fn idle_times(
                 _ => part,
             });
         });
-        let ms = millis(region.idle());
-        let is_lately = region.accessed == Permille(0) && ms < WORKING_SET_MS;
-        Idle { ms, used, is_lately }
+        (millis(region.idle()), used)
     };
-    let parts: Vec<Idle> = regions.iter().map(parts).collect();
-    let of_lately = parts.iter().filter(|part| part.is_lately);
-    let used = of_lately.fold(0_u64, |sum, part| sum.saturating_add(part.used));
-    let touched = lately.map_or(used, |touched| touched.bytes().min(used));
-    let mut times = Vec::with_capacity(2 * parts.len());
-    for part in parts {
-        let in_set = if part.is_lately { share(touched, part.used, used) } else { part.used };
-        times.push((part.ms, in_set));
-        if in_set < part.used {
-            times.push((WORKING_SET_MS, part.used - in_set));
-        }
-    }
+    let mut times: Vec<(u64, u64)> = regions.iter().map(time).collect();
     times.sort_unstable();
-    times
+    match touched {
+        Some(touched) => by_pages(&times, touched.bytes()),
+        None => times,
+    }
 }
 
-/// What lies in one region.
-struct Idle {
-    /// How long it was idle.
-    ms: u64,
-    /// What of it is used.
-    used: u64,
-    /// It is not seen touched now, and was in the last half minute.
-    is_lately: bool,
+/// The same times, where the first `touched` bytes are working set and no others.
+fn by_pages(times: &[(u64, u64)], mut touched: u64) -> Vec<(u64, u64)> {
+    let mut told = Vec::with_capacity(times.len() + 1);
+    for &(ms, used) in times {
+        let in_set = used.min(touched);
+        touched -= in_set;
+        told.push((ms.min(WORKING_SET_MS - 1), in_set));
+        told.push((ms.max(WORKING_SET_MS), used - in_set));
+    }
+    told.retain(|(_, used)| *used > 0);
+    told.sort_unstable();
+    told
 }
 
 fn amounts(
@@ -387,7 +381,7 @@ mod tests {
             stolen,
             free: ByteSize::from_mib(free_mib),
             mix: None,
-            lately: None,
+            touched: None,
         }
     }
 
@@ -435,30 +429,21 @@ mod tests {
 
     /// One page in use has a megabyte around it called touched.
     #[test]
-    fn what_was_touched_lately_counts_by_its_pages() {
+    fn the_working_set_is_what_single_pages_say() {
         let regions = [region(0, 100, 800, 60), region(100, 100, 0, 10), region(200, 200, 0, 900)];
-        let told = |lately: Option<u64>, free_mib| {
-            let lately = lately.map(ByteSize::from_mib);
-            let seen = Snapshot { lately, ..snapshot(&regions, &[], free_mib) };
+        let told = |pages: Option<u64>, free_mib| {
+            let touched = pages.map(ByteSize::from_mib);
+            let seen = Snapshot { touched, ..snapshot(&regions, &[], free_mib) };
             let Amounts { touched, untouched, .. } = Digest::of(layout(), &seen).amounts;
             (touched.map(mib), untouched.map(mib))
         };
         assert_eq!(told(None, 0), (Some(200), [200; 3]));
-        assert_eq!(told(Some(5), 0), (Some(105), [295, 200, 200]));
+        assert_eq!(told(Some(105), 0), (Some(105), [295, 200, 200]));
+        assert_eq!(told(Some(60), 0), (Some(60), [340, 200, 200]), "not all of what is hot is");
+        assert_eq!(told(Some(250), 0), (Some(250), [150; 3]), "some of what looks idle is touched");
         // Half of what is idle is free.
-        assert_eq!(told(Some(5), 150), (Some(105), [145, 100, 100]));
-        assert_eq!(told(Some(90), 150), (Some(150), [100; 3]), "no more than there is");
-    }
-
-    /// Of 100 MiB in use all are touched, and 300 MiB beside them have just become free.
-    #[test]
-    fn what_has_just_become_free_takes_nothing_of_what_is_touched() {
-        let regions = [region(0, 100, 0, 10), region(100, 300, 0, 10)];
-        let free = |n| Permille(if n < 100 { 0 } else { 1000 });
-        let mix = Mix::new((0..400).map(|n| (free(n), Permille(0))));
-        let lately = Some(ByteSize::from_mib(100));
-        let seen = Snapshot { mix: Some(&mix), lately, ..snapshot(&regions, &[], 300) };
-        assert_eq!(Digest::of(layout(), &seen).amounts.touched.map(mib), Some(100));
+        assert_eq!(told(Some(105), 150), (Some(105), [145, 100, 100]));
+        assert_eq!(told(Some(390), 150), (Some(250), [0; 3]), "no more than there is");
     }
 
     #[test]
@@ -488,8 +473,8 @@ mod tests {
             let regions: Vec<_> = regions.iter().map(|&(s, l, a, t)| region(s, l, a, t.into())).collect();
             let stolen: Vec<_> = (stolen > 0).then(|| range(400 - stolen.min(400), stolen)).into_iter().collect();
             let mix = Mix::new((0..400).map(|n| (Permille(n * 3), Permille(n * 5 % 900))));
-            let lately = looked.then_some(ByteSize::from_mib(free % 700));
-            let seen = Snapshot { mix: looked.then_some(&mix), lately, ..snapshot(&regions, &stolen, free) };
+            let touched = looked.then_some(ByteSize::from_mib(free % 700));
+            let seen = Snapshot { mix: looked.then_some(&mix), touched, ..snapshot(&regions, &stolen, free) };
             let Digest { amounts, cells, .. } = Digest::of(layout(), &seen);
             prop_assert_eq!(cells.len(), 400);
             let parts = amounts.stolen + amounts.free + amounts.kernel.unwrap_or_default() + amounts.used;

@@ -203,7 +203,7 @@ pub(crate) mod tests {
                 stolen: &gone,
                 free: ByteSize::from_mib(2800 - stolen),
                 mix: Some(&mix),
-                lately: None,
+                touched: None,
             };
             history.observe(Digest::of(layout, &seen));
         }

@@ -232,7 +232,7 @@ pub(crate) mod tests {
             stolen: &[],
             free: ByteSize::ZERO,
             mix: None,
-            lately: None,
+            touched: None,
         };
         Digest::of(layout, &seen)
     }

@@ -117,7 +117,7 @@ fn access(age_ms: u64) -> String {
             stolen: &[stolen],
             free: ByteSize::ZERO,
             mix: None,
-            lately: None,
+            touched: None,
         };
         history.observe(Digest::of(layout, &seen));
     }

@@ -75,13 +75,12 @@ impl AccessHistory {
         self.offset_ms.saturating_add(now.as_millis())
     }
 
-    /// Takes a snapshot of DAMON's, and how much was touched in truth of what was touched lately, where somebody
-    /// has looked; answers with what it comes to, or `None` for memory that no layout
-    /// fits.
+    /// Takes a snapshot of DAMON's, and how much was touched in the last half minute by a sample of pages, where
+    /// there is one; answers with what it comes to, or `None` for memory that no layout fits.
     pub fn observe(
         &mut self,
         now: Instant,
-        (regions, lately): (&[AccessRegion], Option<ByteSize>),
+        (regions, touched): (&[AccessRegion], Option<ByteSize>),
         present: &Present,
     ) -> Option<&Digest> {
         let layout = self.history.layout(&present.memory).ok()?;
@@ -100,7 +99,7 @@ impl AccessHistory {
             stolen: &present.offline,
             free: present.free,
             mix: mix.as_ref(),
-            lately,
+            touched,
         };
         self.history.observe(Digest::of(layout, &snapshot));
         self.is_new = true;

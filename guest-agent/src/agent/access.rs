@@ -8,17 +8,18 @@ use memtide_units::Instant;
 use super::Agent;
 use crate::access::Present;
 use crate::damon_watch::{Finding, Seen};
+use crate::watching::watched;
 
 impl Agent {
     /// Takes in what was found, and has somebody watch again where nobody does.
     pub(super) fn see_to_watching(&mut self, now: Instant) {
         for finding in self.parts.watching.findings() {
             match finding {
-                Finding::Snapshot(Seen { regions, lately, closeness }) => {
+                Finding::Snapshot(Seen { regions, touched, closeness }) => {
                     self.closeness = Some(closeness);
                     let present = self.present();
                     self.heat.observe(&regions);
-                    let seen = (&regions[..], lately);
+                    let seen = (&regions[..], touched);
                     if let Some(digest) = self.parts.access.observe(now, seen, &present) {
                         let Amounts { used, touched, .. } = digest.amounts;
                         self.heat.set_used(used, touched);
@@ -68,8 +69,7 @@ impl Agent {
     pub(super) fn rewatch(&mut self) {
         self.owes_rewatch = false;
         if let Some(damon) = self.parts.watching.damon_mut() {
-            let blocks = &self.parts.blocks;
-            damon.watch(blocks.ranges(&blocks.in_use()), blocks.count());
+            damon.watch(watched(&self.parts.blocks));
         }
     }
 

@@ -26,13 +26,18 @@ pub(crate) fn config() -> MonitorConfig {
     monitor_config(wanted, Capabilities::default())
 }
 
+/// Of a guest with little memory offline.
+fn watched(ranges: Vec<GpaRange>, blocks: usize) -> Watched {
+    Watched { ranges, memory: vec![range(0, 1)], blocks }
+}
+
 fn wanted() -> Wanted {
     let pageout = PageoutConfig {
         min_age: Duration::from_secs(60),
         bytes: ByteSize::from_mib(32),
         stall_us: 1_000,
     };
-    Wanted { ranges: vec![range(0, 512)], blocks: 4, pageout: Some(pageout) }
+    Wanted { watched: watched(vec![range(0, 512)], 4), pageout: Some(pageout) }
 }
 
 #[test]
@@ -119,13 +124,14 @@ fn the_same_memory_is_ordered_once() {
     fake.add_damon(FakeDamon::V6_12);
     let (mut watch, _stat) = start(&fake, DamonUse::Polite, &dir).unwrap();
     assert_eq!(watch.tuner(), Tuner::Agent);
-    watch.watch(vec![range(0, 512)], 4);
-    watch.watch(vec![range(0, 384)], 4);
-    watch.watch(vec![range(0, 384)], 4);
-    watch.watch(vec![range(0, 4096), range(8192, 8192)], 96);
+    watch.watch(watched(vec![range(0, 512)], 4));
+    watch.watch(watched(vec![range(0, 384)], 4));
+    watch.watch(watched(vec![range(0, 384)], 4));
+    watch.watch(watched(vec![range(0, 4096), range(8192, 8192)], 96));
     drop(watch);
     let written = |file: &str| {
-        let writes = fake.writes().into_iter().filter(|(path, _)| path.ends_with(file));
+        let is_first = |path: &str| path.contains("kdamonds/0") && path.ends_with(file);
+        let writes = fake.writes().into_iter().filter(|(path, _)| is_first(path));
         writes.map(|(_, text)| text).collect::<Vec<_>>()
     };
     assert_eq!(written("regions/nr_regions"), ["1", "1", "2"]);
@@ -156,25 +162,28 @@ fn who_tunes_is_found_by_what_the_kernel_has() {
 }
 
 #[test]
-fn what_the_kernel_finds_page_by_page_stands_for_all_that_it_was_to_look_at() {
+fn the_share_of_the_sample_that_was_touched_is_that_of_all_memory() {
     let fake = FakeRoot::new();
-    fake.add_damon(FakeDamon::V7_3);
-    std::mem::forget(damon::pause_damon_stat(&fake.root()).unwrap());
-    let region = |range, nr_accesses, age| Region { range, nr_accesses, age };
-    // 128 MiB were touched half a minute ago at most.
-    let regions = [
-        region(range(0, 128), 0, 9),
-        region(range(128, 128), 3, 9),
-        region(range(256, 256), 0, 90),
-    ];
-    fake.set_damon_regions(&regions);
+    fake.add_damon(FakeDamon::V6_12);
+    fake.set_damon_regions(&[Region { range: range(0, 4), nr_accesses: 0, age: 9 }]);
     let monitor = Monitor::start(&fake.root(), &config()).unwrap();
     let mut watcher = Watcher::new(&fake.root(), monitor, None);
-    assert_eq!(watcher.look().unwrap().lately, None, "nothing was looked at");
-    let stats = "sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/schemes/1/stats";
-    fake.put(&format!("{stats}/sz_tried"), &format!("{}\n", 64 << 20));
-    fake.put(&format!("{stats}/sz_ops_filter_passed"), &format!("{}\n", 4 << 20));
-    assert_eq!(watcher.look().unwrap().lately, Some(ByteSize::from_mib(8)));
+    watcher.draw(&[range(0, 8)]);
+    let count = |looked_at: u64, touched: u64| {
+        let schemes = "sys/kernel/mm/damon/admin/kdamonds/1/contexts/0/schemes";
+        for (scheme, pages) in [(0, looked_at), (1, touched)] {
+            fake.put(&format!("{schemes}/{scheme}/stats/sz_tried"), &(pages << 12).to_string());
+        }
+    };
+    count(100, 100);
+    assert_eq!(watcher.look().unwrap().touched, None, "for too short a time");
+    watcher.started -= Duration::from_secs(31);
+    count(200, 125);
+    assert_eq!(watcher.look().unwrap().touched, Some(ByteSize::from_mib(2)));
+    // Somebody else writes to DAMON's files: the last count holds, and so does the snapshot.
+    fake.refuse("sys/kernel/mm/damon/admin/kdamonds/1/state", rustix::io::Errno::BUSY);
+    let seen = watcher.look().unwrap();
+    assert_eq!((seen.touched, seen.regions.len()), (Some(ByteSize::from_mib(2)), 1));
 }
 
 #[test]
@@ -190,7 +199,7 @@ fn access_is_a_share_and_age_a_time() {
 #[test]
 fn there_are_enough_regions_for_decisions_on_blocks() {
     let of = |blocks| {
-        let wanted = Wanted { ranges: vec![range(0, 128)], blocks, pageout: None };
+        let wanted = Wanted { watched: watched(vec![range(0, 128)], blocks), pageout: None };
         monitor_config(wanted, Capabilities::default()).min_regions
     };
     assert_eq!([of(8), of(16), of(100), of(4_000)], [64, 96, 600, 1_500]);

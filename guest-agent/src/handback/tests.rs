@@ -1,6 +1,6 @@
 use super::*;
 use crate::config::Wishes;
-use crate::damon_watch::{DamonWatch, StatSwitch, Wanted};
+use crate::damon_watch::{DamonWatch, StatSwitch, Wanted, Watched};
 use memtide_sysfs::fake::{FakeBlock, FakeDamon, FakeRoot};
 use memtide_sysfs::memory::{State, Zone, read, write_state};
 use memtide_units::BlockSize;
@@ -110,7 +110,8 @@ fn damon_is_stopped_before_its_statistics_come_back() {
     let range = BlockSize::X86_SMALL.range(BlockId(1)).unwrap();
     let mark = guest.dir.path().join("damon_stat");
     let root = guest.fake.root();
-    let wanted = Wanted { ranges: vec![range], blocks: 4, pageout: None };
+    let watched = Watched { ranges: vec![range], memory: vec![], blocks: 4 };
+    let wanted = Wanted { watched, pageout: None };
     let mut stat = StatSwitch::new(&root, mark.clone());
     let watch = DamonWatch::start(&root, DamonUse::TakeOver, wanted, &mut stat);
     // As after kill -9.

@@ -63,7 +63,6 @@ impl Guest {
             max_regions: 1_000,
             intervals_goal: None,
             pageout: None,
-            lately: None,
         };
         std::mem::forget(Monitor::start(&self.fake.root(), &config).unwrap());
         self.fake.put(&format!("{SCHEME}/watermarks/interval_us"), "0\n");

@@ -1,9 +1,8 @@
 //! Whether the working set that the agent tells of is the one that there is: a workload touches a known
 //! part of the guest over and over, and nothing else.
 //!
-//! What is aimed at is a sixth, and is not reached at every size and in every run: docs/testing.md has what was
-//! measured. What must hold all the same is what a guest's life depends on, that hot memory is never taken
-//! for cold; and that the agent does not keep more than a sixth of the guest for nothing.
+//! The agent goes by a sample of pages: of the smallest of these hot sets some 400 are in it, whose number is
+//! off by a twentieth one time in three. What is told may be off by 15 %.
 //!
 //! Under emulation the workload's neighbours make its accesses visible to DAMON (`--tlb-neighbour`).
 
@@ -25,16 +24,16 @@ const MEMORY: ByteSize = ByteSize::from_gib(2);
 const SOON: Duration = Duration::from_secs(120);
 /// Longer than any phase.
 const PHASE: Duration = Duration::from_secs(140);
-/// A tenth, a quarter and a half of the guest. The first phase has to wait until the rest, which was
-/// filled a moment ago, counts as untouched, page by page.
+/// A tenth, a quarter and a half of the guest. What was touched before is forgotten after half a minute, and
+/// what is told is half a minute old at the most.
 const HOT: [(u64, &str); 3] =
-    [(204, "hot heap 204MiB 120s"), (512, "hot heap 512MiB 45s"), (1024, "hot heap 1024MiB 45s")];
+    [(204, "hot heap 204MiB 90s"), (512, "hot heap 512MiB 75s"), (1024, "hot heap 1024MiB 75s")];
 /// What a user would look at: the middle of the last twenty seconds.
 const WSS: &str = "memtide-agent wss --json --last 20s";
-/// Of the hot set so much must be found.
+/// Of the hot set so much must be told at the least.
 const LEAST: Permille = Permille(850);
-/// And no more than it and so much of the guest, where it is told with the system's own.
-const MOST_BESIDE: Permille = Permille(167);
+/// And at the most so much more, with what the system itself touches.
+const MOST_BESIDE: Permille = Permille(150);
 
 /// Plays it.
 pub fn play(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks {
@@ -55,7 +54,7 @@ pub fn play(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks 
 }
 
 fn bounds(hot: ByteSize) -> RangeInclusive<u64> {
-    LEAST.of(hot).bytes()..=(hot + MOST_BESIDE.of(MEMORY)).bytes()
+    LEAST.of(hot).bytes()..=(hot + MOST_BESIDE.of(hot)).bytes()
 }
 
 /// Waits until the working set is told to be `hot`, in the phase in which it is; answers with what was

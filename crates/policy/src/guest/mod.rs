@@ -47,11 +47,11 @@ mod intervals;
 mod limits;
 mod observation;
 mod pace;
+mod page_sample;
 mod peak;
 mod plan;
 mod pressure;
 mod quiet;
-mod recency;
 mod reclaim;
 mod returns;
 mod select;
@@ -76,9 +76,9 @@ pub use observation::{
     Answer, BlockState, BlockView, Census, DeviceState, Effort, FixedReason, FreeMemory, Memory,
     Mode, Observation, Outcome, PsiTotals, Squeeze, StealFailure, StealState, Swap, Ticket,
 };
+pub use page_sample::{Counted, PageSample};
 pub use plan::{Action, Decision, Plan, Urgency, WaitReason};
 pub use pressure::{Pressure, WINDOW};
-pub use recency::{Looked, Recency};
 pub use reclaim::{Gain, NoReclaim, Reclaim};
 pub use select::{SkipReason, precheck};
 pub use spare_time::SpareTime;

@@ -3,26 +3,27 @@
 //!
 //! What a kernel can do is found by the files that it has, never by its version. One kdamond
 //! watches physical memory under a scheme with the action `stat`, which does nothing but let regions
-//! be read, and where that is wanted under others: one that pages cold memory out, one that counts what was
-//! touched lately. Only one user of DAMON can run at a time: [`probe`] names the one in the way.
+//! be read, and where that is wanted under another one that pages cold memory out. A second one counts, of a
+//! sample of pages, what was touched lately. Only one user of DAMON can run at a time: [`probe`] names the one
+//! in the way.
 
-mod lately;
 mod monitor;
 mod pageout;
 mod probe;
 mod regions;
+mod sample;
 mod setup;
 mod stat;
 
-pub use lately::LatelyCount;
 pub use monitor::{Intervals, Monitor, is_ours, stop_leftover};
 pub use pageout::{Feedback, PageoutConfig, PageoutStats, Paging};
 pub use probe::{Absence, Capabilities, Module, probe};
 pub use regions::Region;
+pub use sample::PageCount;
 pub use setup::{ConfigError, IntervalsGoal, MonitorConfig};
 pub use stat::{StatPause, adopt_stat_pause, pause_damon_stat};
 
-use crate::Error;
+use crate::{Error, Root};
 
 const DAMON: &str = "sys/kernel/mm/damon";
 const KDAMONDS: &str = "sys/kernel/mm/damon/admin/kdamonds";
@@ -51,3 +52,7 @@ pub enum DamonError {
 
 /// A result of the monitor's.
 pub type Result<T> = std::result::Result<T, DamonError>;
+
+fn put(root: &Root, file: &str, value: u64) -> crate::Result<()> {
+    root.write(file, &value.to_string())
+}

@@ -1,10 +1,12 @@
 //! A running monitor.
 
+use std::time::Duration;
+
 use memtide_units::GpaRange;
 
-use super::lately::{Lately, LatelyCount};
 use super::pageout::{self, Feedback, Pageout, PageoutStats, Paging};
-use super::setup::{self, MARK, Others};
+use super::sample::{PageCount, Sampler};
+use super::setup::{self, MARK};
 use super::{
     CONTEXT, DamonError, KDAMONDS, MonitorConfig, Region, Result, SCHEME, STATE, probe, regions,
 };
@@ -29,9 +31,9 @@ impl Intervals {
     }
 }
 
-/// One kdamond that watches physical memory, ours alone. Dropping it stops the kdamond as well as
-/// it can; [`Monitor::stop`] also says whether that worked. A killed process leaves the kdamond
-/// running: see [`stop_leftover`].
+/// One kdamond that watches physical memory, ours alone, and a second one that looks at single pages where
+/// that is asked for. Dropping it stops them as well as it can; [`Monitor::stop`] also says whether that
+/// worked. A killed process leaves them running: see [`stop_leftover`].
 ///
 /// Whoever may write DAMON's files can take the kdamond down and set one up in its place. That one is
 /// not ours: nothing is read of it or written to it, and it is not stopped.
@@ -42,7 +44,7 @@ pub struct Monitor {
     is_tuned: bool,
     max_regions: u64,
     pageout: Option<Pageout>,
-    lately: Option<Lately>,
+    sampler: Option<Sampler>,
     /// Groups whose memory is never paged out.
     spared: Vec<String>,
     is_stopped: bool,
@@ -58,7 +60,7 @@ impl Monitor {
     pub fn start(root: &Root, config: &MonitorConfig) -> Result<Self> {
         config.check()?;
         probe(root)?;
-        let Others { pageout, lately } = setup::start(root, config).inspect_err(|_| {
+        let pageout = setup::start(root, config).inspect_err(|_| {
             // Best effort: the first error is the one that says what is wrong.
             let _ = take_down(root);
         })?;
@@ -70,7 +72,7 @@ impl Monitor {
             is_tuned,
             max_regions: config.max_regions,
             pageout,
-            lately,
+            sampler: None,
             spared: Vec::new(),
             is_stopped: false,
         })
@@ -104,8 +106,7 @@ impl Monitor {
         self.must_be_ours()?;
         // A commit takes over *all* files. Without this, tuned intervals would fall back to those
         // that tuning started from.
-        let intervals = self.intervals()?;
-        self.rescale_lately(intervals)?;
+        self.intervals()?;
         setup::write_regions(&self.root, regions)?;
         setup::write_region_count(&self.root, min_regions, self.max_regions)?;
         if let Some(pageout) = &mut self.pageout {
@@ -146,7 +147,6 @@ impl Monitor {
         setup::check_intervals(intervals)?;
         self.must_be_ours()?;
         setup::write_intervals(&self.root, intervals)?;
-        self.rescale_lately(intervals)?;
         if let Some(pageout) = &mut self.pageout {
             pageout.rescale(&self.root, intervals)?;
             pageout.write_filters(&self.root, &self.spared)?;
@@ -183,15 +183,9 @@ impl Monitor {
     fn switch(&mut self, paging: Paging, intervals: Intervals) -> Result<()> {
         let Some(pageout) = &mut self.pageout else { return Ok(()) };
         if pageout.switch(&self.root, paging, intervals, &self.spared)? {
-            self.rescale_lately(intervals)?;
             self.root.write(STATE, "commit")?;
         }
         Ok(())
-    }
-
-    /// With whatever is committed next.
-    fn rescale_lately(&self, intervals: Intervals) -> crate::Result<()> {
-        self.lately.as_ref().map_or(Ok(()), |lately| lately.rescale(&self.root, intervals))
     }
 
     /// Memory of these control groups is not paged out, from the next commit on. Call it before
@@ -224,15 +218,29 @@ impl Monitor {
         Ok(())
     }
 
-    /// What was counted since the start of memory that was touched lately; `None` where nobody looks at
-    /// single pages. Waits for about a sample.
+    /// Has single pages of `memory` looked at as well, a sample of all, from now on: what was touched in the last
+    /// `within`, in steps of ten seconds, counts. Takes some ten thousand writes. Counts begin anew; until
+    /// `within` has passed they tell of too much.
     ///
     /// # Errors
-    /// [`super::DamonError::File`].
-    pub fn lately(&self) -> Result<Option<LatelyCount>> {
-        let Some(lately) = &self.lately else { return Ok(None) };
-        self.root.write(STATE, "update_schemes_stats")?;
-        Ok(Some(lately.count(&self.root)?))
+    /// [`super::DamonError::File`]: no page is looked at then. [`super::DamonError::Taken`].
+    pub fn sample_pages(&mut self, memory: &[GpaRange], within: Duration) -> Result<()> {
+        self.must_be_ours()?;
+        if let Some(sampler) = self.sampler.take() {
+            sampler.stop(&self.root)?;
+        }
+        self.sampler = Some(Sampler::start(&self.root, memory, within)?);
+        Ok(())
+    }
+
+    /// What was counted of the sampled pages; `None` where there are none. Waits for up to two seconds.
+    ///
+    /// # Errors
+    /// [`super::DamonError::File`], [`super::DamonError::Taken`].
+    pub fn page_count(&self) -> Result<Option<PageCount>> {
+        let Some(sampler) = self.sampler else { return Ok(None) };
+        self.must_be_ours()?;
+        Ok(Some(sampler.count(&self.root)?))
     }
 
     /// What was paged out since the start. Waits for about a sample.
@@ -256,7 +264,7 @@ impl Monitor {
     /// # Errors
     /// [`super::DamonError::File`].
     pub fn is_running(&self) -> Result<bool> {
-        Ok(is_ours(&self.root)? && is_on(&self.root)?)
+        Ok(is_ours(&self.root)? && is_on(&self.root, STATE)?)
     }
 
     /// Stops watching and takes the kdamond down, if it is ours still.
@@ -305,13 +313,16 @@ pub fn is_ours(root: &Root) -> Result<bool> {
     Ok(optional(root.value::<u64>(file, "microseconds"))? == Some(MARK))
 }
 
-fn is_on(root: &Root) -> crate::Result<bool> {
-    Ok(optional(root.read(STATE))?.is_some_and(|state| state.trim() == "on"))
+fn is_on(root: &Root, state: &str) -> crate::Result<bool> {
+    Ok(optional(root.read(state))?.is_some_and(|state| state.trim() == "on"))
 }
 
 fn take_down(root: &Root) -> crate::Result<()> {
-    if is_on(root)? {
-        root.write(STATE, "off")?;
+    for kdamond in root.numbers(KDAMONDS, "")? {
+        let state = format!("{KDAMONDS}/{kdamond}/state");
+        if is_on(root, &state)? {
+            root.write(state, "off")?;
+        }
     }
     root.write(format!("{KDAMONDS}/nr_kdamonds"), "0")
 }

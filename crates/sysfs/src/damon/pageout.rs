@@ -15,7 +15,7 @@ use std::time::Duration;
 use memtide_units::ByteSize;
 
 use super::setup::APPLY_US;
-use super::{CONTEXT, Intervals, SCHEME};
+use super::{CONTEXT, Intervals, SCHEME, put};
 use crate::{Error, Result, Root};
 
 pub(super) const PAGEOUT: &str = "sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/schemes/1";
@@ -253,10 +253,6 @@ pub(super) fn tells_effective(root: &Root) -> bool {
     root.exists(format!("{QUOTAS}/effective_bytes"))
 }
 
-fn put(root: &Root, file: &str, value: u64) -> Result<()> {
-    root.write(file, &value.to_string())
-}
-
 /// Makes the directories of so many schemes, fresh.
 pub(super) fn make(root: &Root, count: u64) -> Result<()> {
     put(root, &format!("{CONTEXT}/schemes/nr_schemes"), count)
@@ -294,7 +290,6 @@ mod tests {
             max_regions: 100,
             intervals_goal: None,
             pageout: Some(CONFIG),
-            lately: None,
         };
         let monitor = Monitor::start(&fake.root(), &config).unwrap();
         (fake, monitor)

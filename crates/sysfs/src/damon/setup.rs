@@ -2,11 +2,8 @@
 
 use memtide_units::GpaRange;
 
-use std::time::Duration;
-
-use super::lately::Lately;
 use super::pageout::{self, Pageout, PageoutConfig};
-use super::{CONTEXT, Intervals, KDAMOND, KDAMONDS, SCHEME, STATE, TARGET};
+use super::{CONTEXT, Intervals, KDAMOND, SCHEME, STATE, TARGET, put, sample};
 use crate::{Result, Root};
 
 pub(super) const GOAL: &str =
@@ -15,7 +12,7 @@ pub(super) const GOAL: &str =
 /// Least minimum of regions that the kernel takes (mm/damon/core.c, `damon_set_attrs`).
 const MIN_REGIONS: u64 = 3;
 
-/// How often schemes that do something, or look at single pages, are applied. Whoever reads regions waits until
+/// How often the scheme that does something is applied. Whoever reads regions waits until
 /// each scheme has had its turn (mm/damon/core.c, `damos_walk_complete`).
 pub(super) const APPLY_US: u64 = 1_000_000;
 
@@ -55,9 +52,6 @@ pub struct MonitorConfig {
     pub intervals_goal: Option<IntervalsGoal>,
     /// How cold memory is paged out, where that may be wanted.
     pub pageout: Option<PageoutConfig>,
-    /// What was seen touched no longer ago than this, and is not now, is looked at page by page, where the
-    /// kernel can ([`super::Monitor::lately`]).
-    pub lately: Option<Duration>,
 }
 
 /// A configuration that no kernel would take.
@@ -146,8 +140,7 @@ impl MonitorConfig {
     ) -> std::result::Result<(), ConfigError> {
         let samples = u64::from(self.intervals().max_nr_accesses());
         let step_us = min_sample_us.saturating_mul(samples).saturating_mul(aggrs.into());
-        let has_turns = self.pageout.is_some() || self.lately.is_some();
-        if has_turns && step_us <= APPLY_US {
+        if self.pageout.is_some() && step_us <= APPLY_US {
             return Err(ConfigError::Hasty { aggrs, min_sample_us });
         }
         Ok(())
@@ -182,18 +175,18 @@ pub(super) fn check_regions(regions: &[GpaRange]) -> std::result::Result<(), Con
 
 /// Writes everything, and starts the kdamond last. Each `nr_` file makes the directories that the
 /// writes after it go to.
-pub(super) fn start(root: &Root, config: &MonitorConfig) -> Result<Others> {
+pub(super) fn start(root: &Root, config: &MonitorConfig) -> Result<Option<Pageout>> {
     // A number that is written again makes fresh directories, with nothing left of whoever used
     // them before.
-    root.write(format!("{KDAMONDS}/nr_kdamonds"), "1")?;
+    sample::make(root)?;
     root.write(format!("{KDAMOND}/contexts/nr_contexts"), "1")?;
     root.write(format!("{CONTEXT}/operations"), "paddr")?;
     write_attributes(root, config)?;
     root.write(format!("{CONTEXT}/targets/nr_targets"), "1")?;
     write_regions(root, &config.regions)?;
-    let others = write_schemes(root, config)?;
+    let pageout = write_schemes(root, config)?;
     root.write(STATE, "on")?;
-    Ok(others)
+    Ok(pageout)
 }
 
 fn write_attributes(root: &Root, config: &MonitorConfig) -> Result<()> {
@@ -221,36 +214,29 @@ fn attribute(root: &Root, file: &str, value: u64) -> Result<()> {
 }
 
 pub(super) fn write_regions(root: &Root, regions: &[GpaRange]) -> Result<()> {
-    root.write(format!("{TARGET}/regions/nr_regions"), &regions.len().to_string())?;
+    write_regions_of(root, TARGET, regions)
+}
+
+/// The same for another target, by its directory.
+pub(super) fn write_regions_of(root: &Root, target: &str, regions: &[GpaRange]) -> Result<()> {
+    put(root, &format!("{target}/regions/nr_regions"), regions.len() as u64)?;
     for (index, range) in regions.iter().enumerate() {
-        let dir = format!("{TARGET}/regions/{index}");
-        root.write(format!("{dir}/start"), &range.start().0.to_string())?;
-        root.write(format!("{dir}/end"), &range.end().0.to_string())?;
+        let dir = format!("{target}/regions/{index}");
+        put(root, &format!("{dir}/start"), range.start().0)?;
+        put(root, &format!("{dir}/end"), range.end().0)?;
     }
     Ok(())
 }
 
-/// The schemes besides the one that is read.
-pub(super) struct Others {
-    pub(super) pageout: Option<Pageout>,
-    pub(super) lately: Option<Lately>,
-}
-
 /// The scheme that is read comes first: what another one does to a region in the same walk is not seen by
 /// it. What this kernel's schemes have is seen once there is one.
-fn write_schemes(root: &Root, config: &MonitorConfig) -> Result<Others> {
+fn write_schemes(root: &Root, config: &MonitorConfig) -> Result<Option<Pageout>> {
     pageout::make(root, 1)?;
     let paged = config.pageout.filter(|_| Pageout::is_to_be_had(root));
-    let within = config.lately.filter(|_| Lately::is_to_be_had(root));
-    let before = 1 + u64::from(paged.is_some());
-    pageout::make(root, before + u64::from(within.is_some()))?;
+    pageout::make(root, 1 + u64::from(paged.is_some()))?;
     let pageout = paged.map(|paged| Pageout::write(root, paged)).transpose()?;
-    let watched = config.regions.iter().map(|range| range.len()).sum();
-    let lately =
-        within.map(|within| Lately::write(root, before, (within, watched), config.intervals()));
-    let lately = lately.transpose()?.flatten();
     write_stat(root)?;
-    Ok(Others { pageout, lately })
+    Ok(pageout)
 }
 
 /// One scheme that matches every region and does nothing with it. A fresh one matches none: the
@@ -271,6 +257,7 @@ fn write_stat(root: &Root) -> Result<()> {
 mod tests {
     use super::*;
     use memtide_units::{ByteSize, Gpa};
+    use std::time::Duration;
 
     fn range(mib: u64, len: u64) -> GpaRange {
         GpaRange::new(Gpa(mib << 20), ByteSize::from_mib(len)).unwrap()
@@ -285,7 +272,6 @@ mod tests {
             max_regions: 1000,
             intervals_goal: None,
             pageout: None,
-            lately: None,
         }
     }
 
@@ -304,8 +290,13 @@ mod tests {
         let goal = IntervalsGoal { access_bp: 400, aggrs: 0, min_sample_us: 1, max_sample_us: 2 };
         let stuck = MonitorConfig { intervals_goal: Some(goal), ..config() };
         assert_eq!(stuck.check(), Err(ConfigError::Goal));
-        let watchful = MonitorConfig { lately: Some(Duration::from_secs(30)), ..stuck };
-        assert_eq!(watchful.check(), Err(ConfigError::Goal), "not that it is too hasty");
+        let pageout = PageoutConfig {
+            min_age: Duration::from_secs(60),
+            bytes: ByteSize::from_mib(32),
+            stall_us: 1_000,
+        };
+        let busy = MonitorConfig { pageout: Some(pageout), ..stuck };
+        assert_eq!(busy.check(), Err(ConfigError::Goal), "not that it is too hasty");
     }
 
     #[test]

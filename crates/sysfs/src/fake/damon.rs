@@ -1,6 +1,7 @@
 //! DAMON's files: directories that appear as numbers are written, and a kdamond that never looks at
 //! any memory but shows the regions that a test arranged.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use memtide_units::{ByteSize, Gpa, GpaRange};
@@ -12,7 +13,9 @@ use crate::damon::{Intervals, Region};
 pub(super) const ADMIN: &str = "sys/kernel/mm/damon/admin";
 pub(super) const STAT: &str = "sys/module/damon_stat/parameters/enabled";
 const CONTEXT: &str = "sys/kernel/mm/damon/admin/kdamonds/0/contexts/0";
-const STATE: &str = "sys/kernel/mm/damon/admin/kdamonds/0/state";
+/// The most that is ever set up here.
+const KDAMONDS_MAX: usize = 2;
+const SECOND: &str = "sys/kernel/mm/damon/admin/kdamonds/1/";
 
 /// Which DAMON the kernel has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,6 +56,8 @@ pub(super) struct Damon {
     seen: Vec<Region>,
     tuned: Option<Intervals>,
     watched: Vec<GpaRange>,
+    /// Edges of the second kdamond's regions, by their files, which are not there: they are thousands.
+    edges: BTreeMap<String, String>,
 }
 
 impl FakeRoot {
@@ -79,8 +84,13 @@ impl FakeRoot {
 pub(super) fn write(files: &Files, damon: &mut Damon, path: &str, text: &str) -> io::Result<()> {
     let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
     match name {
-        "nr_kdamonds" | "enabled" if is_on(files) => return Err(Errno::BUSY.into()),
-        "state" => return command(files, damon, text),
+        "nr_kdamonds" | "enabled" if is_any_on(files) => return Err(Errno::BUSY.into()),
+        "state" => return command(files, damon, dir, text),
+        "start" | "end" if is_in_memory(path) => {
+            damon.edges.insert(path.to_owned(), text.to_owned());
+            return Ok(());
+        }
+        "nr_regions" if is_in_memory(path) => damon.edges.clear(),
         "operations" if text == "paddr" && !damon.kind.has_paddr => {
             return Err(Errno::INVAL.into());
         }
@@ -91,8 +101,17 @@ pub(super) fn write(files: &Files, damon: &mut Damon, path: &str, text: &str) ->
     files.put_line(path, text)
 }
 
-fn is_on(files: &Files) -> bool {
-    files.get(STATE).is_ok_and(|state| state.trim() == "on")
+/// The second kdamond's regions.
+pub(super) fn is_in_memory(path: &str) -> bool {
+    path.starts_with(SECOND) && path.contains("/regions/")
+}
+
+fn is_any_on(files: &Files) -> bool {
+    (0..KDAMONDS_MAX).any(|n| is_on(files, &format!("{ADMIN}/kdamonds/{n}")))
+}
+
+fn is_on(files: &Files, kdamond: &str) -> bool {
+    files.get(&format!("{kdamond}/state")).is_ok_and(|state| state.trim() == "on")
 }
 
 /// Removes the numbered directories and makes as many as asked for, fresh.
@@ -198,22 +217,29 @@ fn of_goals(parent: &str, goals: Goals) -> &'static [(&'static str, &'static str
     }
 }
 
-fn command(files: &Files, damon: &mut Damon, keyword: &str) -> io::Result<()> {
+/// What the first kdamond sees is shown; of others the settings are checked.
+fn command(files: &Files, damon: &mut Damon, kdamond: &str, keyword: &str) -> io::Result<()> {
     let stat_is_on = files.get(STAT).is_ok_and(|stat| stat.trim() == "Y");
-    match (keyword, is_on(files)) {
+    let state = format!("{kdamond}/state");
+    let is_first = kdamond.ends_with("/0");
+    match (keyword, is_on(files, kdamond)) {
         ("on", true) => Err(Errno::BUSY.into()),
         ("on", false) if stat_is_on => Err(Errno::BUSY.into()),
         ("on", false) => {
-            damon.watched = targets(files)?;
-            files.put_line(STATE, "on")
+            let watched = targets(files, damon, kdamond)?;
+            if is_first {
+                damon.watched = watched;
+            }
+            files.put_line(&state, "on")
         }
-        ("off", true) => files.put_line(STATE, "off"),
+        ("off", true) => files.put_line(&state, "off"),
+        ("update_schemes_stats", true) => Ok(()),
+        (_, true) if !is_first => Err(Errno::INVAL.into()),
         ("commit", true) => {
-            damon.watched = targets(files)?;
+            damon.watched = targets(files, damon, kdamond)?;
             Ok(())
         }
         ("update_schemes_tried_regions", true) => show(files, damon),
-        ("update_schemes_stats", true) => Ok(()),
         ("commit_schemes_quota_goals", true) if damon.kind.goals != Goals::None => Ok(()),
         ("update_schemes_effective_quotas", true) if damon.kind.goals == Goals::Measured => Ok(()),
         ("update_tuned_intervals", true) if damon.kind.is_recent => match damon.tuned {
@@ -229,12 +255,17 @@ fn command(files: &Files, damon: &mut Damon, keyword: &str) -> io::Result<()> {
 }
 
 /// The memory to watch, by the kernel's rules: paddr, ascending, not overlapping, not empty.
-fn targets(files: &Files) -> io::Result<Vec<GpaRange>> {
-    let dir = format!("{CONTEXT}/targets/0/regions");
+fn targets(files: &Files, damon: &Damon, kdamond: &str) -> io::Result<Vec<GpaRange>> {
+    let context = format!("{kdamond}/contexts/0");
+    let dir = format!("{context}/targets/0/regions");
     let mut ranges: Vec<GpaRange> = Vec::new();
     for index in 0..files.number(&format!("{dir}/nr_regions")) {
-        let start = files.number(&format!("{dir}/{index}/start"));
-        let end = files.number(&format!("{dir}/{index}/end"));
+        let edge = |name: &str| {
+            let file = format!("{dir}/{index}/{name}");
+            let number = damon.edges.get(&file).and_then(|text| text.parse().ok());
+            number.unwrap_or_else(|| files.number(&file))
+        };
+        let (start, end) = (edge("start"), edge("end"));
         let len = ByteSize::from_bytes(end.saturating_sub(start));
         let range = GpaRange::new(Gpa(start), len).map_err(|_| Errno::INVAL)?;
         if ranges.last().is_some_and(|last| range.start() < last.end()) {
@@ -242,7 +273,7 @@ fn targets(files: &Files) -> io::Result<Vec<GpaRange>> {
         }
         ranges.push(range);
     }
-    let is_paddr = files.get(&format!("{CONTEXT}/operations"))?.trim() == "paddr";
+    let is_paddr = files.get(&format!("{context}/operations"))?.trim() == "paddr";
     if is_paddr && !ranges.is_empty() { Ok(ranges) } else { Err(Errno::INVAL.into()) }
 }
 

@@ -217,7 +217,7 @@ impl Writer for Kernel {
         if let Some(errno) = state.refusals.get(path) {
             return Err((*errno).into());
         }
-        if !self.files.exists(path) {
+        if !self.files.exists(path) && !damon::is_in_memory(path) {
             return Err(Errno::NOENT.into());
         }
         let text = text.trim_end_matches('\n');

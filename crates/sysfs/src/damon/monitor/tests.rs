@@ -28,7 +28,6 @@ fn config() -> MonitorConfig {
         max_regions: 1000,
         intervals_goal: None,
         pageout: None,
-        lately: None,
     }
 }
 
@@ -214,46 +213,57 @@ fn the_largest_count_is_the_number_of_samples() {
     assert_eq!(largest(1, u64::MAX), u32::MAX);
 }
 
-/// Half a minute of what was touched lately, where the kernel can look at single pages.
-fn with_lately(config: MonitorConfig) -> MonitorConfig {
-    MonitorConfig { lately: Some(Duration::from_secs(30)), ..config }
-}
-
 #[test]
-fn what_was_touched_lately_is_counted_page_by_page() {
-    let fake = guest(FakeDamon::V7_3);
-    let _pause = pause_damon_stat(&fake.root()).unwrap();
-    let mut monitor = Monitor::start(&fake.root(), &with_lately(paging_out())).unwrap();
-    let scheme = format!("{CONTEXT}/schemes/2");
-    let file = |file: &str| fake.get(&format!("{scheme}/{file}"));
-    let filter = ["type", "matching", "allow"].map(|name| file(&format!("ops_filters/0/{name}")));
-    assert_eq!(
-        (file("action"), filter),
-        ("stat\n".into(), ["young\n", "Y\n", "Y\n"].map(Into::into))
-    );
-    assert_eq!(file("access_pattern/age/max"), "15\n", "aggregations of two seconds");
-    assert_eq!(
-        [file("quotas/ms"), file("quotas/reset_interval_ms"), file("quotas/bytes")],
-        ["100\n", "10000\n", "67108864\n"].map(String::from)
-    );
-    assert!(monitor.feedback().is_some(), "cold memory may be paged out as well");
-    fake.put(&format!("{scheme}/stats/sz_tried"), "8192\n");
-    fake.put(&format!("{scheme}/stats/sz_ops_filter_passed"), "4096\n");
-    let [tried, touched] = [8192, 4096].map(ByteSize::from_bytes);
-    assert_eq!(monitor.lately().unwrap(), Some(LatelyCount { tried, touched }));
-    monitor.set_intervals(Intervals { sample_us: 10_000, aggr_us: 200_000 }).unwrap();
-    assert_eq!(file("access_pattern/age/max"), "150\n", "of a fifth of a second");
-    // The scheme that is read, and its mark, are where they were.
-    monitor.stop().unwrap();
-    assert!(!fake.root().exists(STATE));
-}
-
-#[test]
-fn an_older_kernel_does_not_look_at_single_pages() {
+fn a_sample_of_pages_is_looked_at_by_a_second_kdamond() {
     let fake = guest(FakeDamon::V6_12);
-    let monitor = Monitor::start(&fake.root(), &with_lately(paging_out())).unwrap();
-    assert_eq!(monitor.lately().unwrap(), None);
-    assert_eq!(fake.get(&format!("{CONTEXT}/schemes/nr_schemes")), "2\n");
+    let mut monitor = Monitor::start(&fake.root(), &config()).unwrap();
+    assert_eq!(monitor.page_count().unwrap(), None, "nobody has asked for it");
+    let memory = [range(0, 1), range(64, 1)];
+    monitor.sample_pages(&memory, Duration::from_secs(30)).unwrap();
+    let second = format!("{KDAMONDS}/1");
+    let file = |file: &str| fake.get(&format!("{second}/contexts/0/{file}"));
+    let attribute = |name: &str| file(&format!("monitoring_attrs/{name}"));
+    assert_eq!(
+        [attribute("intervals/sample_us"), attribute("intervals/aggr_us")],
+        ["2000000\n", "10000000\n"].map(String::from)
+    );
+    assert_eq!(attribute("nr_regions/max"), "256\n", "half of all pages, and none is divided");
+    let written = |name: &str| {
+        let path = format!("{second}/contexts/0/targets/0/regions/{name}");
+        fake.writes().into_iter().filter(move |(file, _)| *file == path).map(|(_, text)| text)
+    };
+    assert_eq!(written("nr_regions").collect::<Vec<_>>(), ["256", "0"], "and forgotten");
+    let edge = |name| written(name).next().unwrap().parse::<u64>().unwrap();
+    assert_eq!(edge("0/end"), edge("0/start") + 4096);
+    let pattern = |scheme: u8, what: &str| {
+        let edge = |edge| file(&format!("schemes/{scheme}/access_pattern/{what}/{edge}"));
+        (edge("min").trim().to_owned(), edge("max").trim().to_owned())
+    };
+    let many = u32::MAX.to_string();
+    assert_eq!(pattern(0, "nr_accesses"), ("0".into(), many.clone()));
+    assert_eq!(pattern(1, "nr_accesses"), ("1".into(), many));
+    assert_eq!(pattern(2, "nr_accesses"), ("0".into(), "0".into()));
+    assert_eq!(pattern(2, "age"), ("0".into(), "1".into()), "of three aggregations two are past");
+    for (scheme, bytes) in [(0, "16384"), (1, "4096"), (2, "8192")] {
+        fake.put(&format!("{second}/contexts/0/schemes/{scheme}/stats/sz_tried"), bytes);
+    }
+    let [looked_at, touched] = [16384, 12288].map(ByteSize::from_bytes);
+    assert_eq!(monitor.page_count().unwrap(), Some(PageCount { looked_at, touched }));
+    monitor.sample_pages(&memory[..1], Duration::from_secs(30)).unwrap();
+    assert_eq!(attribute("nr_regions/max"), "128\n");
+    assert!(monitor.is_running().unwrap());
+    monitor.stop().unwrap();
+    assert!(!fake.root().exists(&second));
+}
+
+#[test]
+fn a_killed_process_leaves_neither_kdamond() {
+    let fake = guest(FakeDamon::V6_12);
+    let mut monitor = Monitor::start(&fake.root(), &config()).unwrap();
+    monitor.sample_pages(&[range(0, 1)], Duration::from_secs(30)).unwrap();
+    std::mem::forget(monitor);
+    assert!(stop_leftover(&fake.root()).unwrap());
+    assert_eq!(fake.get(&format!("{KDAMONDS}/nr_kdamonds")), "0\n");
 }
 
 #[test]
@@ -267,18 +277,6 @@ fn schemes_whose_turn_would_never_come_are_refused() {
         matches!(error, Some(DamonError::Config(ConfigError::Hasty { .. })))
     };
     // Three aggregations of twenty samples.
-    assert!(hasty(16_666, with_lately(config())) && hasty(10_000, paging_out()));
-    assert!(!hasty(16_667, with_lately(config())) && !hasty(5_000, config()));
-}
-
-#[test]
-fn tuned_intervals_are_followed_with_the_next_commit() {
-    let fake = guest(FakeDamon::V7_3);
-    let _pause = pause_damon_stat(&fake.root()).unwrap();
-    let config = MonitorConfig { intervals_goal: Some(GOAL), ..with_lately(config()) };
-    let mut monitor = Monitor::start(&fake.root(), &config).unwrap();
-    fake.set_tuned_intervals(Intervals { sample_us: 50_000, aggr_us: 1_000_000 });
-    monitor.set_regions(&[range(1, 127)], 32).unwrap();
-    let age = format!("{CONTEXT}/schemes/1/access_pattern/age/max");
-    assert_eq!(fake.get(&age), "30\n");
+    assert!(hasty(16_666, paging_out()) && hasty(10_000, paging_out()));
+    assert!(!hasty(16_667, paging_out()) && !hasty(5_000, config()));
 }

@@ -1,0 +1,211 @@
+//! A second kdamond that looks at single pages.
+//!
+//! The first one divides memory into regions and looks at one page of each at a time, at another one each
+//! time: that tells where the warm and the cold memory lie. It does not tell how much is touched, for a region
+//! counts as a whole. So this one watches a sample of pages, always the same ones, each a region by itself, and
+//! counts how many of them were touched in the last half minute: their share is the share of all memory. Of
+//! n pages that are found so the count is right within the square root of n, one time in three not: of a
+//! working set that is a tenth of memory some 400 are, and its size is told within 5 %.
+//!
+//! A page is looked at every [`SAMPLE`] whatever happened to it before, so that the sum is right after the first
+//! half minute. Each look of the other kdamond's at one of them hides what was touched before, until it is
+//! touched again (mm/damon/ops-common.c, `damon_ptep_mkold`): with a thousand regions that is one look in two
+//! minutes.
+//!
+//! It has three schemes that do nothing but count what matches them: all, what was touched in the last
+//! aggregation, and what was touched in one of those before.
+
+use std::time::Duration;
+
+use memtide_units::{ByteSize, Gpa, GpaRange, Pfn};
+
+use super::{KDAMONDS, put, setup};
+use crate::{Result, Root};
+
+const KDAMOND: &str = "sys/kernel/mm/damon/admin/kdamonds/1";
+/// The most pages of a sample. Each look costs some 2,000 instructions, and a page's directory in sysfs, while
+/// it is made known to the kernel, half a KiB.
+const PAGES_MAX: u64 = 4096;
+/// Between two looks at a page. Whoever reads the counts waits for the end of one.
+const SAMPLE: Duration = Duration::from_secs(2);
+/// What is counted anew each time: five looks.
+const AGGREGATION: Duration = Duration::from_secs(10);
+/// Fewer than the kernel would make of anything: pages cannot be divided.
+const REGIONS_MIN: u64 = 3;
+
+/// What the schemes are for, in their order.
+const ALL: u64 = 0;
+const NOW: u64 = 1;
+const LATELY: u64 = 2;
+
+/// What was counted since the sample was drawn, in bytes of sampled pages: once for each of them in each
+/// aggregation. Only the growth of each means something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageCount {
+    /// Whatever happened to them.
+    pub looked_at: ByteSize,
+    /// Those that were touched within the time that was asked for.
+    pub touched: ByteSize,
+}
+
+/// The kdamond, while it runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sampler;
+
+impl Sampler {
+    /// Has it look at a sample of these ranges from now on, where a page counts that was touched within this
+    /// time; at least one aggregation is.
+    pub(super) fn start(root: &Root, memory: &[GpaRange], within: Duration) -> Result<Self> {
+        let pages = pages(memory, PAGES_MAX);
+        root.write(format!("{KDAMOND}/contexts/nr_contexts"), "1")?;
+        root.write(at("operations"), "paddr")?;
+        let number = |file: &str, value: u64| put(root, &at(file), value);
+        number("monitoring_attrs/intervals/sample_us", micros(SAMPLE))?;
+        number("monitoring_attrs/intervals/aggr_us", micros(AGGREGATION))?;
+        // No more than there are, and no fewer than half as many: then none is divided or joined.
+        number("monitoring_attrs/nr_regions/max", (pages.len() as u64).max(REGIONS_MIN))?;
+        number("monitoring_attrs/nr_regions/min", REGIONS_MIN)?;
+        number("targets/nr_targets", 1)?;
+        setup::write_regions_of(root, &at("targets/0"), &pages)?;
+        number("schemes/nr_schemes", 3)?;
+        // Zero where a page was touched a moment ago, and one more with each aggregation.
+        let windows = micros(within) / micros(AGGREGATION);
+        let any = (0, u32::MAX.into());
+        write_scheme(root, ALL, any, any)?;
+        write_scheme(root, NOW, (1, u32::MAX.into()), any)?;
+        write_scheme(root, LATELY, (0, 0), (0, windows.saturating_sub(2)))?;
+        root.write(format!("{KDAMOND}/state"), "on")?;
+        // The kernel has taken them over; thousands of directories would lie there for nothing.
+        number("targets/0/regions/nr_regions", 0)?;
+        Ok(Self)
+    }
+
+    /// Ends it.
+    pub(super) fn stop(self, root: &Root) -> Result<()> {
+        root.write(format!("{KDAMOND}/state"), "off")
+    }
+
+    /// What it has counted. Waits until the end of a look at all pages.
+    pub(super) fn count(self, root: &Root) -> Result<PageCount> {
+        root.write(format!("{KDAMOND}/state"), "update_schemes_stats")?;
+        let tried = |number| {
+            let bytes = root.value(scheme(number, "stats/sz_tried"), "a number");
+            bytes.map(ByteSize::from_bytes)
+        };
+        Ok(PageCount { looked_at: tried(ALL)?, touched: tried(NOW)? + tried(LATELY)? })
+    }
+}
+
+/// Makes room for both kdamonds.
+pub(super) fn make(root: &Root) -> Result<()> {
+    put(root, &format!("{KDAMONDS}/nr_kdamonds"), 2)
+}
+
+fn at(file: &str) -> String {
+    format!("{KDAMOND}/contexts/0/{file}")
+}
+
+fn scheme(number: u64, file: &str) -> String {
+    at(&format!("schemes/{number}/{file}"))
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// One that counts pages that were seen touched so often, and have been for so many aggregations.
+fn write_scheme(root: &Root, number: u64, accesses: (u64, u64), age: (u64, u64)) -> Result<()> {
+    root.write(scheme(number, "action"), "stat")?;
+    for (what, (least, most)) in [("sz", (0, u64::MAX)), ("nr_accesses", accesses), ("age", age)] {
+        put(root, &scheme(number, &format!("access_pattern/{what}/min")), least)?;
+        put(root, &scheme(number, &format!("access_pattern/{what}/max")), most)?;
+    }
+    Ok(())
+}
+
+/// One page of each of up to `most` equal parts of memory, at another place in each: what has a period of its own
+/// does not meet the sample's. The places are multiples of the golden ratio, which lie as evenly as any
+/// and are the same each time.
+fn pages(memory: &[GpaRange], most: u64) -> Vec<GpaRange> {
+    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+    let total = memory.iter().map(|range| range.len().bytes() / Pfn::SIZE.bytes()).sum::<u64>();
+    // Two pages of one part might be neighbours, whom the kernel may join.
+    let count = most.min(total / 2);
+    let bound = |part: u64| (u128::from(total) * u128::from(part) / u128::from(count)) as u64;
+    let page = |part: u64| {
+        let (start, end) = (bound(part), bound(part + 1));
+        let place = u128::from(part.wrapping_mul(GOLDEN)) * u128::from(end - start);
+        start + (place >> 64) as u64
+    };
+    let mut ranges = memory.iter();
+    let mut current = ranges.next();
+    // Where in all memory the current range begins, in pages.
+    let mut before = 0;
+    let mut chosen = Vec::new();
+    for index in (0..count).map(page) {
+        while let Some(range) = current {
+            let len = range.len().bytes() / Pfn::SIZE.bytes();
+            if index < before + len {
+                let start = Gpa(range.start().0 + Pfn::SIZE.times(index - before).bytes());
+                chosen.extend(GpaRange::new(start, Pfn::SIZE).ok());
+                break;
+            }
+            before += len;
+            current = ranges.next();
+        }
+    }
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn range(mib: u64, len: u64) -> GpaRange {
+        GpaRange::new(Gpa(mib << 20), ByteSize::from_mib(len)).unwrap()
+    }
+
+    #[test]
+    fn a_sample_lies_evenly_in_all_memory() {
+        let memory = [range(0, 3 << 10), range(4 << 10, 1 << 10)];
+        let pages = pages(&memory, PAGES_MAX);
+        assert_eq!(pages.len(), 4096);
+        let above = pages.iter().filter(|page| page.start().0 >= 4 << 30).count();
+        assert_eq!(above, 1024);
+        // A period of 64 pages, which the parts have as well (a MiB): as many in each quarter of it.
+        let in_first_quarter = |page: &&GpaRange| page.start().0 / 4096 % 64 < 16;
+        let found = pages.iter().filter(in_first_quarter).count();
+        assert!((1000..1050).contains(&found), "{found}");
+    }
+
+    #[test]
+    fn little_memory_is_not_looked_at_twice() {
+        let memory = [range(1, 2)];
+        let pages = pages(&memory, PAGES_MAX);
+        assert_eq!(pages.len(), 256);
+        assert!(pages.iter().all(|page| memory[0].contains(*page)));
+        assert_eq!(super::pages(&[], PAGES_MAX), []);
+    }
+
+    proptest! {
+        #[test]
+        fn any_memory_has_a_sample(
+            lens in prop::collection::vec((0_u64..8, 1_u64..300), 1..6),
+            most in 1_u64..600,
+        ) {
+            let mut at = 0;
+            let mut memory = vec![];
+            for (gap, len) in lens {
+                memory.push(range(at + gap, len));
+                at += gap + len;
+            }
+            let chosen = pages(&memory, most);
+            let total: u64 = memory.iter().map(|range| range.len().mib() * 256).sum();
+            prop_assert_eq!(chosen.len() as u64, most.min(total / 2));
+            prop_assert!(chosen.windows(2).all(|pair| pair[0].end() <= pair[1].start()));
+            let is_inside = |page: &GpaRange| memory.iter().any(|range| range.contains(*page));
+            prop_assert!(chosen.iter().all(is_inside));
+        }
+    }
+}

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use memtide_policy::guest::{AccessRegion, IdleTimes, IntervalTuner, IntervalsAim};
 use memtide_sysfs::damon::{
     self, Absence, Capabilities, DamonError, Feedback, Intervals, IntervalsGoal, Module, Monitor,
-    MonitorConfig, PageoutConfig, PageoutStats, Paging, Region,
+    MonitorConfig, PageoutConfig, PageoutStats, Paging, Region, RegionCount,
 };
 use memtide_sysfs::{Root, cgroup};
 use memtide_units::{ByteSize, GpaRange, Instant as Time, Permille};
@@ -53,6 +53,9 @@ const AIM: IntervalsAim = IntervalsAim {
 };
 /// Regions of a block at least: with DAMON's default of ten in all, a region spans several blocks.
 const REGIONS_PER_BLOCK: u64 = 6;
+/// And so many at most. DAMON divides regions until there are more than half of these, whatever lies in them, and
+/// each costs two walks through whoever has a page mapped, twenty times a second.
+const REGIONS_PER_BLOCK_MOST: u64 = 24;
 /// Bounds of all regions: what a snapshot costs grows with them.
 const REGIONS_LEAST: u64 = 64;
 const REGIONS_MIN_MOST: u64 = 1_500;
@@ -292,15 +295,17 @@ fn monitor_config(wanted: Wanted, found: Capabilities) -> MonitorConfig {
         regions: wanted.watched.ranges,
         sample_us: SAMPLE_US,
         aggr_us: AGGREGATION_US,
-        min_regions: least_regions(wanted.watched.blocks),
-        max_regions: REGIONS_MAX,
+        region_count: region_count(wanted.watched.blocks),
         intervals_goal: found.intervals_goal.then_some(GOAL),
         pageout: wanted.pageout,
     }
 }
 
-fn least_regions(blocks: usize) -> u64 {
-    (REGIONS_PER_BLOCK * blocks as u64).clamp(REGIONS_LEAST, REGIONS_MIN_MOST)
+fn region_count(blocks: usize) -> RegionCount {
+    let blocks = blocks as u64;
+    let min = (REGIONS_PER_BLOCK * blocks).clamp(REGIONS_LEAST, REGIONS_MIN_MOST);
+    let max = (REGIONS_PER_BLOCK_MOST * blocks).clamp(2 * REGIONS_LEAST, REGIONS_MAX);
+    RegionCount { min, max }
 }
 
 /// What the thread has.
@@ -361,7 +366,7 @@ impl Watcher {
             match todo.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(Order::Watch(Watched { ranges, memory, blocks })) => {
                     self.spare();
-                    if let Err(error) = self.monitor.set_regions(&ranges, least_regions(blocks)) {
+                    if let Err(error) = self.monitor.set_regions(&ranges, region_count(blocks)) {
                         tracing::warn!("DAMON keeps watching the old memory: {error}");
                     }
                     self.draw(&memory);

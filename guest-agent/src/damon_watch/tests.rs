@@ -200,7 +200,9 @@ fn access_is_a_share_and_age_a_time() {
 fn there_are_enough_regions_for_decisions_on_blocks() {
     let of = |blocks| {
         let wanted = Wanted { watched: watched(vec![range(0, 128)], blocks), pageout: None };
-        monitor_config(wanted, Capabilities::default()).min_regions
+        let RegionCount { min, max } = monitor_config(wanted, Capabilities::default()).region_count;
+        (min, max)
     };
-    assert_eq!([of(8), of(16), of(100), of(4_000)], [64, 96, 600, 1_500]);
+    let counts = [of(1), of(8), of(16), of(100), of(4_000)];
+    assert_eq!(counts, [(64, 128), (64, 192), (96, 384), (600, 2_400), (1_500, 3_000)]);
 }

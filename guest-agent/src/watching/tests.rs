@@ -1,6 +1,6 @@
 use super::*;
 use memtide_policy::guest::LimitsWish;
-use memtide_sysfs::damon::{Monitor, MonitorConfig};
+use memtide_sysfs::damon::{Monitor, MonitorConfig, RegionCount};
 use memtide_sysfs::fake::{FakeBlock, FakeDamon, FakeRoot};
 use memtide_units::BlockSize;
 
@@ -59,8 +59,7 @@ impl Guest {
             regions: self.blocks.ranges(&self.blocks.all()),
             sample_us: 5_000,
             aggr_us: 100_000,
-            min_regions: 10,
-            max_regions: 1_000,
+            region_count: RegionCount { min: 10, max: 1_000 },
             intervals_goal: None,
             pageout: None,
         };

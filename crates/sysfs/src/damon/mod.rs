@@ -20,7 +20,7 @@ pub use pageout::{Feedback, PageoutConfig, PageoutStats, Paging};
 pub use probe::{Absence, Capabilities, Module, probe};
 pub use regions::Region;
 pub use sample::PageCount;
-pub use setup::{ConfigError, IntervalsGoal, MonitorConfig};
+pub use setup::{ConfigError, IntervalsGoal, MonitorConfig, RegionCount};
 pub use stat::{StatPause, adopt_stat_pause, pause_damon_stat};
 
 use crate::{Error, Root};

@@ -8,7 +8,8 @@ use super::pageout::{self, Feedback, Pageout, PageoutStats, Paging};
 use super::sample::{PageCount, Sampler};
 use super::setup::{self, MARK};
 use super::{
-    CONTEXT, DamonError, KDAMONDS, MonitorConfig, Region, Result, SCHEME, STATE, probe, regions,
+    CONTEXT, DamonError, KDAMONDS, MonitorConfig, Region, RegionCount, Result, SCHEME, STATE,
+    probe, regions,
 };
 use crate::Root;
 use crate::error::optional;
@@ -42,7 +43,6 @@ pub struct Monitor {
     root: Root,
     intervals: Intervals,
     is_tuned: bool,
-    max_regions: u64,
     pageout: Option<Pageout>,
     sampler: Option<Sampler>,
     /// Groups whose memory is never paged out.
@@ -70,7 +70,6 @@ impl Monitor {
             root: root.clone(),
             intervals,
             is_tuned,
-            max_regions: config.max_regions,
             pageout,
             sampler: None,
             spared: Vec::new(),
@@ -91,7 +90,7 @@ impl Monitor {
         Ok(regions::read(&self.root)?)
     }
 
-    /// Watches `regions` from now on, in `min_regions` pieces at least; what is known of memory in
+    /// Watches `regions` from now on, in so many pieces; what is known of memory in
     /// both the old and the new ones is kept. The kernel does not follow memory that comes and goes:
     /// call it after every change.
     ///
@@ -100,15 +99,15 @@ impl Monitor {
     /// [`super::DamonError::File`]. Several kernels (6.16 for one) drop the answer to a commit, so
     /// one that failed for lack of memory can go unnoticed: compare the next snapshot.
     /// [`super::DamonError::Taken`].
-    pub fn set_regions(&mut self, regions: &[GpaRange], min_regions: u64) -> Result<()> {
+    pub fn set_regions(&mut self, regions: &[GpaRange], count: RegionCount) -> Result<()> {
         setup::check_regions(regions)?;
-        setup::check_region_count(min_regions, self.max_regions)?;
+        setup::check_region_count(count)?;
         self.must_be_ours()?;
         // A commit takes over *all* files. Without this, tuned intervals would fall back to those
         // that tuning started from.
         self.intervals()?;
         setup::write_regions(&self.root, regions)?;
-        setup::write_region_count(&self.root, min_regions, self.max_regions)?;
+        setup::write_region_count(&self.root, count)?;
         if let Some(pageout) = &mut self.pageout {
             pageout.write_filters(&self.root, &self.spared)?;
         }

@@ -261,7 +261,7 @@ pub(super) fn make(root: &Root, count: u64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::damon::{Monitor, MonitorConfig};
+    use crate::damon::{Monitor, MonitorConfig, RegionCount};
     use crate::fake::{FakeDamon, FakeRoot};
     use memtide_units::{Gpa, GpaRange};
 
@@ -271,6 +271,8 @@ mod tests {
         bytes: ByteSize::from_mib(64),
         stall_us: 1_000,
     };
+
+    const COUNT: RegionCount = RegionCount { min: 10, max: 100 };
 
     const ON: Paging = Paging::On(Duration::from_millis(15));
 
@@ -286,8 +288,7 @@ mod tests {
             regions: vec![range(0, 128)],
             sample_us: 50_000,
             aggr_us: 1_000_000,
-            min_regions: 10,
-            max_regions: 100,
+            region_count: COUNT,
             intervals_goal: None,
             pageout: Some(CONFIG),
         };
@@ -356,7 +357,7 @@ mod tests {
             assert_eq!(file(&fake, &format!("{dir}/0/type")), "memcg");
             assert_eq!(file(&fake, &format!("{dir}/0/matching")), "Y");
             monitor.spare(vec!["/vip.slice".into()]);
-            monitor.set_regions(&[range(0, 64)], 10).unwrap();
+            monitor.set_regions(&[range(0, 64)], COUNT).unwrap();
             assert_eq!((count(&fake).as_str(), commits(&fake)), ("1", 2));
             monitor.page_out(ON).unwrap();
             assert_eq!(commits(&fake), 2, "that was committed with the regions");

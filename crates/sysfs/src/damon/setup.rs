@@ -34,6 +34,16 @@ pub struct IntervalsGoal {
     pub max_sample_us: u64,
 }
 
+/// Bounds of how many regions there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionCount {
+    /// Fewest, at least 3. A region is never larger than the memory watched divided by this: for decisions on
+    /// blocks, take four times as many as there are blocks, or more.
+    pub min: u64,
+    /// Most: bounds the work of each look. There are half as many as these at least, in the end.
+    pub max: u64,
+}
+
 /// What to watch and how closely.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MonitorConfig {
@@ -43,11 +53,8 @@ pub struct MonitorConfig {
     pub sample_us: u64,
     /// Microseconds over which looks are summed: at least `sample_us`.
     pub aggr_us: u64,
-    /// Fewest regions, at least 3. A region is never larger than the memory watched divided by
-    /// this: for decisions on blocks, take four times as many as there are blocks, or more.
-    pub min_regions: u64,
-    /// Most regions: bounds the work of each look.
-    pub max_regions: u64,
+    /// Into how many regions memory is divided.
+    pub region_count: RegionCount,
     /// Whether the kernel shall tune the intervals, and towards what.
     pub intervals_goal: Option<IntervalsGoal>,
     /// How cold memory is paged out, where that may be wanted.
@@ -118,7 +125,7 @@ impl MonitorConfig {
     pub fn check(&self) -> std::result::Result<(), ConfigError> {
         check_regions(&self.regions)?;
         check_intervals(self.intervals())?;
-        check_region_count(self.min_regions, self.max_regions)?;
+        check_region_count(self.region_count)?;
         let is_unbounded =
             |pageout: PageoutConfig| pageout.bytes.is_zero() || pageout.stall_us == 0;
         if self.pageout.is_some_and(is_unbounded) {
@@ -157,7 +164,8 @@ pub(super) fn check_intervals(intervals: Intervals) -> std::result::Result<(), C
 }
 
 /// At least three, and a maximum that is no less.
-pub(super) fn check_region_count(min: u64, max: u64) -> std::result::Result<(), ConfigError> {
+pub(super) fn check_region_count(count: RegionCount) -> std::result::Result<(), ConfigError> {
+    let RegionCount { min, max } = count;
     if min < MIN_REGIONS || max < min {
         return Err(ConfigError::RegionCount { min, max });
     }
@@ -191,7 +199,7 @@ pub(super) fn start(root: &Root, config: &MonitorConfig) -> Result<Option<Pageou
 
 fn write_attributes(root: &Root, config: &MonitorConfig) -> Result<()> {
     write_intervals(root, config.intervals())?;
-    write_region_count(root, config.min_regions, config.max_regions)?;
+    write_region_count(root, config.region_count)?;
     let Some(goal) = config.intervals_goal else { return Ok(()) };
     attribute(root, "intervals/intervals_goal/access_bp", goal.access_bp.into())?;
     attribute(root, "intervals/intervals_goal/min_sample_us", goal.min_sample_us)?;
@@ -204,9 +212,9 @@ pub(super) fn write_intervals(root: &Root, intervals: Intervals) -> Result<()> {
     attribute(root, "intervals/aggr_us", intervals.aggr_us)
 }
 
-pub(super) fn write_region_count(root: &Root, min: u64, max: u64) -> Result<()> {
-    attribute(root, "nr_regions/min", min)?;
-    attribute(root, "nr_regions/max", max)
+pub(super) fn write_region_count(root: &Root, count: RegionCount) -> Result<()> {
+    attribute(root, "nr_regions/min", count.min)?;
+    attribute(root, "nr_regions/max", count.max)
 }
 
 fn attribute(root: &Root, file: &str, value: u64) -> Result<()> {
@@ -268,8 +276,7 @@ mod tests {
             regions: vec![range(1, 100), range(128, 128)],
             sample_us: 100_000,
             aggr_us: 2_000_000,
-            min_regions: 32,
-            max_regions: 1000,
+            region_count: RegionCount { min: 32, max: 1000 },
             intervals_goal: None,
             pageout: None,
         }
@@ -285,7 +292,8 @@ mod tests {
         assert_eq!(overlapping.check(), Err(ConfigError::Unsorted(overlap[0], overlap[1])));
         let short = MonitorConfig { aggr_us: 99_999, ..config() };
         assert!(matches!(short.check(), Err(ConfigError::Intervals { .. })));
-        let few = MonitorConfig { min_regions: 2, ..config() };
+        let region_count = RegionCount { min: 2, max: 1000 };
+        let few = MonitorConfig { region_count, ..config() };
         assert!(matches!(few.check(), Err(ConfigError::RegionCount { min: 2, .. })));
         let goal = IntervalsGoal { access_bp: 400, aggrs: 0, min_sample_us: 1, max_sample_us: 2 };
         let stuck = MonitorConfig { intervals_goal: Some(goal), ..config() };

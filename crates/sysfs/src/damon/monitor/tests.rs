@@ -11,6 +11,8 @@ use std::time::Duration;
 const GOAL: IntervalsGoal =
     IntervalsGoal { access_bp: 400, aggrs: 3, min_sample_us: 20_000, max_sample_us: 10_000_000 };
 
+const COUNT: RegionCount = RegionCount { min: 32, max: 1000 };
+
 fn range(mib: u64, len: u64) -> GpaRange {
     GpaRange::new(Gpa(mib << 20), ByteSize::from_mib(len)).unwrap()
 }
@@ -24,8 +26,7 @@ fn config() -> MonitorConfig {
         regions: vec![range(1, 127), range(128, 256)],
         sample_us: 100_000,
         aggr_us: 2_000_000,
-        min_regions: 32,
-        max_regions: 1000,
+        region_count: COUNT,
         intervals_goal: None,
         pageout: None,
     }
@@ -65,14 +66,17 @@ fn a_stolen_block_is_watched_no_longer() {
     let fake = guest(FakeDamon::V6_12);
     fake.set_damon_regions(&[region(1, 383, 2)]);
     let mut monitor = Monitor::start(&fake.root(), &config()).unwrap();
-    monitor.set_regions(&[range(1, 127), range(256, 128)], 48).unwrap();
+    monitor
+        .set_regions(&[range(1, 127), range(256, 128)], RegionCount { min: 48, max: 200 })
+        .unwrap();
     assert_eq!(fake.get(&format!("{CONTEXT}/monitoring_attrs/nr_regions/min")), "48\n");
     let seen: Vec<GpaRange> =
         monitor.snapshot().unwrap().iter().map(|region| region.range).collect();
     assert_eq!(seen, [range(1, 127), range(256, 128)]);
-    let error = monitor.set_regions(&[], 48).unwrap_err();
+    let error = monitor.set_regions(&[], COUNT).unwrap_err();
     assert!(matches!(error, DamonError::Config(ConfigError::NoRegions)));
-    let error = monitor.set_regions(&[range(1, 127)], 1001).unwrap_err();
+    let error =
+        monitor.set_regions(&[range(1, 127)], RegionCount { min: 1001, max: 1000 }).unwrap_err();
     let expected = ConfigError::RegionCount { min: 1001, max: 1000 };
     assert!(matches!(error, DamonError::Config(error) if error == expected));
     assert_eq!(monitor.snapshot().unwrap().len(), 2);
@@ -97,7 +101,7 @@ fn new_regions_do_not_undo_what_the_kernel_tuned() {
     fake.set_tuned_intervals(tuned);
     let config = MonitorConfig { intervals_goal: Some(GOAL), ..config() };
     let mut monitor = Monitor::start(&fake.root(), &config).unwrap();
-    monitor.set_regions(&[range(1, 127)], 32).unwrap();
+    monitor.set_regions(&[range(1, 127)], COUNT).unwrap();
     let file = format!("{CONTEXT}/monitoring_attrs/intervals/sample_us");
     assert_eq!(fake.get(&file), "370000\n");
     assert_eq!(monitor.intervals().unwrap(), tuned);
@@ -169,7 +173,7 @@ fn a_kdamond_that_somebody_set_up_in_our_place_is_left_alone() {
     let on = Paging::On(Duration::from_millis(15));
     let refused = [
         monitor.snapshot().map(drop),
-        monitor.set_regions(&[range(1, 127)], 32),
+        monitor.set_regions(&[range(1, 127)], COUNT),
         monitor.set_intervals(Intervals { sample_us: 90_000, aggr_us: 1_800_000 }),
         monitor.page_out(on),
     ];

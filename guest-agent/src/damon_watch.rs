@@ -8,7 +8,6 @@ mod page_sampling;
 mod stat_switch;
 
 use std::io;
-use std::os::unix::thread::JoinHandleExt;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -21,7 +20,6 @@ use memtide_sysfs::damon::{
 use memtide_sysfs::{Root, cgroup};
 use memtide_units::{ByteSize, GpaRange, Instant as Time, Permille};
 
-use crate::alarm::SIGNAL;
 use crate::config::DamonUse;
 use crate::pace::{Pace, timed};
 
@@ -263,9 +261,9 @@ impl Drop for DamonWatch {
     fn drop(&mut self) {
         let _ = self.orders.send(Order::Stop);
         let Some(thread) = self.thread.take() else { return };
-        // A snapshot in progress ends with EINTR. A signal before it began is lost: then it takes
-        // its two seconds.
-        let _ = nix::sys::pthread::pthread_kill(thread.as_pthread_t(), SIGNAL);
+        // A look in progress takes its time, up to two seconds as a rule: none of the kernel's waits in it
+        // heeds a signal (mm/damon/core.c, `damos_walk` and `damon_call`; before 6.14 mm/damon/sysfs.c,
+        // `damon_sysfs_handle_cmd`).
         let _ = thread.join();
     }
 }

@@ -42,7 +42,6 @@ fn wanted() -> Wanted {
 
 #[test]
 fn damon_stat_comes_back_by_the_hand_of_a_later_agent() {
-    crate::alarm::install_handler().unwrap();
     let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
     fake.add_damon(FakeDamon::V7_3);
     let killed = start(&fake, DamonUse::TakeOver, &dir).unwrap();
@@ -62,7 +61,6 @@ fn damon_stat_comes_back_by_the_hand_of_a_later_agent() {
 
 #[test]
 fn damon_stat_makes_room_and_comes_back() {
-    crate::alarm::install_handler().unwrap();
     let fake = FakeRoot::new();
     fake.add_damon(FakeDamon::V7_3);
     let dir = tempfile::tempdir().unwrap();
@@ -93,7 +91,6 @@ fn whoever_is_polite_or_has_no_damon_is_told_why_there_is_nothing_to_see() {
 
 #[test]
 fn orders_are_carried_out_once_each() {
-    crate::alarm::install_handler().unwrap();
     let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
     fake.add_damon(FakeDamon::V6_8);
     let (mut watch, _stat) = start(&fake, DamonUse::Polite, &dir).unwrap();
@@ -119,7 +116,6 @@ fn orders_are_carried_out_once_each() {
 
 #[test]
 fn the_same_memory_is_ordered_once() {
-    crate::alarm::install_handler().unwrap();
     let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
     fake.add_damon(FakeDamon::V6_12);
     let (mut watch, _stat) = start(&fake, DamonUse::Polite, &dir).unwrap();
@@ -140,7 +136,6 @@ fn the_same_memory_is_ordered_once() {
 
 #[test]
 fn who_tunes_is_found_by_what_the_kernel_has() {
-    crate::alarm::install_handler().unwrap();
     let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
     fake.add_damon(FakeDamon::V7_3);
     let watch = start(&fake, DamonUse::TakeOver, &dir).unwrap();

@@ -104,7 +104,6 @@ fn where_no_agent_ever_ran_nothing_is_touched() {
 
 #[test]
 fn damon_is_stopped_before_its_statistics_come_back() {
-    crate::alarm::install_handler().unwrap();
     let guest = Guest::abandoned();
     guest.fake.add_damon(FakeDamon::V7_3);
     let range = BlockSize::X86_SMALL.range(BlockId(1)).unwrap();

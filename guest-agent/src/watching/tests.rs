@@ -24,7 +24,6 @@ struct Guest {
 
 impl Guest {
     fn new(damon: FakeDamon) -> Self {
-        crate::alarm::install_handler().unwrap();
         let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
         fake.add_blocks(BlockSize::X86_SMALL, (1..9).map(|n| (n, FakeBlock::MOVABLE)));
         fake.add_damon(damon);

@@ -8,12 +8,12 @@ use crate::error::Result;
 use crate::machines::Machines;
 use crate::subject::Subject;
 
-/// The guests that live through several parts, and whoever listens. They are stopped but for their turns.
+/// The guest that lives through several parts, stopped but for its turns, and whoever listens.
 pub(super) struct Bench<'a> {
     pub(super) machines: Machines<'a>,
-    pub(super) memtide: Subject,
+    /// Nothing shrinks it.
     pub(super) plain: Subject,
-    /// `MemTotal` of a guest that nothing shrinks.
+    /// Its `MemTotal`.
     pub(super) whole: ByteSize,
     pub(super) say: &'a mut dyn FnMut(&str),
 }

@@ -21,7 +21,7 @@ mod swap;
 mod table;
 mod watched;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use memtide_lab::cargo::Built;
@@ -92,14 +92,9 @@ pub fn run(
         agent_options: "",
         swap_disk: options.swap.disk(&options.artifacts, options.memory)?,
     };
-    let log = options.artifacts.join("memtide-device.log");
-    say("two guests boot, one with Memtide");
-    let device = Device::start(programs, &sockets.path().join("memtide"), &log)?;
-    let memtide = machines.with_memtide("memtide", device.socket(), Backing::Memfd)?;
-    // As after a while: all memory was in use once, and the host has backing under it.
-    memtide.fill_and_free()?;
-    memtide.freeze()?;
+    say("a guest boots that nothing shrinks");
     let plain = machines.plain("plain")?;
+    // As after a while: all memory was in use once, and the host has backing under it.
     plain.fill_and_free()?;
     let whole = plain.meminfo("MemTotal")?;
     let mut report = Report {
@@ -111,28 +106,56 @@ pub fn run(
         ..Report::default()
     };
     plain.freeze()?;
-    let mut bench = Bench { machines, memtide, plain, whole, say };
+    let mut bench = Bench { machines, plain, whole, say };
     let wants = |part| options.parts.contains(&part);
     if wants(Part::Steady) {
-        let log = options.artifacts.join("steady-device.log");
-        let device = Device::start(programs, &sockets.path().join("steady"), &log)?;
-        let shrunk = bench.machines.with_memtide_and_reporting("steady", device.socket())?;
-        shrunk.fill_and_free()?;
-        let reporting = bench.machines.with_reporting("reporting", &[])?;
-        reporting.fill_and_free()?;
-        let guests = steady::Guests { shrunk: &shrunk, reporting: &reporting };
-        let steady = steady::measure(&mut bench, guests, options.pairs)?;
-        report.steady = Some(steady.by(report.setting.clock));
+        steady_part(&mut bench, sockets.path(), options.pairs, &mut report)?;
     }
     if wants(Part::Surge) {
-        surge::measure(&mut bench, options.surges, &mut report)?;
+        surge_part(&mut bench, sockets.path(), options.surges, &mut report)?;
     }
-    // Two of them take the places of the two that are there.
-    let Bench { machines, say, .. } = bench;
-    drop(device);
+    let Bench { machines, plain, say, .. } = bench;
+    // Others take its place.
+    drop(plain);
     if wants(Part::Sweep) {
         report.sweep = ladder::measure(&machines, say)?;
     }
     report.setting.seconds = started.elapsed().as_secs();
     Ok(report)
+}
+
+/// With the guests that only this part needs.
+fn steady_part(
+    bench: &mut Bench<'_>,
+    sockets: &Path,
+    pairs: u32,
+    report: &mut Report,
+) -> Result<()> {
+    (bench.say)("two more boot, one with Memtide and both with a balloon that reports");
+    let Machines { programs, artifacts, .. } = &bench.machines;
+    let log = artifacts.join("steady-device.log");
+    let device = Device::start(programs, &sockets.join("steady"), &log)?;
+    let shrunk = bench.machines.with_memtide_and_reporting("steady", device.socket())?;
+    shrunk.fill_and_free()?;
+    let reporting = bench.machines.with_reporting("reporting", &[])?;
+    reporting.fill_and_free()?;
+    let guests = steady::Guests { shrunk: &shrunk, reporting: &reporting };
+    report.steady = Some(steady::measure(bench, guests, pairs)?.by(report.setting.clock));
+    Ok(())
+}
+
+/// The same.
+fn surge_part(
+    bench: &mut Bench<'_>,
+    sockets: &Path,
+    surges: u32,
+    report: &mut Report,
+) -> Result<()> {
+    (bench.say)("another one boots, with Memtide");
+    let Machines { programs, artifacts, .. } = &bench.machines;
+    let log = artifacts.join("memtide-device.log");
+    let device = Device::start(programs, &sockets.join("memtide"), &log)?;
+    let memtide = bench.machines.with_memtide("memtide", device.socket(), Backing::Memfd)?;
+    memtide.fill_and_free()?;
+    surge::measure(bench, &memtide, surges, report)
 }

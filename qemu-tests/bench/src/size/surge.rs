@@ -44,21 +44,25 @@ impl Play {
 }
 
 /// Measures all three, and the agent at rest.
-pub(super) fn measure(bench: &mut Bench<'_>, count: u32, report: &mut Report) -> Result<()> {
+pub(super) fn measure(
+    bench: &mut Bench<'_>,
+    memtide: &Subject,
+    count: u32,
+    report: &mut Report,
+) -> Result<()> {
     let play = Play::of(bench.machines.memory);
-    let mut memtide = Surge::default();
-    bench.memtide.thaw()?;
+    let mut shrunk = Surge::default();
     for turn in 1..=count {
-        let available = shrunk(bench, play.shrinks)?;
+        let available = shrink(bench, memtide, play.shrinks)?;
         (bench.say)(&format!("surge {turn} of {count}: {available} can be had in Memtide's guest"));
-        memtide.available_mib = available.mib();
-        once(&bench.memtide, &play, &mut memtide)?;
+        shrunk.available_mib = available.mib();
+        once(memtide, &play, &mut shrunk)?;
     }
-    shrunk(bench, play.shrinks)?;
+    shrink(bench, memtide, play.shrinks)?;
     (bench.say)("the agent is watched at rest");
-    report.rest = Some(at_rest(&bench.memtide)?.by(report.setting.clock));
-    bench.memtide.keep_state(&bench.machines.artifacts.join(bench.memtide.name()))?;
-    bench.memtide.freeze()?;
+    report.rest = Some(at_rest(memtide)?.by(report.setting.clock));
+    memtide.keep_state(&bench.machines.artifacts.join(memtide.name()))?;
+    memtide.freeze()?;
     let mut plain = Surge::default();
     awake(&bench.plain, || {
         plain.available_mib = total_and_available(&bench.plain)?.1.mib();
@@ -70,11 +74,11 @@ pub(super) fn measure(bench: &mut Bench<'_>, count: u32, report: &mut Report) ->
     // What Memtide's guest has as well.
     swap::give(&bench.machines, &subject)?;
     for _ in 0..count {
-        let wanted = ByteSize::from_mib(memtide.available_mib);
+        let wanted = ByteSize::from_mib(shrunk.available_mib);
         balloon.available_mib = inflate(&subject, wanted, play.shrinks)?.mib();
         once(&subject, &play, &mut balloon)?;
     }
-    let surges = [("none", plain), ("memtide", memtide), ("deflate_on_oom", balloon)];
+    let surges = [("none", plain), ("memtide", shrunk), ("deflate_on_oom", balloon)];
     report.surge = surges.map(|(name, surge)| (name.to_owned(), surge)).into();
     let base = report.surge["none"].seconds();
     for (name, surge) in &report.surge {
@@ -94,14 +98,14 @@ pub(super) fn measure(bench: &mut Bench<'_>, count: u32, report: &mut Report) ->
 
 /// Waits until as much as the surge wants is stolen, and no more is being stolen; what could be had then.
 /// Times are the guest's: one that counts its instructions is slow while it steals.
-fn shrunk(bench: &Bench<'_>, within: Duration) -> Result<ByteSize> {
-    let (whole, limit) = (bench.whole, bench.memtide.patience(within));
+fn shrink(bench: &Bench<'_>, memtide: &Subject, within: Duration) -> Result<ByteSize> {
+    let (whole, limit) = (bench.whole, memtide.patience(within));
     let wanted = script::surge_size(bench.machines.memory);
     let started = Instant::now();
-    let (mut least, mut since) = (whole, bench.memtide.uptime()?);
+    let (mut least, mut since) = (whole, memtide.uptime()?);
     loop {
-        let (total, available) = total_and_available(&bench.memtide)?;
-        let now = bench.memtide.uptime()?;
+        let (total, available) = total_and_available(memtide)?;
+        let now = memtide.uptime()?;
         if total < least {
             (least, since) = (total, now);
         }
@@ -109,7 +113,7 @@ fn shrunk(bench: &Bench<'_>, within: Duration) -> Result<ByteSize> {
             return Ok(available);
         }
         if started.elapsed() > limit {
-            let (who, what) = (bench.memtide.name().to_owned(), "enough is stolen");
+            let (who, what) = (memtide.name().to_owned(), "enough is stolen");
             let seen = format!("{total} of {whole}");
             return Err(BenchError::Late { who, what, waited: limit, seen });
         }

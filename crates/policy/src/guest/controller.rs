@@ -238,10 +238,11 @@ impl Controller {
         figures: &Figures,
     ) -> Result<Next, WaitReason> {
         seen.psi.ok_or(WaitReason::NoPsi)?;
-        let pressure = figures.pressure.ok_or(WaitReason::Measuring)?;
+        // Before all that goes over by itself: while pressure is measured, paging out goes on as before.
         if matches!(seen.device, DeviceState::Silent { .. }) {
             return Err(WaitReason::DeviceSilent);
         }
+        let pressure = figures.pressure.ok_or(WaitReason::Measuring)?;
         if figures.trigger_fired {
             return Err(WaitReason::Trigger);
         }

@@ -62,6 +62,17 @@ impl Hands {
         }
     }
 
+    /// Takes no more than so many of the blocks that it has to take. Where the worker has more of them already,
+    /// it ends those: who wants the first ones still asks for them anew.
+    pub fn shorten(&mut self, to: u64) {
+        let is_at_work = self.worker.current().is_some_and(is_steal);
+        let at_work = if is_at_work { self.worker.count() } else { 0 };
+        match usize::try_from(to).unwrap_or(usize::MAX).checked_sub(at_work) {
+            Some(left) => self.steals.truncate(left),
+            None => self.abort(),
+        }
+    }
+
     /// True while a steal is at work or on the list.
     pub fn is_stealing(&self) -> bool {
         self.worker.current().is_some_and(is_steal) || !self.steals.is_empty()
@@ -188,6 +199,33 @@ mod tests {
         hands.set_room(0);
         hands.remove(BlockId(3));
         assert_eq!(next(&mut hands).job.task, Task::Remove);
+    }
+
+    #[test]
+    fn a_list_is_shortened_at_its_end_and_what_is_at_work_ends_where_even_that_is_too_much() {
+        let (fake, mut hands) = hands();
+        let (keep, deadline) = (ByteSize::ZERO, MOVABLE_DEADLINE);
+        let task = Task::Steal { keep, deadline, look: Look::AtRoom };
+        let state = "sys/devices/system/memory/memory4/state";
+        fake.stall(state);
+        hands.set_room(2);
+        hands.steal([4, 3, 2, 1].map(|n| Job { block: BlockId(n), task }));
+        hands.shorten(9);
+        hands.shorten(3);
+        fake.allow(state);
+        hands.set_room(4);
+        let ended = [(); 3].map(|()| next(&mut hands).job.block.0);
+        assert_eq!((ended, hands.is_busy()), ([4, 3, 2], false));
+        // So many that the worker is still at them.
+        let many = 10_000;
+        hands.set_room(many);
+        hands.steal(std::iter::repeat_n(Job { block: BlockId(1), task }, many));
+        hands.shorten(1);
+        let mut last = None;
+        while hands.is_busy() {
+            last = hands.take().or(last);
+        }
+        assert_eq!(last.unwrap().result.unwrap_err().kind, StealFailure::Aborted);
     }
 
     #[test]

@@ -14,6 +14,7 @@ impl Agent {
             match action {
                 Action::Steal { blocks, keep } => self.steal(&blocks, keep),
                 Action::AbortSteal => self.abort_steal(),
+                Action::ShortenSteal { to } => self.parts.hands.shorten(to),
                 Action::AskReturn { ticket, blocks, urgency } => {
                     self.ask(now, ticket, blocks, urgency);
                 }

@@ -103,6 +103,9 @@ pub struct Controller {
     is_helping_itself: bool,
     /// The steal at work is larger than the pace allows: the first pressure ends it.
     is_rushing: bool,
+    /// What may be online by the host's target, where the steal at work is for that; `None` where the guest
+    /// gives as much unasked.
+    asked_down_to: Option<ByteSize>,
     next_ticket: u32,
 }
 
@@ -123,6 +126,7 @@ impl Controller {
             is_unheard: false,
             is_helping_itself: false,
             is_rushing: false,
+            asked_down_to: None,
             next_ticket: settings.first_ticket,
         }
     }
@@ -251,9 +255,10 @@ impl Controller {
             return Err(reason);
         }
         if seen.steal == StealState::Running {
+            let over = room.blocks_over();
             return match room.unhurrying(pressure).filter(|_| self.is_rushing) {
                 Some(reason) => Err(reason),
-                None => Ok((Vec::new(), Decision::Stealing)),
+                None => Ok((self.shorten(figures.ceiling, over), Decision::Stealing)),
             };
         }
         if let Some(reason) = room.at_target() {
@@ -281,6 +286,8 @@ impl Controller {
         let allowance = self.pace.allowance().min(room.gentle());
         let blocks = chosen(found, allowance.max(easy), count);
         self.is_rushing = blocks.len() as u64 > allowance;
+        let is_asked = self.is_rushing || allowed.ceiling.is_some();
+        self.asked_down_to = is_asked.then_some(figures.ceiling);
         if blocks.is_empty() {
             return Err(WaitReason::NoCandidate { cooling: self.cooldowns.count(now) });
         }
@@ -291,6 +298,16 @@ impl Controller {
             ceiling: allowed.ceiling,
         };
         Ok((Vec::from([Action::Steal { blocks, keep: figures.headroom.low }]), report))
+    }
+
+    /// Where the host asks for less than when the steal at work began, which is for its sake, the rest stays: no
+    /// more than `over` go. What the guest has to spare besides is seen once they have.
+    fn shorten(&mut self, ceiling: ByteSize, over: u64) -> Vec<Action> {
+        if self.asked_down_to.is_none_or(|asked| ceiling <= asked) {
+            return Vec::new();
+        }
+        self.asked_down_to = Some(ceiling);
+        Vec::from([Action::ShortenSteal { to: over }])
     }
 
     fn ask(&mut self, now: Instant, seen: &Observation, figures: &Figures, wanted: Wanted) -> Next {

@@ -38,6 +38,12 @@ pub enum Action {
     },
     /// Stop taking blocks offline: the one at work too.
     AbortSteal,
+    /// Take no more than so many of those that were to be taken and are online still. Who has gone too far for
+    /// that ends them all: what is wanted still is chosen anew.
+    ShortenSteal {
+        /// How many, the one at work included.
+        to: u64,
+    },
     /// Ask the gate, for the first time or again, under this ticket.
     AskReturn {
         /// The ticket's number.

@@ -210,7 +210,9 @@ fn check(action: &Action, seen: &Observation, min: ByteSize) -> Result<(), TestC
         Action::CancelReturn { ticket } => {
             prop_assert_eq!(seen.ticket.as_ref().map(|held| held.ticket), Some(*ticket));
         }
-        Action::AbortSteal => prop_assert_eq!(seen.steal, StealState::Running),
+        Action::AbortSteal | Action::ShortenSteal { .. } => {
+            prop_assert_eq!(seen.steal, StealState::Running);
+        }
     }
     Ok(())
 }

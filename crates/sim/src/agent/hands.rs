@@ -72,10 +72,22 @@ impl Hands {
         self.is_aborting = self.is_stealing();
     }
 
+    /// Takes no more than so many of those that it has; the one at work ends only where that is none.
+    pub(super) fn shorten(&mut self, to: u64) {
+        let to = usize::try_from(to).unwrap_or(usize::MAX);
+        match to.checked_sub(usize::from(self.at_work_on_steal())) {
+            Some(left) => self.steals.truncate(left),
+            None => self.abort(),
+        }
+    }
+
+    fn at_work_on_steal(&self) -> bool {
+        self.at_work.is_some_and(|job| matches!(job.task, Task::Steal { .. }))
+    }
+
     /// True while a steal is at work or to come.
     pub(super) fn is_stealing(&self) -> bool {
-        let at_work = self.at_work.is_some_and(|job| matches!(job.task, Task::Steal { .. }));
-        at_work || !self.steals.is_empty()
+        self.at_work_on_steal() || !self.steals.is_empty()
     }
 
     /// Processor time that steals have taken: all of it, as if nothing was waited for in between.

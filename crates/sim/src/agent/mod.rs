@@ -331,6 +331,7 @@ impl Agent {
             match action {
                 Action::Steal { blocks, keep } => self.hands.steal(blocks, keep),
                 Action::AbortSteal => self.hands.abort(),
+                Action::ShortenSteal { to } => self.hands.shorten(to),
                 Action::AskReturn { ticket, blocks, urgency } => {
                     if !self.returns.ask(now, ticket, blocks.clone(), urgency) {
                         continue;

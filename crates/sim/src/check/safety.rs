@@ -69,7 +69,7 @@ impl Safety {
                 Action::AskReturn { blocks, .. } | Action::TakeUnasked(blocks) => {
                     found.extend(self.bad_return(at, blocks));
                 }
-                Action::AbortSteal | Action::CancelReturn { .. } => {}
+                Action::AbortSteal | Action::ShortenSteal { .. } | Action::CancelReturn { .. } => {}
             }
         }
         found

@@ -327,6 +327,33 @@ fn no_more_blocks_go_than_the_host_keeps_up_with() {
     assert!(!world.agent.parts.hands.is_busy());
 }
 
+#[test]
+fn blocks_that_the_host_no_longer_asks_for_are_not_taken() {
+    let mut world = World::new();
+    let settings = *world.agent.parts.controller.settings();
+    let followed = Settings { scale_by: ScaleBy::Target, ..settings };
+    world.agent.parts.controller = Controller::new(followed);
+    world.run(5_000);
+    let state_of = |block: u64| format!("sys/devices/system/memory/memory{block}/state");
+    let is_tried =
+        |world: &World, block| world.fake.writes().iter().any(|(path, _)| *path == state_of(block));
+    let wants = |world: &mut World, mib: u32| {
+        // The configuration is looked at once no answer is awaited.
+        world.host();
+        world.device.configure(|config| config.balloon.num_pages.set(256 * mib));
+        world.turn(BY_DEVICE);
+    };
+    world.fake.stall(&state_of(7));
+    wants(&mut world, 512);
+    while !is_tried(&world, 7) {
+        std::thread::yield_now();
+    }
+    wants(&mut world, 128);
+    world.fake.allow(&state_of(7));
+    world.run(2_000);
+    assert_eq!((world.offline(), is_tried(&world, 6)), (BTreeSet::from([7]), false));
+}
+
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap()
 }

@@ -153,6 +153,8 @@ impl Story {
                 self.seen.steal = StealState::Running;
             }
             Action::AbortSteal => self.stealing.clear(),
+            // The one that this step has taken is among them.
+            Action::ShortenSteal { to } => self.stealing.truncate((to as usize).saturating_sub(1)),
             Action::AskReturn { ticket, blocks, urgency } => self.ask(ticket, blocks, urgency),
             Action::CancelReturn { .. } => self.seen.ticket = None,
             Action::TakeUnasked(blocks) => {
@@ -359,6 +361,27 @@ fn what_the_host_wants_goes_at_once_where_it_is_free_and_at_the_usual_pace_after
           7.2  2048 MiB  rest: the host's target leaves 2 GiB online, and that is followed
         ",
     );
+}
+
+#[test]
+fn a_host_that_asks_for_less_meanwhile_leaves_the_guest_the_rest() {
+    for scale_by in [ScaleBy::Target, ScaleBy::Use] {
+        let mut story = Story::scaled_by(scale_by, 32, 8);
+        story.used = 3_700;
+        story.run(3, 0);
+        story.used = 300;
+        story.seen.balloon = ByteSize::from_mib(2048);
+        story.step(0);
+        assert_eq!(story.stealing.len(), 16);
+        story.step(0);
+        story.seen.balloon = ByteSize::from_mib(700);
+        story.step(0);
+        assert_eq!(story.stealing.len(), 4, "with the two that are gone that makes six blocks");
+        // Another one brings back nothing that has gone, and what is at work has its turn first.
+        story.seen.balloon = ByteSize::ZERO;
+        story.step(0);
+        assert_eq!((story.stealing.len(), story.online()), (0, 4096 - 3 * 128), "{scale_by:?}");
+    }
 }
 
 #[test]

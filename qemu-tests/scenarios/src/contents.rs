@@ -144,11 +144,12 @@ fn seen_above(guest: &mut Guest, books: &mut Books) -> Result<String, ScenarioEr
         let heat: Value =
             serde_json::from_str(&guest.shell("memtide-agent heat --json")?).unwrap_or_default();
         let first = BlockSize::X86_SMALL.block_of(ABOVE);
-        let above = Pages::of(books.last.iter().filter(|seen| seen.block >= first));
+        let blocks = || books.last.iter().filter(|seen| seen.block >= first);
+        let above = Pages::of(blocks());
         let (hot, touched) = (ByteSize::from_bytes(above.hot << 12), touched_above(&heat));
         said = format!("above 4 GiB {hot} are hot, and {touched} were found touched");
         let is_seen = hot.times(4) >= HOT && touched.times(2) >= hot;
-        Ok((is_seen, said.clone()))
+        Ok((is_seen, format!("{said}; {}", by_block(blocks()))))
     })?;
     Ok(said)
 }

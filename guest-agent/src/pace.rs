@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use crate::processor_time::thread_time;
 
-/// One kind of look takes one part of so many of a processor: a quarter of a per cent, of the one per cent
-/// that the agent and its monitor may take at rest.
-const PART: u32 = 400;
+/// One kind of look takes one part of so many of a processor: a tenth of a per cent, of the one per cent
+/// that the agent and its monitor may take. There are three kinds.
+const PART: u32 = 1000;
 
 /// Within which bounds the pause after a look lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +44,8 @@ mod tests {
     fn a_look_is_a_small_part_of_a_processor_within_bounds() {
         let pace = Pace { shortest: Duration::from_secs(2), longest: Duration::from_secs(10) };
         let ms = Duration::from_millis;
-        let pauses = [0, 5, 6, 20, 25, 1_000].map(|cost| pace.pause(ms(cost)));
-        assert_eq!(pauses, [2_000, 2_000, 2_400, 8_000, 10_000, 10_000].map(ms));
+        let pauses = [0, 2, 3, 8, 10, 1_000].map(|cost| pace.pause(ms(cost)));
+        assert_eq!(pauses, [2_000, 2_000, 3_000, 8_000, 10_000, 10_000].map(ms));
         assert_eq!(pace.pause(Duration::MAX), pace.longest);
     }
 

@@ -1,8 +1,8 @@
 //! Whether the working set that the agent tells of is the one that there is: a workload touches a known
 //! part of the guest over and over, and nothing else.
 //!
-//! The agent goes by a sample of pages: of the smallest of these hot sets some 400 are in it, whose number is
-//! off by a twentieth one time in three. What is told may be off by 15 %.
+//! The agent goes by a sample of pages: of the smallest of these hot sets some 200 are in it, whose number is
+//! off by a fourteenth one time in three. What is told may be off by 15 %.
 //!
 //! Under emulation the workload's neighbours make its accesses visible to DAMON (`--tlb-neighbour`).
 

@@ -6,26 +6,26 @@
 
 mod page_sampling;
 mod stat_switch;
+mod watcher;
 
 use std::io;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use memtide_policy::guest::{AccessRegion, IdleTimes, IntervalTuner, IntervalsAim};
+use memtide_policy::guest::{AccessRegion, IntervalsAim};
+use memtide_sysfs::Root;
 use memtide_sysfs::damon::{
-    self, Absence, Capabilities, DamonError, Feedback, Intervals, IntervalsGoal, Module, Monitor,
-    MonitorConfig, PageoutConfig, PageoutStats, Paging, Region, RegionCount,
+    self, Absence, Capabilities, DamonError, Feedback, IntervalsGoal, Module, Monitor,
+    MonitorConfig, PageoutConfig, PageoutStats, Paging, RegionCount,
 };
-use memtide_sysfs::{Root, cgroup};
-use memtide_units::{ByteSize, GpaRange, Instant as Time, Permille};
+use memtide_units::{ByteSize, GpaRange};
 
 use crate::config::DamonUse;
-use crate::pace::{Pace, timed};
 
 pub use self::stat_switch::StatSwitch;
 
-use self::page_sampling::PageSampling;
+use self::watcher::Watcher;
 
 /// Between two looks at a page; the kernel's default of 5 ms is called too short for most uses by
 /// DAMON's own documentation.
@@ -59,14 +59,7 @@ const REGIONS_PER_BLOCK_MOST: u64 = 24;
 const REGIONS_LEAST: u64 = 64;
 const REGIONS_MIN_MOST: u64 = 1_500;
 const REGIONS_MAX: u64 = 3_000;
-/// Between two snapshots, besides the waiting inside. At the least: the heat of a block is wanted when the
-/// next steal is chosen, two seconds after the last. At the most: a working set that has been another
-/// for longer is told too late.
-const PACE: Pace = Pace { shortest: Duration::from_secs(2), longest: Duration::from_secs(10) };
 const STACK: usize = 256 << 10;
-
-/// Snapshots that fail in a row before the thread gives up.
-const FAILURES_MAX: u32 = 5;
 
 /// How memory is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -305,207 +298,6 @@ fn region_count(blocks: usize) -> RegionCount {
     let min = (REGIONS_PER_BLOCK * blocks).clamp(REGIONS_LEAST, REGIONS_MIN_MOST);
     let max = (REGIONS_PER_BLOCK_MOST * blocks).clamp(2 * REGIONS_LEAST, REGIONS_MAX);
     RegionCount { min, max }
-}
-
-/// What the thread has.
-struct Watcher {
-    root: Root,
-    monitor: Monitor,
-    /// Where the kernel does not tune the intervals.
-    tuner: Option<IntervalTuner>,
-    started: Instant,
-    /// What was ordered; the monitor may not have managed yet.
-    wanted: Paging,
-    /// From which age on memory is paged out.
-    min_age: Option<Duration>,
-    /// When cold memory was last paged out, or may have been.
-    paged: Option<Instant>,
-    idle: IdleTimes,
-    pages: PageSampling,
-    looked: Instant,
-}
-
-impl Watcher {
-    fn new(root: &Root, monitor: Monitor, min_age: Option<Duration>) -> Self {
-        let root = root.clone();
-        let (idle, looked) = (IdleTimes::default(), Instant::now());
-        let tuner = (!monitor.is_tuned()).then(|| IntervalTuner::new(AIM, Time::default()));
-        Self {
-            root,
-            monitor,
-            tuner,
-            started: looked,
-            wanted: Paging::Off,
-            min_age,
-            paged: None,
-            idle,
-            pages: PageSampling::default(),
-            looked,
-        }
-    }
-
-    fn run(mut self, memory: &[GpaRange], todo: &Receiver<Order>, report: &Sender<Finding>) {
-        self.draw(memory);
-        let ended = self.work(todo, report);
-        if let Err(error) = self.monitor.stop() {
-            tracing::warn!("DAMON's monitor could not be stopped: {error}");
-        }
-        // Last: whoever reads it may start another one.
-        if let Some(why) = ended {
-            let _ = report.send(Finding::Ended(why));
-        }
-    }
-
-    /// Works off orders and looks, until it is told to stop, or answers with why there is nothing to
-    /// see any more.
-    fn work(&mut self, todo: &Receiver<Order>, report: &Sender<Finding>) -> Option<String> {
-        let mut failures = 0;
-        let mut due = Instant::now() + PACE.shortest;
-        loop {
-            match todo.recv_timeout(due.saturating_duration_since(Instant::now())) {
-                Ok(Order::Watch(Watched { ranges, memory, blocks })) => {
-                    self.spare();
-                    if let Err(error) = self.monitor.set_regions(&ranges, region_count(blocks)) {
-                        tracing::warn!("DAMON keeps watching the old memory: {error}");
-                    }
-                    self.draw(&memory);
-                    continue;
-                }
-                Ok(Order::PageOut(paging)) => {
-                    self.wanted = paging;
-                    self.page_out();
-                    continue;
-                }
-                Ok(Order::Stall(stall_us)) => {
-                    if let Err(error) = self.monitor.feed(stall_us) {
-                        tracing::warn!("DAMON does not hear of stalls: {error}");
-                    }
-                    continue;
-                }
-                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
-                Err(RecvTimeoutError::Timeout) => {}
-            }
-            let (seen, cost) = timed(|| self.look());
-            match seen {
-                Ok(seen) => {
-                    failures = 0;
-                    let _ = report.send(Finding::Snapshot(seen));
-                    self.account(report);
-                }
-                Err(error) => {
-                    // A kdamond that is gone does not come back by itself.
-                    let is_gone = !self.monitor.is_running().unwrap_or(true);
-                    failures += 1;
-                    if is_gone || failures == FAILURES_MAX {
-                        return Some(why_ended(&error, is_gone));
-                    }
-                }
-            }
-            due = Instant::now() + PACE.pause(cost);
-        }
-    }
-
-    fn look(&mut self) -> damon::Result<Seen> {
-        let regions = self.monitor.snapshot()?;
-        let intervals = self.monitor.intervals()?;
-        let mut regions: Vec<_> = regions.iter().map(|region| access(region, intervals)).collect();
-        let now = Instant::now();
-        let elapsed = now.saturating_duration_since(std::mem::replace(&mut self.looked, now));
-        if self.monitor.paging().is_on() {
-            self.paged = Some(now);
-        }
-        let is_recent = |min_age: &Duration| {
-            self.paged.is_some_and(|at| now.saturating_duration_since(at) <= *min_age)
-        };
-        self.idle.correct(elapsed, self.min_age.filter(is_recent), &mut regions);
-        let (sample, aggregation) = times(intervals);
-        self.tune((sample, aggregation), &regions);
-        let closeness = Closeness { sample, aggregation, regions: regions.len() };
-        let started = self.started;
-        let touched = self.pages.touched(|| since(started), &self.monitor);
-        Ok(Seen { regions, touched, closeness })
-    }
-
-    fn draw(&mut self, memory: &[GpaRange]) {
-        self.pages.draw(self.clock(), &mut self.monitor, memory);
-    }
-
-    /// Time since the start.
-    fn clock(&self) -> Time {
-        since(self.started)
-    }
-
-    /// Sees to how often DAMON looks, where the kernel does not.
-    fn tune(&mut self, now: (Duration, Duration), regions: &[AccessRegion]) {
-        let at = self.clock();
-        let Some(tuner) = &mut self.tuner else { return };
-        let Some(sample) = tuner.step(at, now, regions) else { return };
-        let sample_us = u64::try_from(sample.as_micros()).unwrap_or(u64::MAX);
-        let aggr_us = sample_us.saturating_mul(AGGREGATION_US / SAMPLE_US);
-        self.spare();
-        if let Err(error) = self.monitor.set_intervals(Intervals { sample_us, aggr_us }) {
-            tracing::warn!("DAMON looks as often as before: {error}");
-        }
-    }
-
-    /// Sees to what was ordered, and to intervals that the kernel has tuned since.
-    fn page_out(&mut self) {
-        let was_on = self.monitor.paging().is_on();
-        self.spare();
-        match self.monitor.page_out(self.wanted) {
-            Ok(()) if was_on => self.paged = Some(Instant::now()),
-            Ok(()) => {}
-            Err(error) => tracing::warn!("DAMON does not page out as it should: {error}"),
-        }
-    }
-
-    /// What somebody has asked the kernel to keep is not paged out: DAMON's reclaim does not look at
-    /// protection (mm/vmscan.c, `reclaim_pages`).
-    fn spare(&mut self) {
-        if (self.wanted, self.monitor.paging()) != (Paging::Off, Paging::Off) {
-            let groups = match self.wanted {
-                Paging::On(_) => cgroup::protected(&self.root),
-                Paging::Off => Vec::new(),
-            };
-            self.monitor.spare(groups);
-        }
-    }
-
-    fn account(&mut self, report: &Sender<Finding>) {
-        if (self.wanted, self.monitor.paging()) == (Paging::Off, Paging::Off) {
-            return;
-        }
-        self.page_out();
-        match self.monitor.pageout_stats() {
-            Ok(stats) => _ = report.send(Finding::PagedOut(stats)),
-            Err(error) => tracing::debug!("what was paged out is not known: {error}"),
-        }
-    }
-}
-
-fn why_ended(error: &DamonError, is_gone: bool) -> String {
-    match error {
-        DamonError::File(_) if is_gone => "its kdamond has ended, or was stopped".into(),
-        other => other.to_string(),
-    }
-}
-
-fn since(start: Instant) -> Time {
-    Time::from_millis(u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX))
-}
-
-fn times(intervals: Intervals) -> (Duration, Duration) {
-    (Duration::from_micros(intervals.sample_us), Duration::from_micros(intervals.aggr_us))
-}
-
-fn access(region: &Region, intervals: Intervals) -> AccessRegion {
-    let most = u64::from(intervals.max_nr_accesses());
-    let accessed = (u64::from(region.nr_accesses) * 1000 / most).min(1000);
-    AccessRegion {
-        range: region.range,
-        accessed: Permille(accessed as u32),
-        age: Duration::from_micros(intervals.aggr_us.saturating_mul(region.age.into())),
-    }
 }
 
 #[cfg(test)]

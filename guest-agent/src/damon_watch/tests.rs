@@ -1,6 +1,8 @@
+use super::watcher::access;
 use super::*;
+use memtide_sysfs::damon::{Intervals, Region};
 use memtide_sysfs::fake::{FakeDamon, FakeRoot};
-use memtide_units::{ByteSize, Gpa};
+use memtide_units::{ByteSize, Gpa, Permille};
 
 fn range(mib: u64, len: u64) -> GpaRange {
     GpaRange::new(Gpa(mib << 20), ByteSize::from_mib(len)).unwrap()

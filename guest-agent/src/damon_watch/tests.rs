@@ -165,22 +165,36 @@ fn the_share_of_the_sample_that_was_touched_is_that_of_all_memory() {
     fake.set_damon_regions(&[Region { range: range(0, 4), nr_accesses: 0, age: 9 }]);
     let monitor = Monitor::start(&fake.root(), &config()).unwrap();
     let mut watcher = Watcher::new(&fake.root(), monitor, None);
-    watcher.draw(&[range(0, 8)]);
+    watcher.pages.want(&[range(0, 8)]);
     let count = |looked_at: u64, touched: u64| {
         let schemes = "sys/kernel/mm/damon/admin/kdamonds/1/contexts/0/schemes";
         for (scheme, pages) in [(0, looked_at), (1, touched)] {
             fake.put(&format!("{schemes}/{scheme}/stats/sz_tried"), &(pages << 12).to_string());
         }
     };
+    assert_eq!(watcher.look().unwrap().touched, None, "it has just been drawn");
     count(100, 100);
     assert_eq!(watcher.look().unwrap().touched, None, "for too short a time");
     watcher.started -= Duration::from_secs(31);
     count(200, 125);
     assert_eq!(watcher.look().unwrap().touched, Some(ByteSize::from_mib(2)));
-    // Somebody else writes to DAMON's files: the last count holds, and so does the snapshot.
-    fake.refuse("sys/kernel/mm/damon/admin/kdamonds/1/state", rustix::io::Errno::BUSY);
+    // The counts change no sooner than that; then somebody else writes to DAMON's files. The last count holds,
+    // and so does the snapshot.
+    watcher.started -= Duration::from_secs(9);
+    let second = "sys/kernel/mm/damon/admin/kdamonds/1/state";
+    fake.refuse(second, rustix::io::Errno::BUSY);
     let seen = watcher.look().unwrap();
     assert_eq!((seen.touched, seen.regions.len()), (Some(ByteSize::from_mib(2)), 1));
+    // Somebody has stopped it for good: after a while another sample is drawn.
+    fake.allow(second);
+    fake.root().write(second, "off").unwrap();
+    for _ in 0..4 {
+        watcher.look().unwrap();
+    }
+    assert_eq!(fake.get(second), "off\n");
+    watcher.started -= Duration::from_secs(120);
+    assert_eq!(watcher.look().unwrap().touched, None, "it begins anew");
+    assert_eq!(fake.get(second), "on\n");
 }
 
 #[test]

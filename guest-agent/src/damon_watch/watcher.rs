@@ -35,7 +35,7 @@ pub(super) struct Watcher {
     /// When cold memory was last paged out, or may have been.
     paged: Option<Instant>,
     idle: IdleTimes,
-    pages: PageSampling,
+    pub(super) pages: PageSampling,
     looked: Instant,
 }
 
@@ -64,7 +64,7 @@ impl Watcher {
         todo: &Receiver<Order>,
         report: &Sender<Finding>,
     ) {
-        self.draw(memory);
+        self.pages.want(memory);
         let ended = self.work(todo, report);
         if let Err(error) = self.monitor.stop() {
             tracing::warn!("DAMON's monitor could not be stopped: {error}");
@@ -87,7 +87,7 @@ impl Watcher {
                     if let Err(error) = self.monitor.set_regions(&ranges, region_count(blocks)) {
                         tracing::warn!("DAMON keeps watching the old memory: {error}");
                     }
-                    self.draw(&memory);
+                    self.pages.want(&memory);
                     continue;
                 }
                 Ok(Order::PageOut(paging)) => {
@@ -141,12 +141,9 @@ impl Watcher {
         self.tune((sample, aggregation), &regions);
         let closeness = Closeness { sample, aggregation, regions: regions.len() };
         let started = self.started;
+        self.pages.draw_if_due(|| since(started), &mut self.monitor);
         let touched = self.pages.touched(|| since(started), &self.monitor);
         Ok(Seen { regions, touched, closeness })
-    }
-
-    pub(super) fn draw(&mut self, memory: &[GpaRange]) {
-        self.pages.draw(self.clock(), &mut self.monitor, memory);
     }
 
     /// Time since the start.

@@ -5,11 +5,11 @@ use std::time::Duration;
 use memtide_units::GpaRange;
 
 use super::pageout::{self, Feedback, Pageout, PageoutStats, Paging};
-use super::sample::{PageCount, Sampler};
+use super::sample::{PageCount, Pages, Sampler};
 use super::setup::{self, MARK};
 use super::{
-    CONTEXT, DamonError, KDAMONDS, MonitorConfig, Region, RegionCount, Result, SCHEME, STATE,
-    probe, regions,
+    CONTEXT, DamonError, KDAMONDS, MonitorConfig, Region, RegionCount, Result, STATE, probe,
+    regions,
 };
 use crate::Root;
 use crate::error::optional;
@@ -62,7 +62,7 @@ impl Monitor {
         probe(root)?;
         let pageout = setup::start(root, config).inspect_err(|_| {
             // Best effort: the first error is the one that says what is wrong.
-            let _ = take_down(root);
+            let _ = clear(root);
         })?;
         let intervals = config.intervals();
         let is_tuned = config.intervals_goal.is_some();
@@ -225,10 +225,9 @@ impl Monitor {
     /// [`super::DamonError::File`]: no page is looked at then. [`super::DamonError::Taken`].
     pub fn sample_pages(&mut self, memory: &[GpaRange], within: Duration) -> Result<()> {
         self.must_be_ours()?;
-        if let Some(sampler) = self.sampler.take() {
-            sampler.stop(&self.root)?;
-        }
-        self.sampler = Some(Sampler::start(&self.root, memory, within)?);
+        self.sampler = None;
+        let pages = if self.is_tuned { Pages::Any } else { Pages::Heads };
+        self.sampler = Some(Sampler::start(&self.root, (memory, pages), within)?);
         Ok(())
     }
 
@@ -238,7 +237,6 @@ impl Monitor {
     /// [`super::DamonError::File`], [`super::DamonError::Taken`].
     pub fn page_count(&self) -> Result<Option<PageCount>> {
         let Some(sampler) = self.sampler else { return Ok(None) };
-        self.must_be_ours()?;
         Ok(Some(sampler.count(&self.root)?))
     }
 
@@ -263,7 +261,7 @@ impl Monitor {
     /// # Errors
     /// [`super::DamonError::File`].
     pub fn is_running(&self) -> Result<bool> {
-        Ok(is_ours(&self.root)? && is_on(&self.root, STATE)?)
+        Ok(is_ours(&self.root)? && is_on(&self.root, 0)?)
     }
 
     /// Stops watching and takes the kdamond down, if it is ours still.
@@ -289,18 +287,31 @@ impl Drop for Monitor {
     }
 }
 
-/// Stops a kdamond that an earlier process of ours started and did not live to stop, and says
-/// whether there was one. Everybody else's is left alone. For the start of a process: it would also
-/// stop a [`Monitor`] that lives.
+/// Stops kdamonds that an earlier process of ours started and did not live to stop, and says whether
+/// there were any. Everybody else's are left alone. For the start of a process: it would also stop a
+/// [`Monitor`] that lives.
 ///
 /// # Errors
-/// [`super::DamonError::File`].
+/// [`super::DamonError::File`], once all were tried.
 pub fn stop_leftover(root: &Root) -> Result<bool> {
-    if !is_ours(root)? {
-        return Ok(false);
+    let all = optional(root.numbers(KDAMONDS, ""))?.unwrap_or_default();
+    let mut ours = Vec::new();
+    for kdamond in &all {
+        if is_marked(root, *kdamond)? {
+            ours.push(*kdamond);
+        }
     }
-    take_down(root)?;
-    Ok(true)
+    let stopped: Vec<_> = ours.iter().map(|kdamond| turn_off(root, *kdamond)).collect();
+    stopped.into_iter().collect::<crate::Result<()>>()?;
+    // What somebody has set up in our place stays, running or not.
+    let mut is_clear = ours.contains(&0);
+    for kdamond in all.iter().filter(|kdamond| !ours.contains(kdamond)) {
+        is_clear &= !is_on(root, *kdamond)?;
+    }
+    if is_clear {
+        clear(root)?;
+    }
+    Ok(!ours.is_empty())
 }
 
 /// Whether the kdamond that is set up is one of ours, of a process that lives or one that was killed.
@@ -308,21 +319,29 @@ pub fn stop_leftover(root: &Root) -> Result<bool> {
 /// # Errors
 /// [`super::DamonError::File`].
 pub fn is_ours(root: &Root) -> Result<bool> {
-    let file = format!("{SCHEME}/watermarks/interval_us");
+    Ok(is_marked(root, 0)?)
+}
+
+/// Whether the kdamond of this number carries our mark.
+pub(super) fn is_marked(root: &Root, kdamond: u64) -> crate::Result<bool> {
+    let file = format!("{KDAMONDS}/{kdamond}/contexts/0/schemes/0/watermarks/interval_us");
     Ok(optional(root.value::<u64>(file, "microseconds"))? == Some(MARK))
 }
 
-fn is_on(root: &Root, state: &str) -> crate::Result<bool> {
-    Ok(optional(root.read(state))?.is_some_and(|state| state.trim() == "on"))
+pub(super) fn is_on(root: &Root, kdamond: u64) -> crate::Result<bool> {
+    let state = optional(root.read(format!("{KDAMONDS}/{kdamond}/state")))?;
+    Ok(state.is_some_and(|state| state.trim() == "on"))
 }
 
-fn take_down(root: &Root) -> crate::Result<()> {
-    for kdamond in root.numbers(KDAMONDS, "")? {
-        let state = format!("{KDAMONDS}/{kdamond}/state");
-        if is_on(root, &state)? {
-            root.write(state, "off")?;
-        }
+/// Stops it where it runs.
+pub(super) fn turn_off(root: &Root, kdamond: u64) -> crate::Result<()> {
+    if is_on(root, kdamond)? {
+        root.write(format!("{KDAMONDS}/{kdamond}/state"), "off")?;
     }
+    Ok(())
+}
+
+fn clear(root: &Root) -> crate::Result<()> {
     root.write(format!("{KDAMONDS}/nr_kdamonds"), "0")
 }
 

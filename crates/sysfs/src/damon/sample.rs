@@ -20,9 +20,13 @@ use std::time::Duration;
 
 use memtide_units::{ByteSize, Gpa, GpaRange, Pfn};
 
-use super::{KDAMONDS, put, setup};
+use super::monitor::{is_marked, is_on, turn_off};
+use super::setup::MARK;
+use super::{DamonError, KDAMONDS, put, setup};
 use crate::{Result, Root};
 
+/// Its number.
+const SECOND: u64 = 1;
 const KDAMOND: &str = "sys/kernel/mm/damon/admin/kdamonds/1";
 /// The most pages of a sample. Each look costs some 2,000 instructions, and a page's directory in sysfs, while
 /// it is made known to the kernel, half a KiB.
@@ -49,6 +53,26 @@ pub struct PageCount {
     pub touched: ByteSize,
 }
 
+/// Which pages can be in a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pages {
+    /// Any.
+    Any,
+    /// The first ones of each 2 MiB, which are the first of whatever large page they are part of: to a kernel
+    /// before 6.15 all others of it are never touched (mm/damon/ops-common.c, `damon_get_folio`).
+    Heads,
+}
+
+impl Pages {
+    /// Of so many pages one can be in a sample.
+    fn stride(self) -> u64 {
+        match self {
+            Self::Any => 1,
+            Self::Heads => 512,
+        }
+    }
+}
+
 /// The kdamond, while it runs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sampler;
@@ -56,8 +80,16 @@ pub(super) struct Sampler;
 impl Sampler {
     /// Has it look at a sample of these ranges from now on, where a page counts that was touched within this
     /// time; at least one aggregation is.
-    pub(super) fn start(root: &Root, memory: &[GpaRange], within: Duration) -> Result<Self> {
-        let pages = pages(memory, PAGES_MAX);
+    pub(super) fn start(
+        root: &Root,
+        (memory, kind): (&[GpaRange], Pages),
+        within: Duration,
+    ) -> std::result::Result<Self, DamonError> {
+        if is_on(root, SECOND)? && !is_marked(root, SECOND)? {
+            return Err(DamonError::Taken);
+        }
+        turn_off(root, SECOND)?;
+        let pages = pages(memory, PAGES_MAX, kind.stride());
         root.write(format!("{KDAMOND}/contexts/nr_contexts"), "1")?;
         root.write(at("operations"), "paddr")?;
         let number = |file: &str, value: u64| put(root, &at(file), value);
@@ -75,21 +107,20 @@ impl Sampler {
         write_scheme(root, ALL, any, any)?;
         write_scheme(root, NOW, (1, u32::MAX.into()), any)?;
         write_scheme(root, LATELY, (0, 0), (0, windows.saturating_sub(2)))?;
+        put(root, &scheme(ALL, "watermarks/interval_us"), MARK)?;
         root.write(format!("{KDAMOND}/state"), "on")?;
-        // The kernel has taken them over; thousands of directories would lie there for nothing.
-        number("targets/0/regions/nr_regions", 0)?;
+        // The kernel has taken them over; thousands of directories would lie there for nothing, but do no harm.
+        let _ = number("targets/0/regions/nr_regions", 0);
         Ok(Self)
     }
 
-    /// Ends it.
-    pub(super) fn stop(self, root: &Root) -> Result<()> {
-        root.write(format!("{KDAMOND}/state"), "off")
-    }
-
     /// What it has counted. Waits until the end of a look at all pages.
-    pub(super) fn count(self, root: &Root) -> Result<PageCount> {
+    pub(super) fn count(self, root: &Root) -> std::result::Result<PageCount, DamonError> {
+        if !is_marked(root, SECOND)? {
+            return Err(DamonError::Taken);
+        }
         root.write(format!("{KDAMOND}/state"), "update_schemes_stats")?;
-        let tried = |number| {
+        let tried = |number| -> Result<ByteSize> {
             let bytes = root.value(scheme(number, "stats/sz_tried"), "a number");
             bytes.map(ByteSize::from_bytes)
         };
@@ -126,32 +157,38 @@ fn write_scheme(root: &Root, number: u64, accesses: (u64, u64), age: (u64, u64))
 
 /// One page of each of up to `most` equal parts of memory, at another place in each: what has a period of its own
 /// does not meet the sample's. The places are multiples of the golden ratio, which lie as evenly as any
-/// and are the same each time.
-fn pages(memory: &[GpaRange], most: u64) -> Vec<GpaRange> {
+/// and are the same each time. Only every `stride`th page by its address can be one.
+fn pages(memory: &[GpaRange], most: u64, stride: u64) -> Vec<GpaRange> {
     const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-    let total = memory.iter().map(|range| range.len().bytes() / Pfn::SIZE.bytes()).sum::<u64>();
-    // Two pages of one part might be neighbours, whom the kernel may join.
-    let count = most.min(total / 2);
-    let bound = |part: u64| (u128::from(total) * u128::from(part) / u128::from(count)) as u64;
-    let page = |part: u64| {
-        let (start, end) = (bound(part), bound(part + 1));
-        let place = u128::from(part.wrapping_mul(GOLDEN)) * u128::from(end - start);
-        start + (place >> 64) as u64
+    let step = Pfn::SIZE.times(stride).bytes();
+    // The places of a range: its first, and how many.
+    let places = |range: &GpaRange| {
+        let first = range.start().0.div_ceil(step) * step;
+        (first, range.end().0.saturating_sub(first) / step)
     };
-    let mut ranges = memory.iter();
-    let mut current = ranges.next();
-    // Where in all memory the current range begins, in pages.
-    let mut before = 0;
+    let places: Vec<(u64, u64)> = memory.iter().map(places).collect();
+    let total: u64 = places.iter().map(|(_, count)| count).sum();
+    // Two pages next to each other might be joined by the kernel.
+    let count = most.min(if stride == 1 { total / 2 } else { total });
+    let bound = |part: u64| (u128::from(total) * u128::from(part) / u128::from(count)) as u64;
+    let place = |part: u64| {
+        let (start, end) = (bound(part), bound(part + 1));
+        let offset = u128::from(part.wrapping_mul(GOLDEN)) * u128::from(end - start);
+        start + (offset >> 64) as u64
+    };
     let mut chosen = Vec::new();
-    for index in (0..count).map(page) {
-        while let Some(range) = current {
-            let len = range.len().bytes() / Pfn::SIZE.bytes();
-            if index < before + len {
-                let start = Gpa(range.start().0 + Pfn::SIZE.times(index - before).bytes());
+    let mut ranges = places.iter();
+    let mut current = ranges.next();
+    // How many places lie before the current range.
+    let mut before = 0;
+    for index in (0..count).map(place) {
+        while let Some((first, here)) = current {
+            if index < before + here {
+                let start = Gpa(first + (index - before) * step);
                 chosen.extend(GpaRange::new(start, Pfn::SIZE).ok());
                 break;
             }
-            before += len;
+            before += here;
             current = ranges.next();
         }
     }
@@ -170,7 +207,7 @@ mod tests {
     #[test]
     fn a_sample_lies_evenly_in_all_memory() {
         let memory = [range(0, 3 << 10), range(4 << 10, 1 << 10)];
-        let pages = pages(&memory, PAGES_MAX);
+        let pages = pages(&memory, PAGES_MAX, 1);
         assert_eq!(pages.len(), 2048);
         let above = pages.iter().filter(|page| page.start().0 >= 4 << 30).count();
         assert_eq!(above, 512);
@@ -181,12 +218,19 @@ mod tests {
     }
 
     #[test]
+    fn where_only_first_pages_are_seen_these_are_the_sample() {
+        let pages = pages(&[range(3, 1023)], PAGES_MAX, 512);
+        assert_eq!(pages.len(), 511, "each whole 2 MiB");
+        assert!(pages.iter().all(|page| page.start().0 % (2 << 20) == 0));
+    }
+
+    #[test]
     fn little_memory_is_not_looked_at_twice() {
         let memory = [range(1, 2)];
-        let pages = pages(&memory, PAGES_MAX);
+        let pages = pages(&memory, PAGES_MAX, 1);
         assert_eq!(pages.len(), 256);
         assert!(pages.iter().all(|page| memory[0].contains(*page)));
-        assert_eq!(super::pages(&[], PAGES_MAX), []);
+        assert_eq!(super::pages(&[], PAGES_MAX, 1), []);
     }
 
     proptest! {
@@ -194,6 +238,7 @@ mod tests {
         fn any_memory_has_a_sample(
             lens in prop::collection::vec((0_u64..8, 1_u64..300), 1..6),
             most in 1_u64..600,
+            stride in prop::sample::select(vec![1_u64, 512]),
         ) {
             let mut at = 0;
             let mut memory = vec![];
@@ -201,9 +246,12 @@ mod tests {
                 memory.push(range(at + gap, len));
                 at += gap + len;
             }
-            let chosen = pages(&memory, most);
+            let chosen = pages(&memory, most, stride);
             let total: u64 = memory.iter().map(|range| range.len().mib() * 256).sum();
-            prop_assert_eq!(chosen.len() as u64, most.min(total / 2));
+            if stride == 1 {
+                prop_assert_eq!(chosen.len() as u64, most.min(total / 2));
+            }
+            prop_assert!(chosen.iter().all(|page| page.start().0 % (4096 * stride) == 0));
             prop_assert!(chosen.windows(2).all(|pair| pair[0].end() <= pair[1].start()));
             let is_inside = |page: &GpaRange| memory.iter().any(|range| range.contains(*page));
             prop_assert!(chosen.iter().all(is_inside));

@@ -1,4 +1,5 @@
 use super::*;
+use crate::damon::SCHEME;
 use crate::damon::pageout::PAGEOUT;
 use crate::damon::{
     Absence, ConfigError, DamonError, IntervalsGoal, Module, PageoutConfig, pause_damon_stat,
@@ -219,8 +220,10 @@ fn the_largest_count_is_the_number_of_samples() {
 
 #[test]
 fn a_sample_of_pages_is_looked_at_by_a_second_kdamond() {
-    let fake = guest(FakeDamon::V6_12);
-    let mut monitor = Monitor::start(&fake.root(), &config()).unwrap();
+    let fake = guest(FakeDamon::V7_3);
+    let _pause = pause_damon_stat(&fake.root()).unwrap();
+    let config = MonitorConfig { intervals_goal: Some(GOAL), ..config() };
+    let mut monitor = Monitor::start(&fake.root(), &config).unwrap();
     assert_eq!(monitor.page_count().unwrap(), None, "nobody has asked for it");
     let memory = [range(0, 1), range(64, 1)];
     monitor.sample_pages(&memory, Duration::from_secs(30)).unwrap();
@@ -261,10 +264,50 @@ fn a_sample_of_pages_is_looked_at_by_a_second_kdamond() {
 }
 
 #[test]
+fn a_second_kdamond_of_somebody_elses_is_left_alone() {
+    let fake = guest(FakeDamon::V6_12);
+    let mut monitor = Monitor::start(&fake.root(), &config()).unwrap();
+    let state = format!("{KDAMONDS}/1/state");
+    let mark = format!("{KDAMONDS}/1/contexts/0/schemes/0/watermarks/interval_us");
+    monitor.sample_pages(&[range(0, 4)], Duration::from_secs(30)).unwrap();
+    fake.put(&mark, "0\n");
+    assert!(matches!(monitor.page_count(), Err(DamonError::Taken)));
+    let error = monitor.sample_pages(&[range(0, 8)], Duration::from_secs(30)).unwrap_err();
+    assert!(matches!(error, DamonError::Taken));
+    monitor.stop().unwrap();
+    assert_eq!((fake.get(STATE), fake.get(&state)), ("off\n".into(), "on\n".into()));
+}
+
+/// Whoever has taken the first one away has stopped the second one for nobody.
+#[test]
+fn a_second_kdamond_is_stopped_though_the_first_is_somebody_elses() {
+    let fake = guest(FakeDamon::V6_12);
+    let mut monitor = Monitor::start(&fake.root(), &config()).unwrap();
+    monitor.sample_pages(&[range(0, 4)], Duration::from_secs(30)).unwrap();
+    fake.put(&format!("{SCHEME}/watermarks/interval_us"), "0\n");
+    assert!(matches!(monitor.snapshot(), Err(DamonError::Taken)));
+    monitor.stop().unwrap();
+    let second = fake.get(&format!("{KDAMONDS}/1/state"));
+    assert_eq!((fake.get(STATE), second), ("on\n".into(), "off\n".into()));
+}
+
+#[test]
+fn a_second_kdamond_that_somebody_stopped_can_be_started_again() {
+    let fake = guest(FakeDamon::V6_12);
+    let mut monitor = Monitor::start(&fake.root(), &config()).unwrap();
+    monitor.sample_pages(&[range(0, 4)], Duration::from_secs(30)).unwrap();
+    let state = format!("{KDAMONDS}/1/state");
+    fake.root().write(&state, "off").unwrap();
+    assert!(monitor.page_count().is_err());
+    monitor.sample_pages(&[range(0, 4)], Duration::from_secs(30)).unwrap();
+    assert_eq!(fake.get(&state), "on\n");
+}
+
+#[test]
 fn a_killed_process_leaves_neither_kdamond() {
     let fake = guest(FakeDamon::V6_12);
     let mut monitor = Monitor::start(&fake.root(), &config()).unwrap();
-    monitor.sample_pages(&[range(0, 1)], Duration::from_secs(30)).unwrap();
+    monitor.sample_pages(&[range(0, 4)], Duration::from_secs(30)).unwrap();
     std::mem::forget(monitor);
     assert!(stop_leftover(&fake.root()).unwrap());
     assert_eq!(fake.get(&format!("{KDAMONDS}/nr_kdamonds")), "0\n");

@@ -191,14 +191,14 @@ impl DamonWatch {
         let monitor = begin(root, how, stat, |found| monitor_config(wanted, found))?;
         let feedback = monitor.feedback();
         let tuner = if monitor.is_tuned() { Tuner::Kernel } else { Tuner::Agent };
-        let watcher = Watcher::new(root, monitor, min_age);
-        let memory = watched.memory.clone();
+        let mut watcher = Watcher::new(root, monitor, min_age);
+        watcher.pages.want(&watched.memory);
         let (orders, todo) = channel();
         let (report, findings) = channel();
         let thread = std::thread::Builder::new()
             .name("memtide-damon".into())
             .stack_size(STACK)
-            .spawn(move || watcher.run(&memory, &todo, &report))
+            .spawn(move || watcher.run(&todo, &report))
             .map_err(Unwatched::Thread)?;
         Ok(Self {
             orders,
@@ -255,8 +255,8 @@ impl Drop for DamonWatch {
     fn drop(&mut self) {
         let _ = self.orders.send(Order::Stop);
         let Some(thread) = self.thread.take() else { return };
-        // A look in progress takes its time, up to two seconds as a rule: none of the kernel's waits in it
-        // heeds a signal (mm/damon/core.c, `damos_walk` and `damon_call`; before 6.14 mm/damon/sysfs.c,
+        // A look in progress takes its time, as a rule up to two seconds for regions and two for the sample:
+        // none of the kernel's waits in it heeds a signal (mm/damon/core.c, `damos_walk` and `damon_call`; before 6.14 mm/damon/sysfs.c,
         // `damon_sysfs_handle_cmd`).
         let _ = thread.join();
     }

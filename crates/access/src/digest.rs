@@ -291,9 +291,9 @@ fn idle_times(
     }
 }
 
-/// The same times, where the first `touched` bytes are working set and no others.
+/// The same times, ascending as before, where the first `touched` bytes are working set and no others.
 fn by_pages(times: &[(u64, u64)], mut touched: u64) -> Vec<(u64, u64)> {
-    let mut told = Vec::with_capacity(times.len() + 1);
+    let mut told = Vec::with_capacity(2 * times.len());
     for &(ms, used) in times {
         let in_set = used.min(touched);
         touched -= in_set;
@@ -301,7 +301,6 @@ fn by_pages(times: &[(u64, u64)], mut touched: u64) -> Vec<(u64, u64)> {
         told.push((ms.max(WORKING_SET_MS), used - in_set));
     }
     told.retain(|(_, used)| *used > 0);
-    told.sort_unstable();
     told
 }
 

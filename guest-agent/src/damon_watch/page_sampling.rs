@@ -22,7 +22,6 @@ pub(super) struct PageSampling {
     /// When one is drawn again, where there is none.
     draw_due: Instant,
     ask_due: Instant,
-    looked_at: ByteSize,
     failures: u32,
 }
 
@@ -47,7 +46,7 @@ impl PageSampling {
         match monitor.sample_pages(&self.memory, WORKING_SET_AGE) {
             Ok(()) => {
                 self.sample = Some(PageSample::new(clock(), WORKING_SET_AGE));
-                (self.ask_due, self.looked_at, self.failures) = (clock(), ByteSize::ZERO, 0);
+                (self.ask_due, self.failures) = (clock(), 0);
             }
             Err(error) => {
                 tracing::info!(
@@ -70,8 +69,7 @@ impl PageSampling {
                 Ok(count) => {
                     let PageCount { looked_at, touched } = count.unwrap_or_default();
                     let now = clock();
-                    sample.observe(now, Counted { looked_at, touched });
-                    if std::mem::replace(&mut self.looked_at, looked_at) != looked_at {
+                    if sample.observe(now, Counted { looked_at, touched }) {
                         self.ask_due = now + ASKED_AFTER;
                     }
                     self.failures = 0;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use memtide_policy::guest::{AccessRegion, IdleTimes, IntervalTuner};
 use memtide_sysfs::damon::{self, DamonError, Intervals, Monitor, Paging, Region};
 use memtide_sysfs::{Root, cgroup};
-use memtide_units::{GpaRange, Instant as Time, Permille};
+use memtide_units::{Instant as Time, Permille};
 
 use super::page_sampling::PageSampling;
 use super::{
@@ -58,13 +58,7 @@ impl Watcher {
         }
     }
 
-    pub(super) fn run(
-        mut self,
-        memory: &[GpaRange],
-        todo: &Receiver<Order>,
-        report: &Sender<Finding>,
-    ) {
-        self.pages.want(memory);
+    pub(super) fn run(mut self, todo: &Receiver<Order>, report: &Sender<Finding>) {
         let ended = self.work(todo, report);
         if let Err(error) = self.monitor.stop() {
             tracing::warn!("DAMON's monitor could not be stopped: {error}");

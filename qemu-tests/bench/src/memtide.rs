@@ -40,6 +40,12 @@ pub(crate) struct Device {
 }
 
 impl Device {
+    /// One for the guest of this name: its socket is in `sockets`, its log with the guests'.
+    pub(crate) fn of_guest(machines: &Machines<'_>, name: &str, sockets: &Path) -> Result<Self> {
+        let log = machines.artifacts.join(format!("{name}-device.log"));
+        Self::start(machines.programs, &sockets.join(name), &log)
+    }
+
     /// Starts the program and waits until it listens on `socket`.
     pub(crate) fn start(programs: &Built, socket: &Path, log: &Path) -> Result<Self> {
         let file = |source| BenchError::File { doing: "write", path: log.into(), source };
@@ -118,8 +124,7 @@ impl Memtide {
         sockets: &Path,
         moved: ByteSize,
     ) -> Result<Self> {
-        let log = machines.artifacts.join(format!("{name}-device.log"));
-        let device = Device::start(machines.programs, &sockets.join(name), &log)?;
+        let device = Device::of_guest(machines, name, sockets)?;
         let page = match backing {
             Backing::HugeMemfd => HUGE_PAGE.bytes() as usize,
             Backing::Memfd | Backing::FileIn(_) => PAGE,

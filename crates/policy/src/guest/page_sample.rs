@@ -33,8 +33,8 @@ impl PageSample {
         Self { settled: now + within, total: Counted::default(), found: None }
     }
 
-    /// Takes in the counts, which only grow.
-    pub fn observe(&mut self, now: Instant, total: Counted) {
+    /// Takes in the counts, which only grow. True where they have.
+    pub fn observe(&mut self, now: Instant, total: Counted) -> bool {
         let less = |a: ByteSize, b: ByteSize| a.bytes().saturating_sub(b.bytes());
         let before = core::mem::replace(&mut self.total, total);
         let looked_at = less(total.looked_at, before.looked_at);
@@ -44,6 +44,7 @@ impl PageSample {
             let counted = Counted { looked_at: size(looked_at), touched: size(touched) };
             self.found = Some((now, counted));
         }
+        looked_at > 0
     }
 
     /// How much of `memory`, all that the sample was drawn from, was touched lately, where that is known.

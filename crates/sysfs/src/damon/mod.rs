@@ -30,7 +30,6 @@ const KDAMONDS: &str = "sys/kernel/mm/damon/admin/kdamonds";
 const KDAMOND: &str = "sys/kernel/mm/damon/admin/kdamonds/0";
 const STATE: &str = "sys/kernel/mm/damon/admin/kdamonds/0/state";
 const CONTEXT: &str = "sys/kernel/mm/damon/admin/kdamonds/0/contexts/0";
-const TARGET: &str = "sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/targets/0";
 const SCHEME: &str = "sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/schemes/0";
 
 /// Why a monitor did not start, or could not be used.

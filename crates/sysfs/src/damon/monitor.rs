@@ -106,8 +106,8 @@ impl Monitor {
         // A commit takes over *all* files. Without this, tuned intervals would fall back to those
         // that tuning started from.
         self.intervals()?;
-        setup::write_regions(&self.root, regions)?;
-        setup::write_region_count(&self.root, count)?;
+        setup::write_regions(&self.root, CONTEXT, regions)?;
+        setup::write_region_count(&self.root, CONTEXT, count)?;
         if let Some(pageout) = &mut self.pageout {
             pageout.write_filters(&self.root, &self.spared)?;
         }
@@ -145,7 +145,7 @@ impl Monitor {
     pub fn set_intervals(&mut self, intervals: Intervals) -> Result<()> {
         setup::check_intervals(intervals)?;
         self.must_be_ours()?;
-        setup::write_intervals(&self.root, intervals)?;
+        setup::write_intervals(&self.root, CONTEXT, intervals)?;
         if let Some(pageout) = &mut self.pageout {
             pageout.rescale(&self.root, intervals)?;
             pageout.write_filters(&self.root, &self.spared)?;
@@ -218,7 +218,7 @@ impl Monitor {
     }
 
     /// Has single pages of `memory` looked at as well, a sample of all, from now on: what was touched in the last
-    /// `within`, in steps of ten seconds, counts. Takes some ten thousand writes. Counts begin anew; until
+    /// `within`, in steps of ten seconds, counts. Takes some four thousand writes. Counts begin anew; until
     /// `within` has passed they tell of too much.
     ///
     /// # Errors

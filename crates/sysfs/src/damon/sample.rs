@@ -21,8 +21,8 @@ use std::time::Duration;
 use memtide_units::{ByteSize, Gpa, GpaRange, Pfn};
 
 use super::monitor::{is_marked, is_on, turn_off};
-use super::setup::MARK;
-use super::{DamonError, KDAMONDS, put, setup};
+use super::setup::{ANY, MIN_REGIONS};
+use super::{DamonError, Intervals, KDAMONDS, RegionCount, put, setup};
 use crate::{Result, Root};
 
 /// Its number.
@@ -35,8 +35,6 @@ const PAGES_MAX: u64 = 2048;
 const SAMPLE: Duration = Duration::from_secs(2);
 /// What is counted anew each time: five looks.
 const AGGREGATION: Duration = Duration::from_secs(10);
-/// Fewer than the kernel would make of anything: pages cannot be divided.
-const REGIONS_MIN: u64 = 3;
 
 /// What the schemes are for, in their order.
 const ALL: u64 = 0;
@@ -90,27 +88,21 @@ impl Sampler {
         }
         turn_off(root, SECOND)?;
         let pages = pages(memory, PAGES_MAX, kind.stride());
-        root.write(format!("{KDAMOND}/contexts/nr_contexts"), "1")?;
-        root.write(at("operations"), "paddr")?;
-        let number = |file: &str, value: u64| put(root, &at(file), value);
-        number("monitoring_attrs/intervals/sample_us", micros(SAMPLE))?;
-        number("monitoring_attrs/intervals/aggr_us", micros(AGGREGATION))?;
+        let intervals = Intervals { sample_us: micros(SAMPLE), aggr_us: micros(AGGREGATION) };
         // No more than there are, and no fewer than half as many: then none is divided or joined.
-        number("monitoring_attrs/nr_regions/max", (pages.len() as u64).max(REGIONS_MIN))?;
-        number("monitoring_attrs/nr_regions/min", REGIONS_MIN)?;
-        number("targets/nr_targets", 1)?;
-        setup::write_regions_of(root, &at("targets/0"), &pages)?;
-        number("schemes/nr_schemes", 3)?;
+        let max = (pages.len() as u64).max(MIN_REGIONS);
+        let count = RegionCount { min: MIN_REGIONS, max };
+        setup::write_context(root, KDAMOND, (intervals, count), &pages)?;
+        put(root, &at("schemes/nr_schemes"), 3)?;
         // Zero where a page was touched a moment ago, and one more with each aggregation.
         let windows = micros(within) / micros(AGGREGATION);
-        let any = (0, u32::MAX.into());
-        write_scheme(root, ALL, any, any)?;
-        write_scheme(root, NOW, (1, u32::MAX.into()), any)?;
-        write_scheme(root, LATELY, (0, 0), (0, windows.saturating_sub(2)))?;
-        put(root, &scheme(ALL, "watermarks/interval_us"), MARK)?;
+        setup::write_stat(root, &scheme(ALL), ANY, ANY)?;
+        setup::write_stat(root, &scheme(NOW), (1, ANY.1), ANY)?;
+        setup::write_stat(root, &scheme(LATELY), (0, 0), (0, windows.saturating_sub(2)))?;
+        setup::write_mark(root, &scheme(ALL))?;
         root.write(format!("{KDAMOND}/state"), "on")?;
         // The kernel has taken them over; thousands of directories would lie there for nothing, but do no harm.
-        let _ = number("targets/0/regions/nr_regions", 0);
+        let _ = put(root, &at("targets/0/regions/nr_regions"), 0);
         Ok(Self)
     }
 
@@ -121,7 +113,7 @@ impl Sampler {
         }
         root.write(format!("{KDAMOND}/state"), "update_schemes_stats")?;
         let tried = |number| -> Result<ByteSize> {
-            let bytes = root.value(scheme(number, "stats/sz_tried"), "a number");
+            let bytes = root.value(format!("{}/stats/sz_tried", scheme(number)), "a number");
             bytes.map(ByteSize::from_bytes)
         };
         Ok(PageCount { looked_at: tried(ALL)?, touched: tried(NOW)? + tried(LATELY)? })
@@ -137,22 +129,12 @@ fn at(file: &str) -> String {
     format!("{KDAMOND}/contexts/0/{file}")
 }
 
-fn scheme(number: u64, file: &str) -> String {
-    at(&format!("schemes/{number}/{file}"))
+fn scheme(number: u64) -> String {
+    at(&format!("schemes/{number}"))
 }
 
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// One that counts pages that were seen touched so often, and have been for so many aggregations.
-fn write_scheme(root: &Root, number: u64, accesses: (u64, u64), age: (u64, u64)) -> Result<()> {
-    root.write(scheme(number, "action"), "stat")?;
-    for (what, (least, most)) in [("sz", (0, u64::MAX)), ("nr_accesses", accesses), ("age", age)] {
-        put(root, &scheme(number, &format!("access_pattern/{what}/min")), least)?;
-        put(root, &scheme(number, &format!("access_pattern/{what}/max")), most)?;
-    }
-    Ok(())
 }
 
 /// One page of each of up to `most` equal parts of memory, at another place in each: what has a period of its own

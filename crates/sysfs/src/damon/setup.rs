@@ -3,14 +3,14 @@
 use memtide_units::GpaRange;
 
 use super::pageout::{self, Pageout, PageoutConfig};
-use super::{CONTEXT, Intervals, KDAMOND, SCHEME, STATE, TARGET, put, sample};
+use super::{Intervals, KDAMOND, SCHEME, STATE, put, sample};
 use crate::{Result, Root};
 
 pub(super) const GOAL: &str =
     "sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/monitoring_attrs/intervals/intervals_goal";
 
 /// Least minimum of regions that the kernel takes (mm/damon/core.c, `damon_set_attrs`).
-const MIN_REGIONS: u64 = 3;
+pub(super) const MIN_REGIONS: u64 = 3;
 
 /// How often the scheme that does something is applied. Whoever reads regions waits until
 /// each scheme has had its turn (mm/damon/core.c, `damos_walk_complete`).
@@ -187,51 +187,57 @@ pub(super) fn start(root: &Root, config: &MonitorConfig) -> Result<Option<Pageou
     // A number that is written again makes fresh directories, with nothing left of whoever used
     // them before.
     sample::make(root)?;
-    root.write(format!("{KDAMOND}/contexts/nr_contexts"), "1")?;
-    root.write(format!("{CONTEXT}/operations"), "paddr")?;
-    write_attributes(root, config)?;
-    root.write(format!("{CONTEXT}/targets/nr_targets"), "1")?;
-    write_regions(root, &config.regions)?;
+    write_context(root, KDAMOND, (config.intervals(), config.region_count), &config.regions)?;
+    if let Some(goal) = config.intervals_goal {
+        write_goal(root, goal)?;
+    }
     let pageout = write_schemes(root, config)?;
     root.write(STATE, "on")?;
     Ok(pageout)
 }
 
-fn write_attributes(root: &Root, config: &MonitorConfig) -> Result<()> {
-    write_intervals(root, config.intervals())?;
-    write_region_count(root, config.region_count)?;
-    let Some(goal) = config.intervals_goal else { return Ok(()) };
-    attribute(root, "intervals/intervals_goal/access_bp", goal.access_bp.into())?;
-    attribute(root, "intervals/intervals_goal/min_sample_us", goal.min_sample_us)?;
-    attribute(root, "intervals/intervals_goal/max_sample_us", goal.max_sample_us)?;
-    attribute(root, "intervals/intervals_goal/aggrs", goal.aggrs.into())
+/// Has a kdamond, by its directory, watch these regions of physical memory, so often and in so many pieces.
+pub(super) fn write_context(
+    root: &Root,
+    kdamond: &str,
+    (intervals, count): (Intervals, RegionCount),
+    regions: &[GpaRange],
+) -> Result<()> {
+    let context = format!("{kdamond}/contexts/0");
+    put(root, &format!("{kdamond}/contexts/nr_contexts"), 1)?;
+    root.write(format!("{context}/operations"), "paddr")?;
+    write_intervals(root, &context, intervals)?;
+    write_region_count(root, &context, count)?;
+    put(root, &format!("{context}/targets/nr_targets"), 1)?;
+    write_regions(root, &context, regions)
 }
 
-pub(super) fn write_intervals(root: &Root, intervals: Intervals) -> Result<()> {
-    attribute(root, "intervals/sample_us", intervals.sample_us)?;
-    attribute(root, "intervals/aggr_us", intervals.aggr_us)
+fn write_goal(root: &Root, goal: IntervalsGoal) -> Result<()> {
+    let number = |file: &str, value: u64| put(root, &format!("{GOAL}/{file}"), value);
+    number("access_bp", goal.access_bp.into())?;
+    number("min_sample_us", goal.min_sample_us)?;
+    number("max_sample_us", goal.max_sample_us)?;
+    number("aggrs", goal.aggrs.into())
 }
 
-pub(super) fn write_region_count(root: &Root, count: RegionCount) -> Result<()> {
-    attribute(root, "nr_regions/min", count.min)?;
-    attribute(root, "nr_regions/max", count.max)
+pub(super) fn write_intervals(root: &Root, context: &str, intervals: Intervals) -> Result<()> {
+    let dir = format!("{context}/monitoring_attrs/intervals");
+    put(root, &format!("{dir}/sample_us"), intervals.sample_us)?;
+    put(root, &format!("{dir}/aggr_us"), intervals.aggr_us)
 }
 
-fn attribute(root: &Root, file: &str, value: u64) -> Result<()> {
-    root.write(format!("{CONTEXT}/monitoring_attrs/{file}"), &value.to_string())
+pub(super) fn write_region_count(root: &Root, context: &str, count: RegionCount) -> Result<()> {
+    let dir = format!("{context}/monitoring_attrs/nr_regions");
+    put(root, &format!("{dir}/min"), count.min)?;
+    put(root, &format!("{dir}/max"), count.max)
 }
 
-pub(super) fn write_regions(root: &Root, regions: &[GpaRange]) -> Result<()> {
-    write_regions_of(root, TARGET, regions)
-}
-
-/// The same for another target, by its directory.
-pub(super) fn write_regions_of(root: &Root, target: &str, regions: &[GpaRange]) -> Result<()> {
-    put(root, &format!("{target}/regions/nr_regions"), regions.len() as u64)?;
+pub(super) fn write_regions(root: &Root, context: &str, regions: &[GpaRange]) -> Result<()> {
+    let dir = format!("{context}/targets/0/regions");
+    put(root, &format!("{dir}/nr_regions"), regions.len() as u64)?;
     for (index, range) in regions.iter().enumerate() {
-        let dir = format!("{target}/regions/{index}");
-        put(root, &format!("{dir}/start"), range.start().0)?;
-        put(root, &format!("{dir}/end"), range.end().0)?;
+        put(root, &format!("{dir}/{index}/start"), range.start().0)?;
+        put(root, &format!("{dir}/{index}/end"), range.end().0)?;
     }
     Ok(())
 }
@@ -243,22 +249,34 @@ fn write_schemes(root: &Root, config: &MonitorConfig) -> Result<Option<Pageout>>
     let paged = config.pageout.filter(|_| Pageout::is_to_be_had(root));
     pageout::make(root, 1 + u64::from(paged.is_some()))?;
     let pageout = paged.map(|paged| Pageout::write(root, paged)).transpose()?;
-    write_stat(root)?;
+    write_stat(root, SCHEME, ANY, ANY)?;
+    write_mark(root, SCHEME)?;
     Ok(pageout)
 }
 
-/// One scheme that matches every region and does nothing with it. A fresh one matches none: the
-/// bounds are zero, and closed.
-fn write_stat(root: &Root) -> Result<()> {
-    root.write(format!("{SCHEME}/action"), "stat")?;
-    // Sizes are unsigned longs in the kernel, accesses and ages unsigned ints.
-    for (what, most) in
-        [("sz", u64::MAX), ("nr_accesses", u32::MAX.into()), ("age", u32::MAX.into())]
-    {
-        root.write(format!("{SCHEME}/access_pattern/{what}/min"), "0")?;
-        root.write(format!("{SCHEME}/access_pattern/{what}/max"), &most.to_string())?;
+/// Whatever a region's accesses, or its age: both are unsigned ints in the kernel.
+pub(super) const ANY: (u64, u64) = (0, u32::MAX as u64);
+
+/// A scheme, by its directory, that does nothing with what was seen touched so often and has been for so many
+/// aggregations. A fresh one matches nothing: the bounds are zero, and closed.
+pub(super) fn write_stat(
+    root: &Root,
+    scheme: &str,
+    accesses: (u64, u64),
+    age: (u64, u64),
+) -> Result<()> {
+    root.write(format!("{scheme}/action"), "stat")?;
+    // Sizes are unsigned longs in the kernel.
+    for (what, (least, most)) in [("sz", (0, u64::MAX)), ("nr_accesses", accesses), ("age", age)] {
+        put(root, &format!("{scheme}/access_pattern/{what}/min"), least)?;
+        put(root, &format!("{scheme}/access_pattern/{what}/max"), most)?;
     }
-    root.write(format!("{SCHEME}/watermarks/interval_us"), &MARK.to_string())
+    Ok(())
+}
+
+/// By which the kdamond of this scheme, its first one, is known to be ours.
+pub(super) fn write_mark(root: &Root, scheme: &str) -> Result<()> {
+    put(root, &format!("{scheme}/watermarks/interval_us"), MARK)
 }
 
 #[cfg(test)]

@@ -96,8 +96,7 @@ impl Means {
                 subject
             }
             Self::Memtide => {
-                let log = machines.artifacts.join("memtide-device.log");
-                let device = Device::start(machines.programs, &sockets.join(name), &log)?;
+                let device = Device::of_guest(machines, name, sockets)?;
                 let subject = machines.with_memtide_and_reporting(name, device.socket())?;
                 return Ok(Guest { subject, _device: Some(device) });
             }

@@ -132,9 +132,7 @@ fn steady_part(
     report: &mut Report,
 ) -> Result<()> {
     (bench.say)("two more boot, one with Memtide and both with a balloon that reports");
-    let Machines { programs, artifacts, .. } = &bench.machines;
-    let log = artifacts.join("steady-device.log");
-    let device = Device::start(programs, &sockets.join("steady"), &log)?;
+    let device = Device::of_guest(&bench.machines, "steady", sockets)?;
     let shrunk = bench.machines.with_memtide_and_reporting("steady", device.socket())?;
     shrunk.fill_and_free()?;
     let reporting = bench.machines.with_reporting("reporting", &[])?;
@@ -152,9 +150,7 @@ fn surge_part(
     report: &mut Report,
 ) -> Result<()> {
     (bench.say)("another one boots, with Memtide");
-    let Machines { programs, artifacts, .. } = &bench.machines;
-    let log = artifacts.join("memtide-device.log");
-    let device = Device::start(programs, &sockets.join("memtide"), &log)?;
+    let device = Device::of_guest(&bench.machines, "memtide", sockets)?;
     let memtide = bench.machines.with_memtide("memtide", device.socket(), Backing::Memfd)?;
     memtide.fill_and_free()?;
     surge::measure(bench, &memtide, surges, report)

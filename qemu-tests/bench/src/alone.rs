@@ -81,14 +81,19 @@ fn take_turns(
     run_on(Pid::from_raw(device.pid().cast_signed()), punching)?;
     let mut vm = Vm::connect(device.socket())?;
     let (mut by_device, mut by_hand) = (vec![], vec![]);
-    for _ in 0..rounds {
-        memtide_scenarios::interrupt::check()?;
-        run_on(None, touching)?;
-        vm.memory.touch()?;
-        by_device.push(vm.by_device()?.rate());
-        vm.memory.touch()?;
-        run_on(None, punching)?;
-        by_hand.push(vm.memory.by_hand()?.rate());
+    for round in 0..rounds {
+        // Who is first takes turns too: what the second one finds may be another by and by.
+        for turn in [round % 2, (round + 1) % 2] {
+            memtide_scenarios::interrupt::check()?;
+            run_on(None, touching)?;
+            vm.memory.touch()?;
+            if turn == 0 {
+                by_device.push(vm.by_device()?.rate());
+            } else {
+                run_on(None, punching)?;
+                by_hand.push(vm.memory.by_hand()?.rate());
+            }
+        }
     }
     Ok((Spread::of(by_device), Spread::of(by_hand)))
 }

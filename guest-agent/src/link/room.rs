@@ -7,7 +7,8 @@ use super::{Link, State};
 impl Link {
     /// How many blocks of this size may be taken now. While the host drops what is in flight, as much again
     /// is made ready and no more: it could be given back at once only after all of that, and a guest
-    /// that works ahead has its processors in the way of the host's.
+    /// that works ahead has its processors in the way of the host's: the host dropped at 0.89 and 0.92 of the raw
+    /// limit so, at 0.84 with half as much ready, and at 0.80 and 0.78 with three times as much (docs/performance.md).
     pub fn room(&self, block: BlockSize) -> usize {
         let block = block.size().bytes();
         let most = (2 * self.drops_at_once.bytes() / block).max(2);

@@ -16,7 +16,7 @@ use crate::lab::{self, Result};
 #[derive(Debug, Subcommand)]
 pub(crate) enum Task {
     /// How fast a guest's memory goes to the host and comes back: Memtide, QEMU's virtio-balloon and
-    /// virtio-mem, and the raw limits, in one go. Takes about five minutes.
+    /// virtio-mem, and the raw limits, in one go. Takes about seven minutes.
     Reclaim(Reclaim),
     /// How much of the host's memory a guest holds over time, with nothing to give memory back, with
     /// free page reporting, with `DAMON_RECLAIM` besides, and with Memtide. Takes about twenty minutes.
@@ -98,7 +98,7 @@ pub(crate) struct Reclaim {
     /// Memory of each guest, from 2GiB to 32GiB; five eighths of it move in each turn.
     #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = guest_memory)]
     memory: ByteSize,
-    /// Turns of each, of which the median counts.
+    /// Turns of each, of which the median counts; one more before them does not count.
     #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u8).range(1..=50))]
     rounds: u8,
     /// Leave Memtide on huge pages out; they need root and as much free memory as one guest has.

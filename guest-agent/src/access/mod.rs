@@ -21,9 +21,8 @@ use census::Census;
 
 /// Between two writings of the file.
 const WRITE_APART: Duration = Duration::from_secs(10);
-/// Between two looks where free memory lies. At five seconds at the most, with twice the pages, they were an
-/// eighth of what the agent's first thread cost a guest at rest.
-const LOOK: Pace = Pace { shortest: Duration::from_secs(1), longest: Duration::from_secs(10) };
+/// Between two looks where free memory lies.
+const LOOK: Pace = Pace { shortest: Duration::from_secs(1), longest: Duration::from_secs(5) };
 
 /// The guest's memory, as far as the history needs it.
 #[derive(Clone, Debug)]

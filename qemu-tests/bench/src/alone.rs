@@ -83,11 +83,12 @@ fn take_turns(
     let (mut by_device, mut by_hand) = (vec![], vec![]);
     for round in 0..rounds {
         // Who is first takes turns too: what the second one finds may be another by and by.
-        for turn in [round % 2, (round + 1) % 2] {
+        let is_first = round % 2 == 0;
+        for is_devices_turn in [is_first, !is_first] {
             memtide_scenarios::interrupt::check()?;
             run_on(None, touching)?;
             vm.memory.touch()?;
-            if turn == 0 {
+            if is_devices_turn {
                 by_device.push(vm.by_device()?.rate());
             } else {
                 run_on(None, punching)?;

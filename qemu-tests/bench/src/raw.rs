@@ -81,11 +81,6 @@ impl Raw {
         Ok(Self { subject, file, blocks, moved, parts: vec![] })
     }
 
-    /// Its first turn counts no more.
-    pub(crate) fn forget_first(&mut self) {
-        self.parts.drain(..self.parts.len().min(1));
-    }
-
     fn set_state(&self, state: &str) -> Result<Moved> {
         let pids = [self.subject.machine().qemu_pid()];
         let watch = Stopwatch::start(&self.subject, &pids)?;

@@ -31,7 +31,7 @@ const MOVED_EIGHTHS: u64 = 5;
 /// Guests that wait for their turn hold this much of their memory, in eighths of it: what they have
 /// booted in and what did not move.
 const WAITING_EIGHTHS: u64 = 3;
-/// Turns of the device by itself: they take two seconds, and single ones differ by a fifth.
+/// Turns of the device by itself: they take three seconds or four, and single ones differ by a fifth.
 const ALONE_ROUNDS: usize = 30;
 
 /// What is measured.
@@ -98,6 +98,7 @@ pub fn run(
     say("the guests boot, one after the other");
     let mut stage = Stage::start(&machines, options, &sockets, say)?;
     let kernel = stage.raw.subject().kernel().to_owned();
+    stage.warm_up(say)?;
     let rounds = stage.play(options.rounds, say)?;
     let mut report = stage.report(&rounds);
     let engine = stage.raw.subject().machine().acceleration().engine;
@@ -179,23 +180,27 @@ impl Stage {
         all
     }
 
-    /// Everybody's turns. The first one of each does not count: its memory was touched by the guest itself, and
-    /// an emulator translates what a guest executes for the first time.
+    /// A turn of each that does not count: an emulator translates what a guest executes for the first time. And
+    /// the guest touches its memory itself; it has just booted, and hardly a page of it was ever used.
+    fn warm_up(&mut self, say: &mut dyn FnMut(&str)) -> Result<()> {
+        for contestant in self.all() {
+            contestant.subject().thaw()?;
+            contestant.subject().fill_and_free()?;
+            take_turn(contestant, "a turn that does not count", say)?;
+        }
+        self.raw.parts.clear();
+        Ok(())
+    }
+
     fn play(&mut self, rounds: usize, say: &mut dyn FnMut(&str)) -> Result<Turns> {
         let mut turns = Turns::new();
-        for round in 0..=rounds {
+        for round in 1..=rounds {
             for contestant in self.all() {
-                memtide_scenarios::interrupt::check()?;
-                touch_all(contestant, round)?;
-                let turn = contestant.turn()?;
-                contestant.subject().freeze()?;
-                say(&line((round, rounds), contestant.subject().name(), &turn));
-                if round > 0 {
-                    turns.entry(contestant.subject().name()).or_default().push(turn);
-                }
+                touch_all(contestant)?;
+                let turn = take_turn(contestant, &format!("round {round} of {rounds}"), say)?;
+                turns.entry(contestant.subject().name()).or_default().push(turn);
             }
         }
-        self.raw.forget_first();
         Ok(turns)
     }
 
@@ -229,24 +234,24 @@ impl Stage {
     }
 }
 
-/// What came of one turn.
-fn line((round, rounds): (usize, usize), name: &str, turn: &Round) -> String {
-    let which = match round {
-        0 => "a turn that does not count".into(),
-        _ => format!("round {round} of {rounds}"),
-    };
-    let (there, back) = (turn.reclaim.rate(), turn.give_back.rate());
-    format!("{which}: {name:<20} {there:>6.2} GiB/s reclaimed, {back:>6.2} returned")
+/// One turn of a guest whose memory has been touched; it is stopped afterwards.
+fn take_turn(
+    contestant: &mut dyn Contestant,
+    which: &str,
+    say: &mut dyn FnMut(&str),
+) -> Result<Round> {
+    memtide_scenarios::interrupt::check()?;
+    let turn = contestant.turn()?;
+    contestant.subject().freeze()?;
+    let (name, there, back) =
+        (contestant.subject().name(), turn.reclaim.rate(), turn.give_back.rate());
+    say(&format!("{which}: {name:<20} {there:>6.2} GiB/s reclaimed, {back:>6.2} returned"));
+    Ok(turn)
 }
 
-/// Puts backing under all of a guest that is stopped, and has it run. Before what counts the guest does
-/// that itself; it has just booted, and hardly a page of it was ever used.
-fn touch_all(contestant: &dyn Contestant, round: usize) -> Result<()> {
+/// Puts backing under all of a guest that is stopped, and has it run.
+fn touch_all(contestant: &dyn Contestant) -> Result<()> {
     let subject = contestant.subject();
-    if round == 0 {
-        subject.thaw()?;
-        return subject.fill_and_free();
-    }
     let (memories, page) = contestant.backing();
     for memory in memories {
         crate::touch::touch(subject.machine().qemu_pid(), memory, page)?;

@@ -32,6 +32,8 @@ wait $first
 umount $dir
 "#;
 
+/// Where is kept how a guest was at the end.
+pub(crate) const GUEST_STATE: &str = "guest.txt";
 /// What whoever wonders about a figure would ask the guest.
 const STATE: &str = "\
 for file in meminfo buddyinfo zoneinfo swaps pressure/memory; do echo \"== $file\"; cat /proc/$file; done
@@ -147,10 +149,10 @@ impl Subject {
         total.ok_or_else(|| self.unexpected("/proc/pressure/memory", text))
     }
 
-    /// How the guest is now, for people: `guest.txt` in `directory`.
-    pub(crate) fn keep_state(&self, directory: &Path) -> Result<()> {
+    /// How the guest is now, for people: a file of that name in `directory`, mostly [`GUEST_STATE`].
+    pub(crate) fn keep_state(&self, directory: &Path, name: &str) -> Result<()> {
         let text = self.bash_with(STATE, &[])?;
-        let path = directory.join("guest.txt");
+        let path = directory.join(name);
         let failed = |source| BenchError::File { doing: "write", path: path.clone(), source };
         std::fs::write(&path, text).map_err(failed)
     }

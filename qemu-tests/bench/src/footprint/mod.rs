@@ -28,6 +28,7 @@ pub use table::table;
 use crate::error::Result;
 use crate::machines::Machines;
 use crate::setting::Setting;
+use crate::subject::GUEST_STATE;
 pub use means::{Means, NoSuchMeans};
 
 /// The packages whose programs are used, for `memtide_lab::cargo::build`.
@@ -79,7 +80,7 @@ pub fn run(
         say(&format!("{}: the guest boots", means.name()));
         let guest = means.start(&machines, sockets.path())?;
         let run = play::play(&guest.subject, &script)?;
-        guest.subject.keep_state(&options.artifacts.join(means.name()))?;
+        guest.subject.keep_state(&options.artifacts.join(means.name()), GUEST_STATE)?;
         say(&format!(
             "{}: {:.2} GiB·min in {:.0} s, {:.2} GiB after the last rest",
             means.name(),

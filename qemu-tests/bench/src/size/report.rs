@@ -41,6 +41,8 @@ pub struct Pair {
     pub with: f64,
     /// And without.
     pub without: f64,
+    /// What the agent, DAMON and the kernel's threads cost Memtide's guest in its window and just before.
+    pub cost: Cost,
 }
 
 impl Pair {
@@ -90,7 +92,8 @@ impl Steady {
     #[must_use]
     pub(super) fn by(self, clock: Option<Clock>) -> Self {
         let (cost, cost_without) = (self.cost.by(clock), self.cost_without.by(clock));
-        Self { cost, cost_without, ..self }
+        let pairs = self.pairs.into_iter().map(|pair| Pair { cost: pair.cost.by(clock), ..pair });
+        Self { cost, cost_without, pairs: pairs.collect(), ..self }
     }
 }
 
@@ -190,7 +193,7 @@ pub(super) mod tests {
                 ..Setting::default()
             },
             steady: Some(Steady {
-                pairs: vec![Pair { with: 99.0, without: 100.0 }; 5],
+                pairs: vec![Pair { with: 99.0, without: 100.0, ..Pair::default() }; 5],
                 slower_percent: 1.0,
                 saved_percent: 29.3,
                 held_mib: 1100,

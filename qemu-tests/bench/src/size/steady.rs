@@ -70,6 +70,7 @@ pub(super) fn measure(bench: &mut Bench<'_>, guests: Guests<'_>, pairs: u32) -> 
         ..Steady::default()
     };
     for turn in 0..pairs {
+        let used = Used::so_far(shrunk)?;
         // Who is first takes turns too: the host may be another by and by.
         let (with, without) = if bench.machines.clock == GuestClock::Counted {
             at_once(&mut with, &mut without)?
@@ -83,9 +84,17 @@ pub(super) fn measure(bench: &mut Bench<'_>, guests: Guests<'_>, pairs: u32) -> 
         steady.stalls.extend(with.stalls);
         steady.stalls_without.extend(without.stalls);
         steady.size_mib = with.total.mib();
-        steady.pairs.push(Pair { with: with.pages_per_second, without: without.pages_per_second });
+        let pair = Pair {
+            with: with.pages_per_second,
+            without: without.pages_per_second,
+            cost: Used::so_far(shrunk)?.since(&used),
+        };
+        (bench.say)(&format!("pair {} of {pairs}: {}", turn + 1, told(&pair)));
+        steady.pairs.push(pair);
+        // How each pair went its way is a question for when they differ.
+        let artifacts = bench.machines.artifacts.join(shrunk.name());
+        shrunk.keep_state(&artifacts, &format!("pair-{}.txt", turn + 1))?;
     }
-    shrunk.keep_state(&bench.machines.artifacts.join(shrunk.name()))?;
     steady.cost = Used::so_far(shrunk)?.since(&before);
     steady.cost_without = Used::so_far(&bench.plain)?.since(&before_without);
     steady.paged_out = PagedOut::of(shrunk)?;
@@ -104,6 +113,15 @@ pub(super) fn measure(bench: &mut Bench<'_>, guests: Guests<'_>, pairs: u32) -> 
     steady.pages_bad = with.end(ENDS)? + without.end(ENDS)? + beside.end(ENDS)?;
     bench.plain.freeze()?;
     Ok(steady)
+}
+
+fn told(pair: &Pair) -> String {
+    format!(
+        "slower by {:.1} %; the agent used {:.2} % of a processor, DAMON {:.2} %",
+        pair.slower_percent(),
+        pair.cost.agent_percent,
+        pair.cost.damon_percent
+    )
 }
 
 /// One window of this guest's, while the other one is stopped.

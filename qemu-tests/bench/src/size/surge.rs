@@ -13,7 +13,7 @@ use super::report::{Report, Surge};
 use super::script::{self, stretched};
 use super::swap;
 use crate::error::{BenchError, Result};
-use crate::subject::Subject;
+use crate::subject::{GUEST_STATE, Subject};
 use crate::workload::{Heard, Line};
 
 /// For stealing, and for the balloon, in guests of the usual size.
@@ -61,7 +61,7 @@ pub(super) fn measure(
     shrink(bench, memtide, play.shrinks)?;
     (bench.say)("the agent is watched at rest");
     report.rest = Some(at_rest(memtide)?.by(report.setting.clock));
-    memtide.keep_state(&bench.machines.artifacts.join(memtide.name()))?;
+    memtide.keep_state(&bench.machines.artifacts.join(memtide.name()), GUEST_STATE)?;
     memtide.freeze()?;
     let mut plain = Surge::default();
     awake(&bench.plain, || {

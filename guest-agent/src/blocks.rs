@@ -121,7 +121,7 @@ impl Blocks {
         let size = memory::block_size(root)?;
         let (entries, kept) = (BTreeMap::new(), BTreeSet::new());
         let mut table = Self { size, entries, kept, by_pieces: ByPieces::None };
-        let own = OwnStructs::look(root);
+        let own = OwnStructs::look(root, size);
         for block in memory::list(root)? {
             let owns = own.may_be_in(block.id);
             let hold = match block.state {

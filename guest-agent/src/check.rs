@@ -150,7 +150,7 @@ fn blocks(root: &Root) -> Found {
         Ok(found) => found,
         Err(error) => return Found::Forbids(RuntimeError::NoBlocks(error).into()),
     };
-    let origins = Origins::read(root).ok();
+    let origins = Origins::read(root, size).ok();
     let own = |origins: &Origins| {
         blocks.iter().filter(|block| origins.may_hold_own_structs(block.id)).count()
     };
@@ -190,7 +190,7 @@ fn structs(root: &Root) -> Found {
             names.join(", ")
         )));
     }
-    let origins = Origins::read(root);
+    let origins = memory::block_size(root).and_then(|size| Origins::read(root, size));
     let is_dimm = |block: &Block| {
         let origin = origins.as_ref().ok().and_then(|origins| origins.of(block.id).ok());
         matches!(origin, Some(Origin::Acpi(_)))

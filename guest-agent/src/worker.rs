@@ -396,7 +396,7 @@ impl Hands {
     /// nothing of blocks that were plugged in before somebody changed it.
     fn may_hold_own_structs(&self, block: BlockId) -> bool {
         let is_on = || memory::may_hold_own_structs(&self.root);
-        let Ok(origins) = Origins::read(&self.root) else { return is_on() };
+        let Ok(origins) = Origins::read(&self.root, self.size) else { return is_on() };
         if !origins.can_hold_own_structs(block) {
             return false;
         }

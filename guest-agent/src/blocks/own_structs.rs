@@ -2,7 +2,7 @@
 
 use memtide_sysfs::Root;
 use memtide_sysfs::memory::{self, Origins};
-use memtide_units::BlockId;
+use memtide_units::{BlockId, BlockSize};
 
 /// Which blocks may hold their own `struct page`s.
 pub(super) enum OwnStructs {
@@ -13,8 +13,8 @@ pub(super) enum OwnStructs {
 }
 
 impl OwnStructs {
-    pub(super) fn look(root: &Root) -> Self {
-        Origins::read(root).map_or_else(
+    pub(super) fn look(root: &Root, size: BlockSize) -> Self {
+        Origins::read(root, size).map_or_else(
             |error| {
                 tracing::warn!("nothing is known of where blocks came from: {error}");
                 Self::AllOrNone(memory::may_hold_own_structs(root))

@@ -35,7 +35,7 @@ impl Blocks {
         let present: BTreeSet<BlockId> = blocks.iter().map(|block| block.id).collect();
         let mut surprises: Vec<Surprise> =
             self.drop_unplugged(root, &present)?.into_iter().map(Surprise::Gone).collect();
-        let own = OwnStructs::look(root);
+        let own = OwnStructs::look(root, self.size);
         let in_pieces = self.in_pieces();
         // What becomes of a block that pieces stand for is not the pieces' business.
         for block in blocks.into_iter().filter(|block| !in_pieces.contains(&block.id)) {

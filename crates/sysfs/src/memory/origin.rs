@@ -1,8 +1,10 @@
 //! Where a block came from: with what it goes, and whether it may hold its own `struct page`s.
 
+use std::cell::OnceCell;
+
 use memtide_units::{BlockId, BlockSize};
 
-use super::{block_size, directory, may_hold_own_structs};
+use super::{directory, may_hold_own_structs};
 use crate::dax::{self, Structs};
 use crate::{Result, Root};
 
@@ -18,27 +20,27 @@ pub enum Origin {
     Other,
 }
 
-/// What is known of where blocks came from, at one moment.
+/// What is known of where blocks came from, at one moment. Cheap where no memory comes by the DAX bus, for
+/// it is asked before each block that is taken.
 #[derive(Clone, Debug)]
 pub struct Origins {
     root: Root,
     size: BlockSize,
     /// Those whose memory is the kernel's.
     dax: Vec<dax::Device>,
-    /// Whether the parameter `memmap_on_memory` is on.
-    is_on: bool,
+    /// Whether the parameter `memmap_on_memory` is on, once somebody has asked.
+    is_on: OnceCell<bool>,
 }
 
 impl Origins {
-    /// Looks.
+    /// Looks. `size` is that of all blocks, which stays as long as the kernel runs.
     ///
     /// # Errors
-    /// As [`block_size`] and [`dax::list`].
-    pub fn read(root: &Root) -> Result<Self> {
+    /// As [`dax::list`].
+    pub fn read(root: &Root, size: BlockSize) -> Result<Self> {
         let mut dax = dax::list(root)?;
         dax.retain(dax::Device::is_memory);
-        let (size, is_on) = (block_size(root)?, may_hold_own_structs(root));
-        Ok(Self { root: root.clone(), size, dax, is_on })
+        Ok(Self { root: root.clone(), size, dax, is_on: OnceCell::new() })
     }
 
     fn device(&self, block: BlockId) -> Option<&dax::Device> {
@@ -74,7 +76,8 @@ impl Origins {
     /// `mhp_init_memmap_on_memory`), so a census can show that a block is free of them, and not
     /// that it has some.
     pub fn may_hold_own_structs(&self, block: BlockId) -> bool {
-        self.is_on && self.can_hold_own_structs(block)
+        *self.is_on.get_or_init(|| may_hold_own_structs(&self.root))
+            && self.can_hold_own_structs(block)
     }
 }
 
@@ -85,22 +88,22 @@ mod tests {
     use memtide_units::{ByteSize, Gpa, GpaRange};
 
     const PARAMETER: &str = "sys/module/memory_hotplug/parameters/memmap_on_memory";
+    const SIZE: BlockSize = BlockSize::X86_SMALL;
 
     /// Block 1 was there at boot, 2 is of a DIMM, 32 and 33 of a DAX device.
     fn guest() -> FakeRoot {
         let fake = FakeRoot::new();
-        let size = BlockSize::X86_SMALL;
-        fake.add_blocks(size, [(1, FakeBlock::KERNEL), (2, FakeBlock::MOVABLE)]);
+        fake.add_blocks(SIZE, [(1, FakeBlock::KERNEL), (2, FakeBlock::MOVABLE)]);
         fake.put_into_dimm(BlockId(2), "PNP0C80:03");
         let memory = GpaRange::new(Gpa(32 << 27), ByteSize::from_mib(256)).unwrap();
-        fake.add_dax("dax1.0", size, memory);
+        fake.add_dax("dax1.0", SIZE, memory);
         fake
     }
 
     #[test]
     fn a_block_belongs_to_what_plugged_it_in() {
         let fake = guest();
-        let origins = Origins::read(&fake.root()).unwrap();
+        let origins = Origins::read(&fake.root(), SIZE).unwrap();
         assert_eq!(origins.of(BlockId(1)).unwrap(), Origin::Other);
         assert_eq!(origins.of(BlockId(2)).unwrap(), Origin::Acpi("PNP0C80:03".into()));
         assert_eq!(origins.of(BlockId(33)).unwrap(), Origin::Dax("dax1.0".into()));
@@ -112,13 +115,13 @@ mod tests {
         let fake = guest();
         let may = |origins: &Origins| [1, 2, 33].map(|n| origins.may_hold_own_structs(BlockId(n)));
         let can = |origins: &Origins| [1, 2, 33].map(|n| origins.can_hold_own_structs(BlockId(n)));
-        let origins = Origins::read(&fake.root()).unwrap();
+        let origins = Origins::read(&fake.root(), SIZE).unwrap();
         assert_eq!((may(&origins), can(&origins)), ([false; 3], [false, true, false]));
         fake.put(PARAMETER, "Y\n");
-        let origins = Origins::read(&fake.root()).unwrap();
+        let origins = Origins::read(&fake.root(), SIZE).unwrap();
         assert_eq!(may(&origins), [false, true, false], "boot memory never does");
         fake.put("sys/bus/dax/devices/dax1.0/memmap_on_memory", "1\n");
-        let origins = Origins::read(&fake.root()).unwrap();
+        let origins = Origins::read(&fake.root(), SIZE).unwrap();
         assert_eq!(may(&origins), [false, true, true]);
     }
 }

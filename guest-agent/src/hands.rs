@@ -65,17 +65,16 @@ impl Hands {
     /// Takes no more than so many of the blocks that it has to take. Where the worker has more of them already,
     /// it ends those: who wants the first ones still asks for them anew.
     pub fn shorten(&mut self, to: u64) {
-        let is_at_work = self.worker.current().is_some_and(is_steal);
-        let at_work = if is_at_work { self.worker.count() } else { 0 };
+        let at_work = self.worker.jobs().filter(|job| is_steal(*job)).count();
         match usize::try_from(to).unwrap_or(usize::MAX).checked_sub(at_work) {
             Some(left) => self.steals.truncate(left),
             None => self.abort(),
         }
     }
 
-    /// True while a steal is at work or on the list.
+    /// True while a steal is at work, behind something that is, or on the list.
     pub fn is_stealing(&self) -> bool {
-        self.worker.current().is_some_and(is_steal) || !self.steals.is_empty()
+        self.worker.jobs().any(is_steal) || !self.steals.is_empty()
     }
 
     /// True while something is at work; what is on a list alone waits for room.
@@ -124,7 +123,7 @@ impl Hands {
 
     /// How many of the list, from its front, there is room for.
     fn steals_that_fit(&self) -> usize {
-        let mut room = self.room.saturating_sub(self.worker.count());
+        let mut room = self.room.saturating_sub(self.worker.jobs().count());
         let fits = |job: &&Job| {
             let fits = room > 0 || !is_steal(**job);
             room = room.saturating_sub(usize::from(is_steal(**job)));

@@ -179,9 +179,9 @@ impl Worker {
         self.given.front().copied()
     }
 
-    /// Jobs that have not ended.
-    pub fn count(&self) -> usize {
-        self.given.len()
+    /// Jobs that have not ended, the one at work first.
+    pub fn jobs(&self) -> impl Iterator<Item = Job> {
+        self.given.iter().copied()
     }
 
     /// Gives it jobs, to be done in this order, after those that it has and that have not been cancelled. False
@@ -211,10 +211,14 @@ impl Worker {
     /// again until all have come: a signal just before the system call is lost.
     pub fn cancel(&self) {
         let ends = |job: Job| !matches!(job.task, Task::Return(_) | Task::Remove);
+        if !self.jobs().any(ends) {
+            return;
+        }
+        self.is_cancelled.store(true, Ordering::SeqCst);
+        // What finishes by itself is not disturbed; those behind it end before they begin.
         let Some(thread) = self.thread.as_ref().filter(|_| self.current().is_some_and(ends)) else {
             return;
         };
-        self.is_cancelled.store(true, Ordering::SeqCst);
         // The thread has not been joined, so the handle names a thread of ours.
         if let Err(error) = nix::sys::pthread::pthread_kill(thread.as_pthread_t(), SIGNAL) {
             tracing::debug!("the blocks' thread cannot be interrupted: {error}");

@@ -127,6 +127,20 @@ fn a_list_is_worked_off_in_order_and_its_end_is_cut_off_by_a_cancel() {
     assert!(!worker.is_cancelled(), "all of it has ended");
 }
 
+#[test]
+fn what_waits_behind_a_removal_is_cut_off_by_a_cancel_too() {
+    let (_fake, mut worker) = guest(300);
+    let job = |task| Job { block: BlockId(2), task };
+    let many = 10_000;
+    let steals = std::iter::repeat_n(job(steal_task(0)), many);
+    assert!(worker.give(std::iter::once(job(Task::Remove)).chain(steals)));
+    // By the books the removal is at work: nobody has taken its end.
+    worker.cancel();
+    assert!(worker.is_cancelled());
+    let last = std::iter::from_fn(|| worker.wait()).last().unwrap();
+    assert_eq!(last.result.unwrap_err().kind, StealFailure::Aborted);
+}
+
 /// Says when it has begun with a step, and ends it when it is told to.
 #[derive(Debug)]
 struct SlowGrip {

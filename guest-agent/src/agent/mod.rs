@@ -246,6 +246,8 @@ impl Agent {
         }
         let plan = self.decide(now, woken)?;
         self.carry_out(now, plan.actions);
+        // Afterwards: the journal's daemon wakes up for a line, and the thread that takes blocks would wait behind it.
+        self.take_note(now, &plan.report);
         self.see_to_reclaim(now, plan.reclaim);
         self.see_to_mappings();
         self.rewatch_if_due();
@@ -370,7 +372,6 @@ impl Agent {
         let seen = self.observe(now, woken)?;
         let plan = self.parts.controller.step(now, &seen);
         self.rest = Rest::after(now, &plan, seen.device);
-        self.take_note(now, &plan);
         Ok(plan)
     }
 

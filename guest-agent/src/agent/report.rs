@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use memtide_access::Digest;
-use memtide_policy::guest::{Decision, DeviceState, Plan};
+use memtide_policy::guest::{Decision, DeviceState};
 use memtide_sysfs::hugetlb::PAGE;
 use memtide_units::{ByteSize, Instant};
 use memtide_wire::block::{Heat, Request, Telemetry};
@@ -18,14 +18,14 @@ use crate::status::{
 
 impl Agent {
     /// Remembers what was decided; the log gets what is news.
-    pub(super) fn take_note(&mut self, now: Instant, plan: &Plan) {
+    pub(super) fn take_note(&mut self, now: Instant, decision: &Decision) {
         let at_ms = self.parts.access.monotonic_ms(now);
-        self.parts.decisions.note(at_ms, &plan.report);
-        let note = plan.report.to_string();
+        self.parts.decisions.note(at_ms, decision);
+        let note = decision.to_string();
         if note == self.note {
             return;
         }
-        match &plan.report {
+        match decision {
             Decision::Rest(_) | Decision::Stealing | Decision::Waiting { .. } => {
                 tracing::debug!("{note}");
             }

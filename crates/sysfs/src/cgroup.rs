@@ -6,6 +6,8 @@ use std::collections::VecDeque;
 use crate::Root;
 
 const MOUNT: &str = "sys/fs/cgroup";
+/// Every group of cgroup v2 has this file, and no hierarchy of v1 does.
+const ONLY_IN_V2: &str = "cgroup.controllers";
 /// Most groups that are looked at: a machine with many containers has some hundred.
 const LOOKED_AT_MOST: usize = 4096;
 /// Most that are named: each is compared with each page that is about to go.
@@ -13,9 +15,12 @@ const NAMED_MOST: usize = 128;
 
 /// Protected groups and all below them, as paths from the root of the hierarchy. Groups past the
 /// first 4096, and protected ones past the first 128, are not named; nor is any where there is no
-/// cgroup v2.
+/// cgroup v2. Costs a few system calls for each group there is.
 pub fn protected(root: &Root) -> Vec<String> {
     let mut found = Vec::new();
+    if !root.exists(format!("{MOUNT}/{ONLY_IN_V2}")) {
+        return found;
+    }
     let mut queue = VecDeque::from([(String::new(), Inherited::Nothing)]);
     let mut seen = 0;
     while let Some((path, inherited)) = queue.pop_front() {
@@ -25,11 +30,9 @@ pub fn protected(root: &Root) -> Vec<String> {
         } else {
             Inherited::Nothing
         };
-        let below = root.names(format!("{MOUNT}{path}")).unwrap_or_default();
-        let groups = below
-            .into_iter()
-            .filter(|name| root.exists(format!("{MOUNT}{path}/{name}/cgroup.procs")));
-        queue.extend(groups.map(|name| (format!("{path}/{name}"), own)));
+        // Each directory is a group; the other fifty entries of each are the kernel's files.
+        let below = root.directories(format!("{MOUNT}{path}")).unwrap_or_default();
+        queue.extend(below.into_iter().map(|name| (format!("{path}/{name}"), own)));
         if own == Inherited::Protection {
             found.push(path);
         }
@@ -62,7 +65,6 @@ mod tests {
     use crate::fake::FakeRoot;
 
     fn group(fake: &FakeRoot, path: &str, min: &str, low: &str) {
-        fake.put(&format!("{MOUNT}{path}/cgroup.procs"), "");
         fake.put(&format!("{MOUNT}{path}/memory.min"), min);
         fake.put(&format!("{MOUNT}{path}/memory.low"), low);
     }
@@ -71,12 +73,13 @@ mod tests {
     fn protected_groups_are_named_with_all_below_them() {
         let fake = FakeRoot::new();
         assert!(protected(&fake.root()).is_empty());
-        fake.put(&format!("{MOUNT}/cgroup.procs"), "1\n");
         group(&fake, "/system.slice", "0\n", "0\n");
         group(&fake, "/system.slice/db.service", "0\n", "1048576\n");
         group(&fake, "/system.slice/db.service/worker", "0\n", "0\n");
         group(&fake, "/vip.slice", "max\n", "0\n");
-        fake.put(&format!("{MOUNT}/vip.slice/memory.d/x"), "no group");
+        fake.put(&format!("{MOUNT}/vip.slice/memory.stat"), "anon 0\n");
+        assert!(protected(&fake.root()).is_empty(), "no cgroup v2");
+        fake.put(&format!("{MOUNT}/{ONLY_IN_V2}"), "cpu memory\n");
         let named = ["/system.slice/db.service", "/system.slice/db.service/worker", "/vip.slice"];
         assert_eq!(protected(&fake.root()), named);
     }
@@ -84,6 +87,7 @@ mod tests {
     #[test]
     fn there_is_a_limit() {
         let fake = FakeRoot::new();
+        fake.put(&format!("{MOUNT}/{ONLY_IN_V2}"), "cpu memory\n");
         (0..200).for_each(|n| group(&fake, &format!("/{n}"), "1\n", "0\n"));
         assert_eq!(protected(&fake.root()).len(), NAMED_MOST);
     }

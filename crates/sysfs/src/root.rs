@@ -143,6 +143,21 @@ impl Root {
         names.map_err(|error| Error::reading(&path, error))
     }
 
+    /// The names of the directories in a directory, in no order; links to some are none.
+    ///
+    /// # Errors
+    /// [`Error::Missing`], [`Error::Io`].
+    pub(crate) fn directories(&self, relative: impl AsRef<Path>) -> Result<Vec<String>> {
+        let path = self.path(relative);
+        let name = |entry: fs::DirEntry| {
+            let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            is_directory.then(|| entry.file_name().to_string_lossy().into_owned())
+        };
+        let names = fs::read_dir(&path)
+            .and_then(|entries| entries.filter_map(|entry| entry.map(name).transpose()).collect());
+        names.map_err(|error| Error::reading(&path, error))
+    }
+
     /// A directory with many small files in it.
     ///
     /// # Errors

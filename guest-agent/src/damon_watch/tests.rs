@@ -117,6 +117,45 @@ fn orders_are_carried_out_once_each() {
 }
 
 #[test]
+fn what_control_groups_ask_to_keep_is_read_now_and_then_and_after_a_refusal() {
+    let (fake, (report, _findings)) = (FakeRoot::new(), channel());
+    fake.add_damon(FakeDamon::V7_3);
+    fake.root().write("sys/module/damon_stat/parameters/enabled", "N").unwrap();
+    let config = monitor_config(wanted(), damon::probe(&fake.root()).unwrap());
+    let monitor = Monitor::start(&fake.root(), &config).unwrap();
+    let mut watcher = Watcher::new(&fake.root(), monitor, None);
+    let keep = |group: &str| {
+        fake.put("sys/fs/cgroup/cgroup.controllers", "memory\n");
+        fake.put(&format!("sys/fs/cgroup/{group}/memory.min"), "4096\n");
+    };
+    let forget = |group: &str| fake.put(&format!("sys/fs/cgroup/{group}/memory.min"), "0\n");
+    let spared = || {
+        let writes = fake.writes().into_iter().filter(|(path, _)| path.ends_with("memcg_path"));
+        writes.map(|(_, group)| group.trim().to_owned()).collect::<Vec<_>>()
+    };
+    keep("a");
+    watcher.wanted = Paging::On(Duration::from_millis(15));
+    watcher.account(&report);
+    forget("a");
+    keep("b");
+    watcher.account(&report);
+    assert_eq!(spared(), ["/a"], "less than two seconds later");
+    watcher.protection_due = std::time::Instant::now();
+    watcher.account(&report);
+    assert_eq!(spared(), ["/a", "/b"]);
+    // The group is gone, and there is something to commit.
+    forget("b");
+    keep("c");
+    let state = "sys/kernel/mm/damon/admin/kdamonds/0/state";
+    fake.set_tuned_intervals(Intervals { sample_us: 200_000, aggr_us: 2_000_000 });
+    fake.refuse(state, rustix::io::Errno::INVAL);
+    watcher.account(&report);
+    fake.allow(state);
+    watcher.account(&report);
+    assert_eq!(spared(), ["/a", "/b", "/c"]);
+}
+
+#[test]
 fn the_same_memory_is_ordered_once() {
     let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
     fake.add_damon(FakeDamon::V6_12);

@@ -18,6 +18,9 @@ use crate::pace::{Pace, timed};
 /// next steal is chosen, two seconds after the last. At the most: a working set that has been another
 /// for longer is told too late.
 const PACE: Pace = Pace { shortest: Duration::from_secs(2), longest: Duration::from_secs(10) };
+/// Between two looks at what control groups ask to keep: that is as old at most when it is heeded.
+const PROTECTION: Pace =
+    Pace { shortest: Duration::from_secs(2), longest: Duration::from_secs(30) };
 /// Snapshots that fail in a row before the thread gives up.
 const FAILURES_MAX: u32 = 5;
 
@@ -29,11 +32,13 @@ pub(super) struct Watcher {
     tuner: Option<IntervalTuner>,
     pub(super) started: Instant,
     /// What was ordered; the monitor may not have managed yet.
-    wanted: Paging,
+    pub(super) wanted: Paging,
     /// From which age on memory is paged out.
     min_age: Option<Duration>,
     /// When cold memory was last paged out, or may have been.
     paged: Option<Instant>,
+    /// When control groups are looked at again.
+    pub(super) protection_due: Instant,
     idle: IdleTimes,
     pub(super) pages: PageSampling,
     looked: Instant,
@@ -52,6 +57,7 @@ impl Watcher {
             wanted: Paging::Off,
             min_age,
             paged: None,
+            protection_due: looked,
             idle,
             pages: PageSampling::default(),
             looked,
@@ -160,32 +166,42 @@ impl Watcher {
 
     /// Sees to what was ordered, and to intervals that the kernel has tuned since.
     fn page_out(&mut self) {
-        let was_on = self.monitor.paging().is_on();
         self.spare();
-        match self.monitor.page_out(self.wanted) {
-            Ok(()) if was_on => self.paged = Some(Instant::now()),
-            Ok(()) => {}
-            Err(error) => tracing::warn!("DAMON does not page out as it should: {error}"),
+        if let Err(error) = self.page_out_as_before() {
+            tracing::warn!("DAMON does not page out as it should: {error}");
         }
+    }
+
+    /// The same, by what is known of control groups. One that is gone has the kernel refuse what names it.
+    fn page_out_as_before(&mut self) -> damon::Result<()> {
+        let was_on = self.monitor.paging().is_on();
+        self.monitor.page_out(self.wanted)?;
+        if was_on {
+            self.paged = Some(Instant::now());
+        }
+        Ok(())
     }
 
     /// What somebody has asked the kernel to keep is not paged out: DAMON's reclaim does not look at
     /// protection (mm/vmscan.c, `reclaim_pages`).
     fn spare(&mut self) {
         if (self.wanted, self.monitor.paging()) != (Paging::Off, Paging::Off) {
-            let groups = match self.wanted {
+            let (groups, cost) = timed(|| match self.wanted {
                 Paging::On(_) => cgroup::protected(&self.root),
                 Paging::Off => Vec::new(),
-            };
+            });
+            self.protection_due = Instant::now() + PROTECTION.pause(cost);
             self.monitor.spare(groups);
         }
     }
 
-    fn account(&mut self, report: &Sender<Finding>) {
+    pub(super) fn account(&mut self, report: &Sender<Finding>) {
         if (self.wanted, self.monitor.paging()) == (Paging::Off, Paging::Off) {
             return;
         }
-        self.page_out();
+        if Instant::now() >= self.protection_due || self.page_out_as_before().is_err() {
+            self.page_out();
+        }
         match self.monitor.pageout_stats() {
             Ok(stats) => _ = report.send(Finding::PagedOut(stats)),
             Err(error) => tracing::debug!("what was paged out is not known: {error}"),

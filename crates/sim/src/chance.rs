@@ -16,6 +16,8 @@ pub enum Stream {
     Faults = 5,
     /// How long the host takes.
     Host = 6,
+    /// Which pages the monitor's sample is made of.
+    Pages = 7,
 }
 
 /// `SplitMix64` (Steele, Lea, Flood 2014): a few lines whose values never change with a library.

@@ -61,13 +61,16 @@ fn a_cache_in_use_is_found_out_once_and_then_left_alone() {
     }
 }
 
-/// All 4 GiB stayed with the guest, for ever.
+/// All 4 GiB stayed with the guest, for ever. How fast it goes is chance for ten minutes: which of the large
+/// blocks looks cold first, and what emptying it costs.
 #[test]
 fn a_container_at_its_own_limit_does_not_keep_the_guest_large() {
     for (block_mib, blocks) in [(128, 32), (2048, 32)] {
         let outcome = run(&scenario(Name::Boxed, SERVER, block_mib, blocks));
-        let (mean, all) = (mean_mib(&samples(&outcome)), block_mib * blocks);
-        assert!(mean < all / 2, "{mean} MiB of {all}");
+        let mut later = samples(&outcome);
+        later.retain(|sample| sample.at_ms > 600_000);
+        let (mean, all) = (mean_mib(&later), block_mib * blocks);
+        assert!(mean < all * 9 / 20, "{mean} MiB of {all}");
         assert_eq!(outcome.deeds.returned, 0);
     }
 }

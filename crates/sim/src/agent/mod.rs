@@ -300,8 +300,9 @@ impl Agent {
         kernel: &Kernel,
         balloon: ByteSize,
     ) -> (Observation, Plan) {
-        if let Some(regions) = self.monitor.snapshot(now, kernel) {
-            self.heat.observe(&regions);
+        if let Some(seen) = self.monitor.snapshot(now, kernel) {
+            self.heat.observe(&seen.regions);
+            self.heat.set_used(seen.used, seen.touched);
         }
         let seen = Observation {
             memory: kernel.memory(),

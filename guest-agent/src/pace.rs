@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::processor_time::thread_time;
 
 /// One kind of look takes one part of so many of a processor: a tenth of a per cent, of the one per cent
-/// that the agent and its monitor may take. There are three kinds.
+/// that the agent and its monitor may take. There are four kinds.
 const PART: u32 = 1000;
 
 /// Within which bounds the pause after a look lies.

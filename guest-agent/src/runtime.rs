@@ -318,8 +318,22 @@ pub fn read_at_most(path: &Path, max: usize) -> io::Result<String> {
 /// # Errors
 /// What the kernel says.
 pub fn replace(path: &Path, text: &str) -> io::Result<()> {
+    replace_for(0o644, path, text)
+}
+
+/// The same, for nobody's eyes but this user's.
+///
+/// # Errors
+/// What the kernel says.
+pub fn replace_in_private(path: &Path, text: &str) -> io::Result<()> {
+    replace_for(0o600, path, text)
+}
+
+fn replace_for(mode: u32, path: &Path, text: &str) -> io::Result<()> {
     let fresh = path.with_extension("new");
-    let mut file = File::create(&fresh)?;
+    // One that an interrupted agent has left has the mode that it was made with.
+    let _ = std::fs::remove_file(&fresh);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh)?;
     file.write_all(text.as_bytes())?;
     std::fs::rename(&fresh, path)
 }

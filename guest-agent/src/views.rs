@@ -104,6 +104,12 @@ fn history(status: &Status, dir: &Path) -> Result<History, String> {
     let path = access_path(dir);
     let text = match read_at_most(&path, FILE_MAX) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(nothing_yet(status)),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(format!(
+                "{} is for root alone, as is all that tells which memory is in use: try again with sudo",
+                path.display()
+            ));
+        }
         other => other.map_err(|error| unreadable(&path, &error.to_string()))?,
     };
     History::from_json(&text, Limits::AGENT).map_err(|error| unreadable(&path, &error.to_string()))

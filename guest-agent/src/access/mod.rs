@@ -16,7 +16,7 @@ use memtide_sysfs::Root;
 use memtide_units::{ByteSize, GpaRange, Instant};
 
 use crate::pace::{Pace, timed};
-use crate::runtime::{read_at_most, replace};
+use crate::runtime::{read_at_most, replace_in_private};
 use census::Census;
 
 /// Between two writings of the file.
@@ -133,7 +133,8 @@ impl AccessHistory {
         self.since.and_then(|_| self.history.last())
     }
 
-    /// Replaces the file if there is something new and the last time is long enough ago.
+    /// Replaces the file if there is something new and the last time is long enough ago. The kernel tells nobody
+    /// but root which memory is in use, and neither does this.
     pub fn write(&mut self, now: Instant) {
         if !self.is_new || now < self.write_due {
             return;
@@ -141,7 +142,7 @@ impl AccessHistory {
         self.write_due = now + WRITE_APART;
         self.is_new = false;
         let written = self.history.to_json().map_err(std::io::Error::from);
-        if let Err(error) = written.and_then(|text| replace(&self.path, &text)) {
+        if let Err(error) = written.and_then(|text| replace_in_private(&self.path, &text)) {
             tracing::warn!("{} cannot be written: {error}", self.path.display());
         }
     }
@@ -159,6 +160,7 @@ mod tests {
     use super::*;
     use memtide_sysfs::fake::FakeRoot;
     use memtide_units::{Gpa, Permille};
+    use std::os::unix::fs::PermissionsExt;
 
     fn range(mib: u64, len: u64) -> GpaRange {
         GpaRange::new(Gpa(mib << 20), ByteSize::from_mib(len)).unwrap()
@@ -220,6 +222,7 @@ mod tests {
         watch(&mut access, 10);
         assert!(!path.exists(), "less than ten seconds later");
         watch(&mut access, 14);
-        assert!(path.exists());
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "for root's eyes only");
     }
 }

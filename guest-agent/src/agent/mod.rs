@@ -228,7 +228,9 @@ impl Agent {
             self.parts.controller.lay_still(at);
             self.rest.go_on(at);
         }
-        if self.listen(now, woken) == Heard::Something && self.may_rest_on(now, woken) {
+        // An interrupt may come for an answer that the turn which asked has taken in already.
+        let is_hosts = self.listen(now, woken) == Heard::Something || woken.by_device;
+        if is_hosts && self.may_rest_on(now, woken) {
             return Ok(self.pause(now));
         }
         self.take_ended_jobs(now);

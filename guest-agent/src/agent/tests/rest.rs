@@ -111,6 +111,15 @@ fn who_is_woken_by_nothing_that_is_known_decides() {
     assert_eq!(wake(&mut world, Woken::default()), None);
 }
 
+/// The device answers so fast that the turn which asks has the answer, and its interrupt comes later.
+#[test]
+fn an_interrupt_for_what_is_known_already_is_no_news() {
+    let mut world = world();
+    respond(&world, Verdict::Ok);
+    wake(&mut world, BY_DEVICE).unwrap();
+    wake(&mut world, BY_DEVICE).expect("nothing has happened");
+}
+
 #[test]
 fn a_stall_has_the_agent_decide() {
     assert!(decides(Verdict::Ok, |_| Woken { by_trigger: true, ..BY_DEVICE }));

@@ -29,19 +29,19 @@ use self::watcher::Watcher;
 
 /// Between two looks at a page; the kernel's default of 5 ms is called too short for most uses by
 /// DAMON's own documentation.
-const SAMPLE_US: u64 = 100_000;
-/// Ten looks are summed up. The documentation recommends twenty, for who wants to know how hot something is; here
-/// it is asked what is cold, and how much is touched is a question to a sample of pages.
+const SAMPLE_US: u64 = 200_000;
+/// Five looks are summed up. The documentation recommends twenty, for who wants to know how hot something is; here
+/// it is asked what is cold, by 150 looks at least, and how much is touched is a question to a sample of pages.
 const AGGREGATION_US: u64 = 1_000_000;
 /// The documentation's goal for tuned intervals: 4 % of all possible access events.
 const GOAL: IntervalsGoal = IntervalsGoal {
     access_bp: 400,
     aggrs: 3,
-    // Ten looks at each region in a second: where much is touched the goal has DAMON look as often as it
+    // Five looks at each region in a second: where much is touched the goal has DAMON look as often as it
     // may, and at 10 ms that took it a twentieth of a processor with 10^9 instructions a second.
-    min_sample_us: 100_000,
+    min_sample_us: 200_000,
     // Two seconds of aggregation: a thief that looks less often is a blind one.
-    max_sample_us: 200_000,
+    max_sample_us: 400_000,
 };
 /// The same, for a kernel that does not tune them.
 const AIM: IntervalsAim = IntervalsAim {
@@ -53,7 +53,7 @@ const AIM: IntervalsAim = IntervalsAim {
 /// Regions of a block at least: with DAMON's default of ten in all, a region spans several blocks.
 const REGIONS_PER_BLOCK: u64 = 6;
 /// And so many at most. DAMON divides regions until there are more than half of these, whatever lies in them, and
-/// each costs two walks through whoever has a page mapped, ten times a second.
+/// each costs two walks through whoever has a page mapped, five times a second.
 const REGIONS_PER_BLOCK_MOST: u64 = 24;
 /// Bounds of all regions: what a snapshot costs grows with them.
 const REGIONS_LEAST: u64 = 64;

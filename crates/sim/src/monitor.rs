@@ -3,7 +3,7 @@
 //!
 //! DAMON looks at one page of a region in each sample and takes it for the region
 //! (mm/damon/core.c). So a region of which half of the pages are touched between two samples comes out
-//! at five of ten, or three, or seven: the noise here is that draw, not an invention on top.
+//! at two of five, or three, or one: the noise here is that draw, not an invention on top.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::chance::{Chance, Stream};
 use crate::kernel::{Block, Kernel, Kind, PAGE, State};
 
 /// Samples of one aggregation, as the agent has them taken.
-const SAMPLES: u64 = 10;
+const SAMPLES: u64 = 5;
 /// Regions of a block: the agent asks for six at least and twenty-four at most, and DAMON splits some.
 const REGIONS: u64 = 8;
 /// Between two snapshots: two seconds of pause and an aggregation of one (guest-agent's

@@ -187,12 +187,12 @@ fn who_tunes_is_found_by_what_the_kernel_has() {
     let monitor = Monitor::start(&fake.root(), &config()).unwrap();
     let mut watcher = Watcher::new(&fake.root(), monitor, None);
     let seen = watcher.look().unwrap().closeness;
-    assert_eq!((seen.sample.as_millis(), seen.regions), (100, 1));
+    assert_eq!((seen.sample.as_millis(), seen.regions), (200, 1));
     // As long ago as three aggregations.
     watcher.started -= Duration::from_secs(4);
     watcher.look().unwrap();
     let seen = watcher.look().unwrap().closeness;
-    assert_eq!(seen.sample.as_millis(), 200, "nothing is touched: look less often");
+    assert_eq!(seen.sample.as_millis(), 400, "nothing is touched: look less often");
     assert_eq!(seen.aggregation.as_secs(), 2);
     drop((watch, dir));
 }

@@ -136,11 +136,7 @@ impl Root {
     /// # Errors
     /// [`Error::Missing`], [`Error::Io`].
     pub fn names(&self, relative: impl AsRef<Path>) -> Result<Vec<String>> {
-        let path = self.path(relative);
-        let names = fs::read_dir(&path).and_then(|entries| {
-            entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
-        });
-        names.map_err(|error| Error::reading(&path, error))
+        self.entries(relative, |_| true)
     }
 
     /// The names of the directories in a directory, in no order; links to some are none.
@@ -148,10 +144,17 @@ impl Root {
     /// # Errors
     /// [`Error::Missing`], [`Error::Io`].
     pub(crate) fn directories(&self, relative: impl AsRef<Path>) -> Result<Vec<String>> {
+        self.entries(relative, |entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+    }
+
+    fn entries(
+        &self,
+        relative: impl AsRef<Path>,
+        is_wanted: impl Fn(&fs::DirEntry) -> bool,
+    ) -> Result<Vec<String>> {
         let path = self.path(relative);
         let name = |entry: fs::DirEntry| {
-            let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            is_directory.then(|| entry.file_name().to_string_lossy().into_owned())
+            is_wanted(&entry).then(|| entry.file_name().to_string_lossy().into_owned())
         };
         let names = fs::read_dir(&path)
             .and_then(|entries| entries.filter_map(|entry| entry.map(name).transpose()).collect());

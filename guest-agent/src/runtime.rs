@@ -326,14 +326,19 @@ pub fn replace(path: &Path, text: &str) -> io::Result<()> {
 /// # Errors
 /// What the kernel says.
 pub fn replace_in_private(path: &Path, text: &str) -> io::Result<()> {
+    // One that an interrupted agent has left has the mode that it was made with.
+    let _ = std::fs::remove_file(fresh(path));
     replace_for(0o600, path, text)
 }
 
+fn fresh(path: &Path) -> PathBuf {
+    path.with_extension("new")
+}
+
 fn replace_for(mode: u32, path: &Path, text: &str) -> io::Result<()> {
-    let fresh = path.with_extension("new");
-    // One that an interrupted agent has left has the mode that it was made with.
-    let _ = std::fs::remove_file(&fresh);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh)?;
+    let fresh = fresh(path);
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&fresh)?;
     file.write_all(text.as_bytes())?;
     std::fs::rename(&fresh, path)
 }

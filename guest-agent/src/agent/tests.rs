@@ -478,7 +478,7 @@ fn large_mappings_are_allowed_while_blocks_are_stolen_and_at_no_other_time() {
     world.fake.put(FILE, "1\n");
     std::fs::write(&mark, "0").unwrap();
     world.agent.parts.overcommit = Some(Overcommit::new(&world.fake.root(), mark));
-    world.run(1_100);
+    world.turn(Woken::default());
     assert_eq!(world.fake.get(FILE), "0\n");
 }
 

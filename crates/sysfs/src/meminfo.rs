@@ -1,7 +1,5 @@
 //! `/proc/meminfo`: how much memory there is and what it holds.
 
-use std::collections::BTreeMap;
-
 use memtide_units::ByteSize;
 
 use crate::{Error, Result, Root};
@@ -47,28 +45,28 @@ impl Meminfo {
 }
 
 fn parse(text: &str) -> std::result::Result<Meminfo, &'static str> {
-    let lines: BTreeMap<&str, &str> =
-        text.lines().filter_map(|line| line.split_once(':')).collect();
-    let optional = |name| match lines.get(name) {
-        None => Ok(ByteSize::ZERO),
-        Some(value) => kib(value).ok_or("sizes such as \"MemTotal: 2014592 kB\""),
-    };
-    let needed = |name, expected| match lines.contains_key(name) {
-        true => optional(name),
-        false => Err(expected),
-    };
-    Ok(Meminfo {
-        total: needed("MemTotal", "a line MemTotal")?,
-        free: needed("MemFree", "a line MemFree")?,
-        available: needed("MemAvailable", "a line MemAvailable")?,
-        buffers: optional("Buffers")?,
-        cached: optional("Cached")?,
-        anon_pages: optional("AnonPages")?,
-        shmem: optional("Shmem")?,
-        slab_reclaimable: optional("SReclaimable")?,
-        swap_total: optional("SwapTotal")?,
-        swap_free: optional("SwapFree")?,
-    })
+    let mut info = Meminfo::default();
+    let (mut total, mut free, mut available) = (None, None, None);
+    for (name, value) in text.lines().filter_map(|line| line.split_once(':')) {
+        let size = || kib(value).ok_or("sizes such as \"MemTotal: 2014592 kB\"");
+        match name {
+            "MemTotal" => total = Some(size()?),
+            "MemFree" => free = Some(size()?),
+            "MemAvailable" => available = Some(size()?),
+            "Buffers" => info.buffers = size()?,
+            "Cached" => info.cached = size()?,
+            "AnonPages" => info.anon_pages = size()?,
+            "Shmem" => info.shmem = size()?,
+            "SReclaimable" => info.slab_reclaimable = size()?,
+            "SwapTotal" => info.swap_total = size()?,
+            "SwapFree" => info.swap_free = size()?,
+            _ => {}
+        }
+    }
+    info.total = total.ok_or("a line MemTotal")?;
+    info.free = free.ok_or("a line MemFree")?;
+    info.available = available.ok_or("a line MemAvailable")?;
+    Ok(info)
 }
 
 /// `   2014592 kB`, where the kernel's kB are 1024 bytes.

@@ -148,6 +148,7 @@ fn what_control_groups_ask_to_keep_is_read_now_and_then_and_after_a_refusal() {
     keep("c");
     let state = "sys/kernel/mm/damon/admin/kdamonds/0/state";
     fake.set_tuned_intervals(Intervals { sample_us: 200_000, aggr_us: 2_000_000 });
+    watcher.look().unwrap();
     fake.refuse(state, rustix::io::Errno::INVAL);
     watcher.account(&report);
     fake.allow(state);

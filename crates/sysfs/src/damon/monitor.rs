@@ -41,6 +41,8 @@ impl Intervals {
 #[derive(Debug)]
 pub struct Monitor {
     root: Root,
+    watched: Vec<GpaRange>,
+    /// As they were when the kernel was last asked.
     intervals: Intervals,
     is_tuned: bool,
     pageout: Option<Pageout>,
@@ -68,6 +70,7 @@ impl Monitor {
         let is_tuned = config.intervals_goal.is_some();
         Ok(Self {
             root: root.clone(),
+            watched: config.regions.clone(),
             intervals,
             is_tuned,
             pageout,
@@ -87,7 +90,7 @@ impl Monitor {
     pub fn snapshot(&mut self) -> Result<Vec<Region>> {
         self.must_be_ours()?;
         self.root.write(STATE, "update_schemes_tried_regions")?;
-        Ok(regions::read(&self.root)?)
+        Ok(regions::read(&self.root, &self.watched)?)
     }
 
     /// Watches `regions` from now on, in so many pieces; what is known of memory in
@@ -111,7 +114,9 @@ impl Monitor {
         if let Some(pageout) = &mut self.pageout {
             pageout.write_filters(&self.root, &self.spared)?;
         }
-        Ok(self.root.write(STATE, "commit")?)
+        self.root.write(STATE, "commit")?;
+        self.watched = regions.to_vec();
+        Ok(())
     }
 
     /// The intervals as they are now: those of the configuration, or what the kernel tuned them to
@@ -161,8 +166,8 @@ impl Monitor {
         self.pageout.as_ref().map(|pageout| pageout.feedback)
     }
 
-    /// Pages cold memory out from now on, or no longer. Call it also after the intervals may have
-    /// been tuned: DAMON counts the age of memory in them. Costs nothing where nothing changes.
+    /// Pages cold memory out from now on, or no longer. Call it also after [`Monitor::intervals`]: DAMON counts
+    /// the age of memory in them. Costs next to nothing where nothing changes.
     ///
     /// # Errors
     /// [`super::DamonError::File`]; as for [`Monitor::set_regions`] a commit may fail unnoticed.
@@ -170,6 +175,10 @@ impl Monitor {
     pub fn page_out(&mut self, paging: Paging) -> Result<()> {
         let Some(before) = self.pageout.clone() else { return Ok(()) };
         self.must_be_ours()?;
+        if before.is_so(paging, self.intervals, &self.spared) {
+            return Ok(());
+        }
+        // As for regions: what was tuned would be lost.
         let intervals = self.intervals()?;
         let done = self.switch(paging, intervals);
         if done.is_err() {

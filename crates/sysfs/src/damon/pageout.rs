@@ -142,18 +142,26 @@ impl Pageout {
         intervals: Intervals,
         spared: &[String],
     ) -> Result<bool> {
-        let wanted = match paging {
-            Paging::On(_) => self.aggregations(intervals),
-            Paging::Off => NEVER,
-        };
-        let is_as_before = paging == self.paging && spared == self.spared;
-        if is_as_before && !is_far_off(self.min_age, wanted) {
+        if self.is_so(paging, intervals, spared) {
             return Ok(false);
         }
-        (self.paging, self.min_age) = (paging, wanted);
+        (self.paging, self.min_age) = (paging, self.wanted_age(paging, intervals));
         self.write_switch(root)?;
         self.write_filters(root, spared)?;
         Ok(true)
+    }
+
+    /// Whether this is what the kernel was told last, or near enough.
+    pub(super) fn is_so(&self, paging: Paging, intervals: Intervals, spared: &[String]) -> bool {
+        let is_as_before = paging == self.paging && spared == self.spared;
+        is_as_before && !is_far_off(self.min_age, self.wanted_age(paging, intervals))
+    }
+
+    fn wanted_age(&self, paging: Paging, intervals: Intervals) -> u64 {
+        match paging {
+            Paging::On(_) => self.aggregations(intervals),
+            Paging::Off => NEVER,
+        }
     }
 
     /// Other intervals are about to be committed.

@@ -1,5 +1,7 @@
 //! Reading what DAMON saw.
 
+use std::str::FromStr;
+
 use memtide_units::{ByteSize, Gpa, GpaRange};
 
 use super::SCHEME;
@@ -18,29 +20,66 @@ pub struct Region {
     pub age: u32,
 }
 
-/// The regions of the last `update_schemes_tried_regions`, by ascending address.
-pub(super) fn read(root: &Root) -> Result<Vec<Region>> {
+/// The regions of the last `update_schemes_tried_regions`, by ascending address, where DAMON watches these
+/// ranges.
+///
+/// Each file of a region is new to the kernel, which executes some 25,000 instructions for it. So where regions end
+/// is read only if it does not follow from where the next one begins: DAMON covers all of each range
+/// (mm/damon/core.c, `damon_set_regions`; only what is adjacent is merged, `damon_merge_regions_of`).
+pub(super) fn read(root: &Root, watched: &[GpaRange]) -> Result<Vec<Region>> {
     let dir = format!("{SCHEME}/tried_regions");
     let indices = root.numbers(&dir, "")?;
     let dir = root.dir(&dir)?;
-    let mut regions = Vec::with_capacity(indices.len());
+    let mut starts = Vec::with_capacity(indices.len());
     for index in indices {
-        regions.push(read_one(&dir, index)?);
+        starts.push((Gpa(number(&dir, index, "start")?), index));
     }
-    regions.sort_by_key(|region: &Region| region.range.start());
+    starts.sort_unstable();
+    let ranges = match total(&dir).and_then(|total| adjacent(&starts, watched, total)) {
+        Some(ranges) => ranges,
+        None => as_listed(&dir, &starts)?,
+    };
+    let mut regions = Vec::with_capacity(ranges.len());
+    for (range, (_, index)) in ranges.into_iter().zip(starts) {
+        let nr_accesses = number(&dir, index, "nr_accesses")?;
+        regions.push(Region { range, nr_accesses, age: number(&dir, index, "age")? });
+    }
     Ok(apart(&regions))
 }
 
-fn read_one(dir: &Dir, index: u64) -> Result<Region> {
-    let number = |file: &str| dir.value::<u64>(&format!("{index}/{file}"), "a number");
-    let small = |file: &str| dir.value::<u32>(&format!("{index}/{file}"), "a number of 32 bits");
-    let (start, end) = (number("start")?, number("end")?);
-    let len = ByteSize::from_bytes(end.saturating_sub(start));
-    let range = GpaRange::new(Gpa(start), len).map_err(|_| {
-        let read = format!("start {start} end {end}");
-        Error::garbage(dir.path(&index.to_string()), "a start below its end", &read)
-    })?;
-    Ok(Region { range, nr_accesses: small("nr_accesses")?, age: small("age")? })
+/// One file of a region's directory.
+fn number<T: FromStr>(dir: &Dir, index: u64, file: &str) -> Result<T> {
+    dir.value(&format!("{index}/{file}"), "a number of its size")
+}
+
+/// How much all listed regions are together, where the kernel tells (6.6 and later).
+fn total(dir: &Dir) -> Option<ByteSize> {
+    dir.value("total_bytes", "a number").ok().map(ByteSize::from_bytes)
+}
+
+/// What begins so, if each ends where the next begins or its range does, and that is as much as was listed.
+fn adjacent(starts: &[(Gpa, u64)], watched: &[GpaRange], total: ByteSize) -> Option<Vec<GpaRange>> {
+    let nexts = starts.iter().skip(1).map(|(next, _)| Some(*next)).chain([None]);
+    let range = |((start, _), next): (&(Gpa, u64), Option<Gpa>)| {
+        let around = watched.iter().find(|range| (range.start()..range.end()).contains(start))?;
+        let end = next.map_or(around.end(), |next| next.min(around.end()));
+        GpaRange::new(*start, ByteSize::from_bytes(end.0 - start.0)).ok()
+    };
+    let ranges: Vec<GpaRange> = starts.iter().zip(nexts).map(range).collect::<Option<_>>()?;
+    (ranges.iter().map(|range| range.len()).sum::<ByteSize>() == total).then_some(ranges)
+}
+
+/// The same by what the kernel says.
+fn as_listed(dir: &Dir, starts: &[(Gpa, u64)]) -> Result<Vec<GpaRange>> {
+    let range = |(start, index): &(Gpa, u64)| {
+        let end: u64 = number(dir, *index, "end")?;
+        let len = ByteSize::from_bytes(end.saturating_sub(start.0));
+        GpaRange::new(*start, len).map_err(|_| {
+            let read = format!("start {} end {end}", start.0);
+            Error::garbage(dir.path(&index.to_string()), "a start below its end", &read)
+        })
+    };
+    starts.iter().map(range).collect()
 }
 
 /// The same without overlaps: each ends where the next begins. Where another scheme's quota ends within a
@@ -75,7 +114,7 @@ mod tests {
         tried(&fake, 10, ["0\n", "4096\n", "0\n", "71\n"]);
         tried(&fake, 2, ["4096\n", "8192\n", "1\n", "0\n"]);
         fake.put(&format!("{SCHEME}/tried_regions/total_bytes"), "12288\n");
-        let regions = read(&fake.root()).unwrap();
+        let regions = read(&fake.root(), &[]).unwrap();
         let starts: Vec<u64> = regions.iter().map(|region| region.range.start().0).collect();
         assert_eq!(starts, [0, 4096, 8192]);
         assert_eq!((regions[0].nr_accesses, regions[0].age), (0, 71));
@@ -90,19 +129,47 @@ mod tests {
             tried(&fake, index, [start, end, "0", "70"]);
         }
         tried(&fake, 9, ["40960", "49152", "3", "0"]);
-        let seen: Vec<_> = read(&fake.root()).unwrap();
+        let seen: Vec<_> = read(&fake.root(), &[]).unwrap();
         let ends: Vec<_> = seen.iter().map(|r| (r.range.start().0, r.range.end().0)).collect();
         assert_eq!(ends, [(0, 8192), (8192, 16384), (16384, 40960), (40960, 49152)]);
         assert_eq!(seen[3].nr_accesses, 3);
     }
 
+    /// A hole between two ranges, which no region reaches into.
+    #[test]
+    fn where_regions_end_follows_from_where_others_begin() {
+        let page = |first: u64, count: u64| {
+            GpaRange::new(Gpa(first << 12), ByteSize::from_bytes(count << 12)).unwrap()
+        };
+        let watched = [page(0, 4), page(8, 2)];
+        let fake = FakeRoot::new();
+        // Whoever reads the ends finds that they are none.
+        tried(&fake, 0, ["0", "?", "0", "1"]);
+        tried(&fake, 1, ["4096", "?", "0", "2"]);
+        tried(&fake, 2, ["32768", "?", "0", "3"]);
+        let total = format!("{SCHEME}/tried_regions/total_bytes");
+        fake.put(&total, "24576\n");
+        let ranges = |watched: &[GpaRange]| {
+            let seen = read(&fake.root(), watched)?;
+            Ok::<_, Error>(seen.iter().map(|region| region.range).collect::<Vec<_>>())
+        };
+        assert_eq!(ranges(&watched).unwrap(), [page(0, 1), page(1, 3), page(8, 2)]);
+        assert!(ranges(&[page(0, 4)]).is_err(), "memory that is not known to be watched");
+        fake.put(&total, "20480\n");
+        assert!(ranges(&watched).is_err(), "less was listed than that");
+        for (index, end) in [(0, "4096"), (1, "8192"), (2, "40960")] {
+            fake.put(&format!("{SCHEME}/tried_regions/{index}/end"), end);
+        }
+        assert_eq!(ranges(&watched).unwrap(), [page(0, 1), page(1, 1), page(8, 2)]);
+    }
+
     #[test]
     fn strange_regions_are_errors() {
         let fake = FakeRoot::new();
-        assert!(read(&fake.root()).unwrap_err().is_missing());
+        assert!(read(&fake.root(), &[]).unwrap_err().is_missing());
         for values in [["2", "1", "0", "0"], ["x", "1", "0", "0"], ["0", "1", "4294967296", "0"]] {
             tried(&fake, 0, values);
-            assert!(matches!(read(&fake.root()), Err(Error::Garbage { .. })), "{values:?}");
+            assert!(matches!(read(&fake.root(), &[]), Err(Error::Garbage { .. })), "{values:?}");
         }
     }
 }

@@ -281,7 +281,6 @@ fn targets(files: &Files, damon: &Damon, kdamond: &str) -> io::Result<Vec<GpaRan
 fn show(files: &Files, damon: &Damon) -> io::Result<()> {
     let scheme = format!("{CONTEXT}/schemes/0");
     files.remove(&format!("{scheme}/tried_regions"))?;
-    files.put_line(&format!("{scheme}/tried_regions/total_bytes"), "0")?;
     let most = |what: &str| files.number(&format!("{scheme}/access_pattern/{what}/max"));
     let shown = damon.watched.iter().flat_map(|watched| {
         let cut =
@@ -293,12 +292,14 @@ fn show(files: &Files, damon: &Damon) -> io::Result<()> {
             && u64::from(region.nr_accesses) <= most("nr_accesses")
             && u64::from(region.age) <= most("age")
     });
+    let mut total = 0;
     for (index, region) in matching.enumerate() {
+        total += region.range.len().bytes();
         let dir = format!("{scheme}/tried_regions/{index}");
         files.put_line(&format!("{dir}/start"), &region.range.start().0.to_string())?;
         files.put_line(&format!("{dir}/end"), &region.range.end().0.to_string())?;
         files.put_line(&format!("{dir}/nr_accesses"), &region.nr_accesses.to_string())?;
         files.put_line(&format!("{dir}/age"), &region.age.to_string())?;
     }
-    Ok(())
+    files.put_line(&format!("{scheme}/tried_regions/total_bytes"), &total.to_string())
 }

@@ -104,13 +104,9 @@ impl Watcher {
                 Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            let (seen, cost) = timed(|| self.look());
-            match seen {
-                Ok(seen) => {
-                    failures = 0;
-                    let _ = report.send(Finding::Snapshot(seen));
-                    self.account(report);
-                }
+            let (told, cost) = timed(|| self.look_and_tell(report));
+            match told {
+                Ok(()) => failures = 0,
                 Err(error) => {
                     // A kdamond that is gone does not come back by itself.
                     let is_gone = !self.monitor.is_running().unwrap_or(true);
@@ -122,6 +118,14 @@ impl Watcher {
             }
             due = Instant::now() + PACE.pause(cost);
         }
+    }
+
+    /// All of it costs, and has its share of the processor.
+    fn look_and_tell(&mut self, report: &Sender<Finding>) -> damon::Result<()> {
+        let seen = self.look()?;
+        let _ = report.send(Finding::Snapshot(seen));
+        self.account(report);
+        Ok(())
     }
 
     pub(super) fn look(&mut self) -> damon::Result<Seen> {

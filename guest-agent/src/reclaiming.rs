@@ -71,9 +71,13 @@ impl Reclaiming {
         Self { before, ..Self::new(space) }
     }
 
-    /// What there is of swap.
+    /// What there is of swap, and what was paged out.
     pub fn swap(&self, root: &Root, meminfo: &Meminfo) -> Swap {
-        self.space.now(root, meminfo)
+        Swap { paged_out: self.paged_out(), ..self.space.now(root, meminfo) }
+    }
+
+    fn paged_out(&self) -> ByteSize {
+        self.before.applied + self.stats.applied
     }
 
     /// Takes a decision; answers with it where it is another than before, whatever its numbers.
@@ -101,7 +105,7 @@ impl Reclaiming {
     pub fn status(&self, swap: Swap) -> ReclaimStatus {
         ReclaimStatus {
             doing: self.last.map_or_else(|| "starting".into(), |last| last.to_string()),
-            paged_out: self.before.applied + self.stats.applied,
+            paged_out: self.paged_out(),
             tried: self.before.tried + self.stats.tried,
             per_second: self.stats.effective,
             swap_total: swap.total,

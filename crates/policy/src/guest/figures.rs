@@ -48,7 +48,8 @@ impl Figures {
     }
 
     pub(super) fn around(&self, seen: &Observation) -> Around {
-        Around { mode: seen.mode, swap: seen.swap, over_goal: self.over_goal }
+        let reread = seen.squeeze.map(|squeeze| squeeze.reread);
+        Around { mode: seen.mode, swap: seen.swap, over_goal: self.over_goal, reread }
     }
 
     pub(super) fn need<'a>(&'a self, seen: &'a Observation, settings: &Settings) -> Need<'a> {

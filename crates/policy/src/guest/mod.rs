@@ -59,6 +59,7 @@ mod shortage;
 mod spare_time;
 mod steals;
 mod trend;
+mod vain;
 
 #[cfg(test)]
 mod properties;

@@ -108,6 +108,9 @@ pub struct Swap {
     /// How much memory what is in it takes all the same, as a share of its size: nothing on a disk,
     /// some of it in compressed memory.
     pub costs: Permille,
+    /// All that was paged out so far for the policy's sake, wherever to: of what is in files too, which takes no
+    /// swap.
+    pub paged_out: ByteSize,
 }
 
 /// Stall for memory since boot, in microseconds.

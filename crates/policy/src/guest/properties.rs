@@ -71,7 +71,7 @@ prop_compose! {
             balloon: mib(balloon),
             blocks: states.iter().enumerate().map(view).collect(),
             working_set: set.map(mib),
-            swap: Some(Swap { total: mib(1_000), free: mib(available % 1_000), costs: Permille(free as u32 % 1_000) }),
+            swap: Some(Swap { total: mib(1_000), free: mib(available % 1_000), costs: Permille(free as u32 % 1_000), paged_out: mib(free) }),
             steal: if running { StealState::Running } else { StealState::Idle },
             effort: Effort { per_second: Duration::from_millis(15), stealing: Duration::from_millis(free) },
             ticket,

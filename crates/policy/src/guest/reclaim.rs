@@ -15,6 +15,7 @@ use memtide_units::{ByteSize, Instant, Permille};
 use super::observation::{Mode, Swap};
 use super::plan::{Decision, WaitReason};
 use super::returns::Stall;
+use super::vain::{Amounts, Vain};
 
 /// A guest that stalled keeps what it has for this long, five windows: what it touches again by then
 /// was not cold.
@@ -89,6 +90,11 @@ pub enum NoReclaim {
     Returning,
     /// Some task stalls, or did a short while ago.
     Pressure,
+    /// What was paged out has been needed again.
+    InVain {
+        /// So long until the next try.
+        left: Duration,
+    },
 }
 
 impl fmt::Display for NoReclaim {
@@ -103,6 +109,10 @@ impl fmt::Display for NoReclaim {
             Self::NotNeeded => f.write_str("enough is available without it"),
             Self::Returning => f.write_str("memory was needed back lately"),
             Self::Pressure => f.write_str("tasks stall for memory, or did lately"),
+            Self::InVain { left } => {
+                let seconds = left.as_millis().div_ceil(1_000);
+                write!(f, "what was paged out was needed again; next try in {seconds} s")
+            }
         }
     }
 }
@@ -124,6 +134,8 @@ pub(super) struct Around {
     /// Pressure over the user's goal. The host's target lets blocks go in spite of it; that is no
     /// reason to page out.
     pub(super) over_goal: Option<Stall>,
+    /// What was needed again after it had been reclaimed, where the kernel counts it.
+    pub(super) reread: Option<ByteSize>,
 }
 
 /// Remembers what was decided last, and when some task last stalled.
@@ -131,11 +143,12 @@ pub(super) struct Around {
 pub(super) struct Reclaimer {
     last: Reclaim,
     stalled: Option<Instant>,
+    vain: Vain,
 }
 
 impl Default for Reclaimer {
     fn default() -> Self {
-        Self { last: Reclaim::Off(NoReclaim::NotNeeded), stalled: None }
+        Self { last: Reclaim::Off(NoReclaim::NotNeeded), stalled: None, vain: Vain::default() }
     }
 }
 
@@ -150,6 +163,29 @@ impl Reclaimer {
             (Ok(()), Mode::Restore) => Reclaim::Off(NoReclaim::NothingToGain),
             (Ok(()), Mode::Tune) => self.beside(now, decision),
         };
+        self.last = self.unless_in_vain(now, &around, decision);
+        self.last
+    }
+
+    /// The same, unless what was paged out lately was needed again and has made no room.
+    fn unless_in_vain(&mut self, now: Instant, around: &Around, decision: &Decision) -> Reclaim {
+        match (self.last, decision) {
+            (_, Decision::Steal { .. }) => self.vain.gained(),
+            // What is missing is told of this moment.
+            (
+                Reclaim::On(Gain::Block { missing } | Gain::Headroom { missing }),
+                Decision::Rest(reason),
+            ) if *reason != WaitReason::Measuring => {
+                let paged_out = around.swap.map_or(ByteSize::ZERO, |swap| swap.paged_out);
+                let reread = around.reread.unwrap_or_default();
+                if let Some(left) = self.vain.judge(now, Amounts { missing, paged_out, reread }) {
+                    return Reclaim::Off(NoReclaim::InVain { left });
+                }
+            }
+            // It may be the paging that tasks stall for.
+            (Reclaim::Off(NoReclaim::Pressure), _) => {}
+            _ => self.vain.forget(),
+        }
         self.last
     }
 
@@ -218,7 +254,7 @@ impl Reclaimer {
 
 /// Whether there is somewhere to page out to.
 fn place(swap: Option<Swap>) -> Result<(), NoReclaim> {
-    let Swap { total, free, costs } = swap.ok_or(NoReclaim::NoPlace)?;
+    let Swap { total, free, costs, .. } = swap.ok_or(NoReclaim::NoPlace)?;
     if total.is_zero() {
         return Err(NoReclaim::NoPlace);
     }
@@ -245,14 +281,15 @@ mod tests {
 
     fn swap(free: u64) -> Option<Swap> {
         let (total, free) = (ByteSize::from_mib(1024), ByteSize::from_mib(free));
-        Some(Swap { total, free, costs: Permille(350) })
+        Some(Swap { total, free, costs: Permille(350), ..Swap::default() })
     }
 
     fn story(decisions: &[(u64, Decision)]) -> Vec<String> {
         let mut reclaimer = Reclaimer::default();
         let at = |s: &u64| Instant::from_millis(s * 1_000);
         let mut said = |(s, decision): &(u64, Decision)| {
-            let around = Around { mode: Mode::Tune, swap: swap(900), over_goal: None };
+            let around =
+                Around { mode: Mode::Tune, swap: swap(900), over_goal: None, reread: None };
             reclaimer.decide(at(s), around, decision).to_string()
         };
         decisions.iter().map(&mut said).collect()
@@ -318,10 +355,42 @@ mod tests {
         assert_eq!(is_on, [true, false, false, true, false, false, false, true], "{said:?}");
     }
 
+    /// Text of programs that run every other minute: what was measured of a guest whose cold memory was gone.
+    #[test]
+    fn what_is_needed_again_and_makes_no_room_is_left_alone() {
+        let mut reclaimer = Reclaimer::default();
+        let mut at = |s: u64, decision: &Decision, paged_out: u64, reread: u64| {
+            let paged_out = ByteSize::from_mib(paged_out);
+            let swap = swap(900).map(|swap| Swap { paged_out, ..swap });
+            let reread = Some(ByteSize::from_mib(reread));
+            let around = Around { mode: Mode::Tune, swap, over_goal: None, reread };
+            reclaimer.decide(Instant::from_millis(s * 1_000), around, decision).to_string()
+        };
+        let on = "cold memory is paged out: one more block needs 100 MiB more";
+        assert_eq!(at(0, &STEADY, 900, 16), on);
+        assert_eq!(
+            at(20, &OVER, 906, 18),
+            "cold memory stays: tasks stall for memory, or did lately"
+        );
+        assert_eq!(at(40, &STEADY, 910, 20), on);
+        assert_eq!(
+            at(60, &STEADY, 911, 20),
+            "cold memory stays: what was paged out was needed again; next try in 120 s"
+        );
+        let steal = Decision::Steal {
+            blocks: vec![],
+            available: ByteSize::ZERO,
+            keep: ByteSize::ZERO,
+            ceiling: None,
+        };
+        at(61, &steal, 911, 20);
+        assert_eq!(at(62, &STEADY, 911, 20), on, "there was something to gain");
+    }
+
     #[test]
     fn it_needs_somewhere_to_go_and_leaves_room_there() {
         let decide = |mode, swap| {
-            let around = Around { mode, swap, over_goal: None };
+            let around = Around { mode, swap, over_goal: None, reread: None };
             Reclaimer::default().decide(Instant::default(), around, &STEADY)
         };
         let of = |swap| decide(Mode::Tune, swap);

@@ -6,7 +6,8 @@ use memtide_units::Permille;
 fn story(scale_by: ScaleBy, used: u64) -> Story {
     let mut story = Story::scaled_by(scale_by, 16, 4);
     let size = ByteSize::from_gib(1);
-    story.seen.swap = Some(Swap { total: size, free: size, costs: Permille(350) });
+    story.seen.swap =
+        Some(Swap { total: size, free: size, costs: Permille(350), ..Swap::default() });
     story.used = used;
     story.run(5, 0);
     story

@@ -32,15 +32,16 @@ pub(crate) trait Resizer {
     fn pids(&self) -> Vec<u32>;
     /// Bytes of backing that the host holds in the memory that it moves.
     fn resident(&self) -> Result<u64>;
-    /// Waits until it would act at once.
-    fn wait_calm(&mut self) -> Result<()>;
+    /// Waits until it is connected.
+    fn wait_ready(&mut self) -> Result<()>;
     /// Has it begin to take so much from the guest, or, with nothing, to give all back.
     fn take(&mut self, size: ByteSize) -> Result<()>;
 }
 
 /// One turn of a resizer that moves `size`.
 pub(crate) fn turn(resizer: &mut impl Resizer, size: ByteSize) -> Result<Round> {
-    resizer.wait_calm()?;
+    resizer.wait_ready()?;
+    resizer.subject().wait_calm()?;
     let pids = resizer.pids();
     let total = resizer.subject().meminfo("MemTotal")?;
     let before = resizer.resident()?;

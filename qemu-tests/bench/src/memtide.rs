@@ -24,11 +24,6 @@ use crate::subject::Subject;
 const LISTENS: Duration = Duration::from_secs(10);
 /// For the agent to take the balloon over and to make boot memory movable.
 const GREETS: Duration = Duration::from_secs(90);
-/// The agent steals faster than it has to feel its way only where no task has stalled for memory
-/// over its window of two seconds.
-const CALM: Duration = Duration::from_millis(2_300);
-/// For the guest to be calm after all of its memory was filled.
-const CALMS: Duration = Duration::from_secs(40);
 /// Between two looks at something that takes seconds.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -190,26 +185,9 @@ impl Resizer for Memtide {
         resident(self.subject.machine().memory())
     }
 
-    /// The device was stopped with the guest and wants to be greeted again; and the agent has to
-    /// have seen a whole window without a stall.
-    fn wait_calm(&mut self) -> Result<()> {
-        self.wait("the agent drives the device", GREETS, |status| status.driver == Driver::Agent)?;
-        let started = Instant::now();
-        let mut last = (Instant::now(), self.subject.stalled_us()?);
-        while last.0.elapsed() < CALM {
-            memtide_scenarios::interrupt::check()?;
-            std::thread::sleep(LOOK);
-            let now = self.subject.stalled_us()?;
-            if now != last.1 {
-                last = (Instant::now(), now);
-            }
-            if started.elapsed() > CALMS {
-                let (who, what) = (self.subject.name().to_owned(), "no task stalls for memory");
-                let seen = format!("{now} us of stall, and more each second");
-                return Err(BenchError::Late { who, what, waited: CALMS, seen });
-            }
-        }
-        Ok(())
+    /// The device was stopped with the guest and wants to be greeted again.
+    fn wait_ready(&mut self) -> Result<()> {
+        self.wait("the agent drives the device", GREETS, |status| status.driver == Driver::Agent)
     }
 
     fn take(&mut self, size: ByteSize) -> Result<()> {

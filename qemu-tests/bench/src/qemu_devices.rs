@@ -55,7 +55,7 @@ impl Resizer for QemuBalloon {
         resident(self.subject.machine().memory())
     }
 
-    fn wait_calm(&mut self) -> Result<()> {
+    fn wait_ready(&mut self) -> Result<()> {
         Ok(())
     }
 
@@ -110,7 +110,7 @@ impl Resizer for VirtioMem {
         resident(&self.plugged)
     }
 
-    fn wait_calm(&mut self) -> Result<()> {
+    fn wait_ready(&mut self) -> Result<()> {
         Ok(())
     }
 

@@ -121,6 +121,7 @@ impl Contestant for Raw {
     }
 
     fn turn(&mut self) -> Result<Round> {
+        self.subject.wait_calm()?;
         let offline = self.set_state("offline")?;
         let punch = self.punch()?;
         let online = self.set_state("online_movable")?;

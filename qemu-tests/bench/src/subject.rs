@@ -1,7 +1,7 @@
 //! A guest under test, from outside.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use memtide_lab::machine::Machine;
 use memtide_units::ByteSize;
@@ -15,6 +15,13 @@ const BOOT: Duration = Duration::from_secs(180);
 const FILL: Duration = Duration::from_secs(120);
 /// For a script in the guest.
 const SCRIPT: Duration = Duration::from_secs(60);
+/// Before a turn no task stalls for memory for so long: Memtide's agent has to have seen a whole window without. All
+/// wait, since punching costs 8 % less while the processors' caches hold what touching has left there.
+const CALM: Duration = Duration::from_millis(2_300);
+/// Until that is so.
+const CALMS: Duration = Duration::from_secs(40);
+/// Between two looks whether it is.
+const LOOK: Duration = Duration::from_millis(100);
 /// Left free by the filling, so that the guest does not have to reclaim for it.
 const SPARED: ByteSize = ByteSize::from_mib(160);
 
@@ -147,6 +154,26 @@ impl Subject {
         let some = text.lines().find_map(|line| line.strip_prefix("some ")?.split_once("total="));
         let total = some.and_then(|(_, total)| total.trim().parse().ok());
         total.ok_or_else(|| self.unexpected("/proc/pressure/memory", text))
+    }
+
+    /// Waits until no task has stalled for memory for a while.
+    pub(crate) fn wait_calm(&self) -> Result<()> {
+        let started = Instant::now();
+        let mut last = (started, self.stalled_us()?);
+        while last.0.elapsed() < CALM {
+            memtide_scenarios::interrupt::check()?;
+            std::thread::sleep(LOOK);
+            let now = self.stalled_us()?;
+            if now != last.1 {
+                last = (Instant::now(), now);
+            }
+            if started.elapsed() > CALMS {
+                let (who, what) = (self.name.to_owned(), "no task stalls for memory");
+                let seen = format!("{now} us of stall, and more each second");
+                return Err(BenchError::Late { who, what, waited: CALMS, seen });
+            }
+        }
+        Ok(())
     }
 
     /// How the guest is now, for people: a file of that name in `directory`, mostly [`GUEST_STATE`].

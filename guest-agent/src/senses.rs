@@ -178,9 +178,11 @@ fn squeeze(vmstat: &Vmstat) -> Option<Squeeze> {
     let scanned = reclaim.into_iter().map(|name| vmstat.get(name)).sum::<Option<u64>>()?;
     let others = ["compact_stall", "pswpin"].into_iter().filter_map(|name| vmstat.get(name));
     let reread = vmstat.get("workingset_activate_file")?;
+    let pages = |count| ByteSize::from_bytes(rustix::param::page_size() as u64).times(count);
     Some(Squeeze {
         events: others.fold(scanned, u64::saturating_add),
-        reread: ByteSize::from_bytes(rustix::param::page_size() as u64).times(reread),
+        reread: pages(reread),
+        refaulted: pages(vmstat.refaults()),
     })
 }
 
@@ -240,7 +242,9 @@ mod tests {
         let mut last = Reading::default();
         let mut look = |ms, scanned, stalled| {
             let named = ["pgscan_kswapd", "pgscan_direct", "pswpin", "workingset_activate_file"];
-            fake.set_vmstat(&named.map(|name| (name, scanned)));
+            let mut counts: Vec<_> = named.map(|name| (name, scanned)).into();
+            counts.extend([("workingset_refault_anon", 4), ("workingset_refault_file", scanned)]);
+            fake.set_vmstat(&counts);
             let some = Line { total_us: stalled, ..Line::default() };
             fake.set_psi(Psi { some, ..Psi::default() });
             last = senses.read(Instant::from_millis(ms), &last).unwrap();
@@ -249,7 +253,8 @@ mod tests {
         let seen = [look(0, 1, 0), look(999, 2, 0), look(1_000, 2, 0), look(1_100, 3, 7)];
         assert_eq!(seen, [Some(3), Some(3), Some(6), Some(9)]);
         assert_eq!(last.memory().cache.mib(), 200);
-        assert_eq!(last.squeeze().unwrap().reread, Pfn::SIZE.times(3));
+        let Squeeze { reread, refaulted, .. } = last.squeeze().unwrap();
+        assert_eq!((reread, refaulted), (Pfn::SIZE.times(3), Pfn::SIZE.times(7)));
         fake.set_vmstat(&[("pgscan_kswapd", 1)]);
         assert_eq!(squeeze(&Vmstat::read(&fake.root()).unwrap()), None, "half of it is nothing");
     }

@@ -48,8 +48,15 @@ impl Figures {
     }
 
     pub(super) fn around(&self, seen: &Observation) -> Around {
-        let reread = seen.squeeze.map(|squeeze| squeeze.reread);
-        Around { mode: seen.mode, swap: seen.swap, over_goal: self.over_goal, reread }
+        let refaulted = seen.squeeze.map(|squeeze| squeeze.refaulted);
+        let working_set = seen.working_set;
+        Around {
+            mode: seen.mode,
+            swap: seen.swap,
+            over_goal: self.over_goal,
+            refaulted,
+            working_set,
+        }
     }
 
     pub(super) fn need<'a>(&'a self, seen: &'a Observation, settings: &Settings) -> Need<'a> {

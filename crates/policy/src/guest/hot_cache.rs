@@ -57,7 +57,7 @@ mod tests {
         let mib = ByteSize::from_mib;
         Observation {
             memory: Memory { cache: mib(cache), ..Memory::default() },
-            squeeze: reread.map(|reread| Squeeze { events: 0, reread: mib(reread) }),
+            squeeze: reread.map(|reread| Squeeze { reread: mib(reread), ..Squeeze::default() }),
             working_set: working_set.map(mib),
             ..Observation::of_nothing()
         }

@@ -77,6 +77,9 @@ pub struct Squeeze {
     /// File pages that were read again so soon after they had been reclaimed that more memory would
     /// have kept them: `workingset_activate_file` (mm/workingset.c, `workingset_refault`), as bytes.
     pub reread: ByteSize,
+    /// All that was needed again after it had been reclaimed, by whomever, however long after:
+    /// `workingset_refault_anon` and `workingset_refault_file`, as bytes.
+    pub refaulted: ByteSize,
 }
 
 impl Memory {

@@ -64,7 +64,7 @@ prop_compose! {
         });
         Observation {
             memory: Memory { total: mib(3_000), free: mib(free), available: mib(available), cache: mib(cache) },
-            squeeze: squeeze.map(|(events, reread)| Squeeze { events, reread: mib(reread) }),
+            squeeze: squeeze.map(|(events, reread)| Squeeze { events, reread: mib(reread), refaulted: mib(reread) }),
             free_memory: if reported { FreeMemory::ReportedToHost } else { FreeMemory::KeptByGuest },
             psi: psi.map(|some_us| PsiTotals { some_us, full_us: some_us / 2 }),
             trigger_fired,

@@ -135,7 +135,9 @@ pub(super) struct Around {
     /// reason to page out.
     pub(super) over_goal: Option<Stall>,
     /// What was needed again after it had been reclaimed, where the kernel counts it.
-    pub(super) reread: Option<ByteSize>,
+    pub(super) refaulted: Option<ByteSize>,
+    /// What is in use, where that is known.
+    pub(super) working_set: Option<ByteSize>,
 }
 
 /// Remembers what was decided last, and when some task last stalled.
@@ -167,26 +169,44 @@ impl Reclaimer {
         self.last
     }
 
-    /// The same, unless what was paged out lately was needed again and has made no room.
+    /// The same, unless what was paged out lately for one more block was needed again and has made no room.
     fn unless_in_vain(&mut self, now: Instant, around: &Around, decision: &Decision) -> Reclaim {
         match (self.last, decision) {
-            (_, Decision::Steal { .. }) => self.vain.gained(),
-            // What is missing is told of this moment.
-            (
-                Reclaim::On(Gain::Block { missing } | Gain::Headroom { missing }),
-                Decision::Rest(reason),
-            ) if *reason != WaitReason::Measuring => {
-                let paged_out = around.swap.map_or(ByteSize::ZERO, |swap| swap.paged_out);
-                let reread = around.reread.unwrap_or_default();
-                if let Some(left) = self.vain.judge(now, Amounts { missing, paged_out, reread }) {
-                    return Reclaim::Off(NoReclaim::InVain { left });
+            (last, Decision::Steal { .. }) => {
+                self.vain.begin_anew();
+                match last {
+                    Reclaim::Off(NoReclaim::InVain { .. }) => Reclaim::Off(NoReclaim::NotNeeded),
+                    other => other,
                 }
             }
-            // It may be the paging that tasks stall for.
-            (Reclaim::Off(NoReclaim::Pressure), _) => {}
-            _ => self.vain.forget(),
+            (last @ Reclaim::Off(NoReclaim::Returning), _) => {
+                self.vain.begin_anew();
+                last
+            }
+            // What is missing is told of this moment.
+            (Reclaim::On(Gain::Block { missing }), Decision::Rest(reason))
+                if *reason != WaitReason::Measuring =>
+            {
+                self.judged(now, around, missing)
+            }
+            (last, _) => {
+                self.vain.forget();
+                last
+            }
         }
-        self.last
+    }
+
+    fn judged(&mut self, now: Instant, around: &Around, missing: ByteSize) -> Reclaim {
+        let Some((refaulted, swap)) = around.refaulted.zip(around.swap) else {
+            self.vain.forget();
+            return self.last;
+        };
+        let Around { working_set, .. } = *around;
+        let amounts = Amounts { missing, paged_out: swap.paged_out, refaulted, working_set };
+        match self.vain.judge(now, amounts) {
+            Some(left) => Reclaim::Off(NoReclaim::InVain { left }),
+            None => self.last,
+        }
     }
 
     fn beside(&mut self, now: Instant, decision: &Decision) -> Reclaim {
@@ -288,8 +308,13 @@ mod tests {
         let mut reclaimer = Reclaimer::default();
         let at = |s: &u64| Instant::from_millis(s * 1_000);
         let mut said = |(s, decision): &(u64, Decision)| {
-            let around =
-                Around { mode: Mode::Tune, swap: swap(900), over_goal: None, reread: None };
+            let around = Around {
+                mode: Mode::Tune,
+                swap: swap(900),
+                over_goal: None,
+                refaulted: None,
+                working_set: None,
+            };
             reclaimer.decide(at(s), around, decision).to_string()
         };
         decisions.iter().map(&mut said).collect()
@@ -359,38 +384,33 @@ mod tests {
     #[test]
     fn what_is_needed_again_and_makes_no_room_is_left_alone() {
         let mut reclaimer = Reclaimer::default();
-        let mut at = |s: u64, decision: &Decision, paged_out: u64, reread: u64| {
+        let mut at = |s: u64, decision: &Decision, paged_out: u64, refaulted: u64| {
             let paged_out = ByteSize::from_mib(paged_out);
             let swap = swap(900).map(|swap| Swap { paged_out, ..swap });
-            let reread = Some(ByteSize::from_mib(reread));
-            let around = Around { mode: Mode::Tune, swap, over_goal: None, reread };
+            let refaulted = Some(ByteSize::from_mib(refaulted));
+            let (mode, over_goal, working_set) = (Mode::Tune, None, None);
+            let around = Around { mode, swap, over_goal, refaulted, working_set };
             reclaimer.decide(Instant::from_millis(s * 1_000), around, decision).to_string()
         };
         let on = "cold memory is paged out: one more block needs 100 MiB more";
+        let vain = "cold memory stays: what was paged out was needed again; next try in 120 s";
+        let (available, keep) = (ByteSize::ZERO, ByteSize::ZERO);
+        let steal = Decision::Steal { blocks: vec![], available, keep, ceiling: None };
         assert_eq!(at(0, &STEADY, 900, 16), on);
-        assert_eq!(
-            at(20, &OVER, 906, 18),
-            "cold memory stays: tasks stall for memory, or did lately"
-        );
-        assert_eq!(at(40, &STEADY, 910, 20), on);
-        assert_eq!(
-            at(60, &STEADY, 911, 20),
-            "cold memory stays: what was paged out was needed again; next try in 120 s"
-        );
-        let steal = Decision::Steal {
-            blocks: vec![],
-            available: ByteSize::ZERO,
-            keep: ByteSize::ZERO,
-            ceiling: None,
-        };
-        at(61, &steal, 911, 20);
-        assert_eq!(at(62, &STEADY, 911, 20), on, "there was something to gain");
+        assert_eq!(at(60, &STEADY, 908, 18), vain);
+        assert_eq!(at(61, &steal, 908, 18), "cold memory stays: enough is available without it");
+        assert_eq!(at(62, &STEADY, 908, 18), on, "there was something to gain");
+        at(90, &OVER, 912, 20);
+        assert_eq!(at(122, &STEADY, 912, 20), on, "of calm times only");
+        assert_eq!(at(182, &STEADY, 920, 22), vain);
+        at(190, &Decision::Rest(WaitReason::AfterReturn { left: Duration::from_secs(3) }), 920, 22);
+        assert_eq!(at(200, &STEADY, 920, 22), on, "blocks have come back");
     }
 
     #[test]
     fn it_needs_somewhere_to_go_and_leaves_room_there() {
         let decide = |mode, swap| {
-            let around = Around { mode, swap, over_goal: None, reread: None };
+            let around = Around { mode, swap, over_goal: None, refaulted: None, working_set: None };
             Reclaimer::default().decide(Instant::default(), around, &STEADY)
         };
         let of = |swap| decide(Mode::Tune, swap);

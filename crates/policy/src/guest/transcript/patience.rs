@@ -37,7 +37,7 @@ fn where_free_memory_reaches_the_host_anyway_only_the_host_is_in_a_hurry() {
 
 /// What the kernel has had to do for want of memory so far.
 fn squeezed(events: u64, reread_mib: u64) -> Option<Squeeze> {
-    Some(Squeeze { events, reread: ByteSize::from_mib(reread_mib) })
+    Some(Squeeze { events, reread: ByteSize::from_mib(reread_mib), ..Squeeze::default() })
 }
 
 #[test]

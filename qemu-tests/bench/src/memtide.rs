@@ -18,14 +18,12 @@ use crate::huge_pages::HUGE_PAGE;
 use crate::machines::Machines;
 use crate::meter::Round;
 use crate::qemu_devices::{PAGE, resident};
-use crate::subject::Subject;
+use crate::subject::{LOOK, Subject};
 
 /// For the device's process to listen.
 const LISTENS: Duration = Duration::from_secs(10);
 /// For the agent to take the balloon over and to make boot memory movable.
 const GREETS: Duration = Duration::from_secs(90);
-/// Between two looks at something that takes seconds.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// A device process. Ended when it is dropped.
 pub(crate) struct Device {

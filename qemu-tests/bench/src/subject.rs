@@ -20,8 +20,8 @@ const SCRIPT: Duration = Duration::from_secs(60);
 const CALM: Duration = Duration::from_millis(2_300);
 /// Until that is so.
 const CALMS: Duration = Duration::from_secs(40);
-/// Between two looks whether it is.
-const LOOK: Duration = Duration::from_millis(100);
+/// Between two looks at something that takes seconds.
+pub(crate) const LOOK: Duration = Duration::from_millis(100);
 /// Left free by the filling, so that the guest does not have to reclaim for it.
 const SPARED: ByteSize = ByteSize::from_mib(160);
 

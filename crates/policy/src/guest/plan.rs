@@ -248,15 +248,15 @@ impl fmt::Display for WaitReason {
             Self::Pressure { some, goal } => write!(f, "pressure {some} is over the goal {goal}"),
             Self::Trigger => f.write_str("a task stalls for memory right now"),
             Self::AfterReturn { left } => {
-                let seconds = left.as_millis().div_ceil(1_000);
+                let seconds = begun_seconds(*left);
                 write!(f, "a return was needed lately: no steal for {seconds} s")
             }
             Self::AfterStall { left } => {
-                let seconds = left.as_millis().div_ceil(1_000);
+                let seconds = begun_seconds(*left);
                 write!(f, "tasks stalled when blocks were stolen: no steal for {seconds} s")
             }
             Self::Costly { left } => {
-                let seconds = left.as_millis().div_ceil(1_000);
+                let seconds = begun_seconds(*left);
                 write!(f, "stealing has had its share of the processor: no steal for {seconds} s")
             }
             Self::UsedLately { used, within } => {
@@ -342,4 +342,9 @@ impl fmt::Display for Names<'_> {
             _ => Ok(()),
         }
     }
+}
+
+/// A time that is left, for people: nobody is told of no seconds while some of one is left.
+pub(super) fn begun_seconds(left: Duration) -> u128 {
+    left.as_millis().div_ceil(1_000)
 }

@@ -13,7 +13,7 @@ use core::time::Duration;
 use memtide_units::{ByteSize, Instant, Permille};
 
 use super::observation::{Mode, Swap};
-use super::plan::{Decision, WaitReason};
+use super::plan::{Decision, WaitReason, begun_seconds};
 use super::returns::Stall;
 use super::vain::{Amounts, Vain};
 
@@ -110,7 +110,7 @@ impl fmt::Display for NoReclaim {
             Self::Returning => f.write_str("memory was needed back lately"),
             Self::Pressure => f.write_str("tasks stall for memory, or did lately"),
             Self::InVain { left } => {
-                let seconds = left.as_millis().div_ceil(1_000);
+                let seconds = begun_seconds(*left);
                 write!(f, "what was paged out was needed again; next try in {seconds} s")
             }
         }
@@ -160,53 +160,57 @@ impl Reclaimer {
         if around.over_goal.is_some() {
             self.stalled = Some(now);
         }
-        self.last = match (place(around.swap), around.mode) {
+        let wanted = match (place(around.swap), around.mode) {
             (Err(reason), _) => Reclaim::Off(reason),
             (Ok(()), Mode::Restore) => Reclaim::Off(NoReclaim::NothingToGain),
             (Ok(()), Mode::Tune) => self.beside(now, decision),
         };
-        self.last = self.unless_in_vain(now, &around, decision);
+        self.last = self.unless_in_vain(now, &around, decision, wanted);
         self.last
     }
 
-    /// The same, unless what was paged out lately for one more block was needed again and has made no room.
-    fn unless_in_vain(&mut self, now: Instant, around: &Around, decision: &Decision) -> Reclaim {
-        match (self.last, decision) {
-            (last, Decision::Steal { .. }) => {
+    /// What is wanted, unless what was paged out lately for one more block was needed again and has made no room.
+    fn unless_in_vain(
+        &mut self,
+        now: Instant,
+        around: &Around,
+        decision: &Decision,
+        wanted: Reclaim,
+    ) -> Reclaim {
+        match (wanted, decision) {
+            (wanted, Decision::Steal { .. }) => {
                 self.vain.begin_anew();
-                match last {
+                match wanted {
                     Reclaim::Off(NoReclaim::InVain { .. }) => Reclaim::Off(NoReclaim::NotNeeded),
                     other => other,
                 }
             }
-            (last @ Reclaim::Off(NoReclaim::Returning), _) => {
+            (Reclaim::Off(NoReclaim::Returning), _) => {
                 self.vain.begin_anew();
-                last
+                wanted
             }
             // What is missing is told of this moment.
             (Reclaim::On(Gain::Block { missing }), Decision::Rest(reason))
                 if *reason != WaitReason::Measuring =>
             {
-                self.judged(now, around, missing)
+                let left = self.left_alone(now, around, missing);
+                left.map_or(wanted, |left| Reclaim::Off(NoReclaim::InVain { left }))
             }
-            (last, _) => {
+            _ => {
                 self.vain.forget();
-                last
+                wanted
             }
         }
     }
 
-    fn judged(&mut self, now: Instant, around: &Around, missing: ByteSize) -> Reclaim {
+    fn left_alone(&mut self, now: Instant, around: &Around, missing: ByteSize) -> Option<Duration> {
         let Some((refaulted, swap)) = around.refaulted.zip(around.swap) else {
             self.vain.forget();
-            return self.last;
+            return None;
         };
         let Around { working_set, .. } = *around;
         let amounts = Amounts { missing, paged_out: swap.paged_out, refaulted, working_set };
-        match self.vain.judge(now, amounts) {
-            Some(left) => Reclaim::Off(NoReclaim::InVain { left }),
-            None => self.last,
-        }
+        self.vain.judge(now, amounts)
     }
 
     fn beside(&mut self, now: Instant, decision: &Decision) -> Reclaim {
@@ -304,17 +308,15 @@ mod tests {
         Some(Swap { total, free, costs: Permille(350), ..Swap::default() })
     }
 
+    fn around(mode: Mode, swap: Option<Swap>) -> Around {
+        Around { mode, swap, over_goal: None, refaulted: None, working_set: None }
+    }
+
     fn story(decisions: &[(u64, Decision)]) -> Vec<String> {
         let mut reclaimer = Reclaimer::default();
         let at = |s: &u64| Instant::from_millis(s * 1_000);
         let mut said = |(s, decision): &(u64, Decision)| {
-            let around = Around {
-                mode: Mode::Tune,
-                swap: swap(900),
-                over_goal: None,
-                refaulted: None,
-                working_set: None,
-            };
+            let around = around(Mode::Tune, swap(900));
             reclaimer.decide(at(s), around, decision).to_string()
         };
         decisions.iter().map(&mut said).collect()
@@ -388,8 +390,7 @@ mod tests {
             let paged_out = ByteSize::from_mib(paged_out);
             let swap = swap(900).map(|swap| Swap { paged_out, ..swap });
             let refaulted = Some(ByteSize::from_mib(refaulted));
-            let (mode, over_goal, working_set) = (Mode::Tune, None, None);
-            let around = Around { mode, swap, over_goal, refaulted, working_set };
+            let around = Around { refaulted, ..around(Mode::Tune, swap) };
             reclaimer.decide(Instant::from_millis(s * 1_000), around, decision).to_string()
         };
         let on = "cold memory is paged out: one more block needs 100 MiB more";
@@ -410,7 +411,7 @@ mod tests {
     #[test]
     fn it_needs_somewhere_to_go_and_leaves_room_there() {
         let decide = |mode, swap| {
-            let around = Around { mode, swap, over_goal: None, refaulted: None, working_set: None };
+            let around = around(mode, swap);
             Reclaimer::default().decide(Instant::default(), around, &STEADY)
         };
         let of = |swap| decide(Mode::Tune, swap);

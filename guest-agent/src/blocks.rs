@@ -19,7 +19,7 @@ use memtide_units::{BlockId, BlockSize, ByteSize, GpaRange};
 
 pub use self::refresh::Surprise;
 
-use self::own_structs::OwnStructs;
+use self::own_structs::{OwnStructs, Structs};
 use crate::remove::{self, Plug};
 use crate::runtime::Seen;
 
@@ -44,8 +44,7 @@ struct Entry {
     hold: Hold,
     zone: Option<Zone>,
     never_offline: bool,
-    /// It may hold its own `struct page`s.
-    owns_structs: bool,
+    structs: Structs,
     /// `Out` where it was removed.
     plug: Plug,
     /// Where what stands for it lies, if it was taken in pieces.
@@ -81,17 +80,17 @@ pub enum ByPieces {
 }
 
 impl Entry {
-    fn new(block: &Block, hold: Hold, owns_structs: bool) -> Self {
+    fn new(block: &Block, hold: Hold, structs: Structs) -> Self {
         let (zone, never_offline) = (block.current_zone(), block.never_offline());
         let (plug, pieces, inode) = (Plug::In, None, Some(block.inode));
-        Self { hold, zone, never_offline, owns_structs, plug, pieces, inode }
+        Self { hold, zone, never_offline, structs, plug, pieces, inode }
     }
 
     /// A block that the kernel has not.
     fn removed(hold: Hold) -> Self {
         let (zone, pieces, inode) = (None, None, None);
-        let (never_offline, owns_structs) = (false, false);
-        Self { hold, zone, never_offline, owns_structs, plug: Plug::Out, pieces, inode }
+        let (never_offline, structs) = (false, Structs::NotTold);
+        Self { hold, zone, never_offline, structs, plug: Plug::Out, pieces, inode }
     }
 
     /// Whether the block that has this number now was made after the one that this is about. What was
@@ -123,15 +122,16 @@ impl Blocks {
         let mut table = Self { size, entries, kept, by_pieces: ByPieces::None };
         let own = OwnStructs::look(root, size);
         for block in memory::list(root)? {
-            let owns = own.may_be_in(block.id);
+            let structs = own.of(&block, None);
             let hold = match block.state {
                 State::Online | State::GoingOffline => Hold::Online,
                 // The agent steals no block that may hold them: somebody else took it offline.
-                State::Offline if owns || seen.foreign.contains(&block.id) => Hold::Foreign,
+                State::Offline if structs == Structs::MayBeInside => Hold::Foreign,
+                State::Offline if seen.foreign.contains(&block.id) => Hold::Foreign,
                 // Not told yet: the hello tells.
                 State::Offline => Hold::Leaving,
             };
-            table.entries.insert(block.id, Entry::new(&block, hold, owns));
+            table.entries.insert(block.id, Entry::new(&block, hold, structs));
         }
         if !seen.removed.is_empty() {
             for block in remove::unplugged(root)?.intersection(&seen.removed) {
@@ -166,12 +166,21 @@ impl Blocks {
         self.entries.get(&block).is_some_and(|entry| entry.zone == Some(Zone::Movable))
     }
 
+    /// Which making of a block ([`Block::inode`]) is known not to hold its own `struct page`s, if one is.
+    pub fn bare_making(&self, block: BlockId) -> Option<u64> {
+        let entry = self.entries.get(&block)?;
+        entry.inode.filter(|_| entry.structs == Structs::Elsewhere)
+    }
+
     /// The agent has taken a block offline: it is in no zone.
     pub fn went_offline(&mut self, root: &Root, block: BlockId) {
-        let plug = self.entries.get(&block).map_or(Plug::In, |entry| entry.plug);
-        // It may have been made anew since the last look, and then taken.
-        let inode = memory::inode(root, block).ok();
-        self.entries.insert(block, Entry { plug, inode, ..Entry::removed(Hold::Leaving) });
+        let before = self.entries.get(&block);
+        let (plug, structs) =
+            before.map_or((Plug::In, Structs::NotTold), |entry| (entry.plug, entry.structs));
+        // Unless who took it looked, it may have been made anew since the last look, and then taken.
+        let inode = self.bare_making(block).or_else(|| memory::inode(root, block).ok());
+        let entry = Entry { plug, structs, inode, ..Entry::removed(Hold::Leaving) };
+        self.entries.insert(block, entry);
     }
 
     /// The agent has taken memory that lies in `runs` in the name of a block.
@@ -201,10 +210,12 @@ impl Blocks {
         match memory::read(root, block) {
             Ok(now) => {
                 let before = self.entries.get(&block);
-                let owns = before.is_some_and(|entry| entry.owns_structs);
+                let is_same = |entry: &&Entry| entry.inode == Some(now.inode);
+                let structs =
+                    before.filter(is_same).map_or(Structs::NotTold, |entry| entry.structs);
                 let pieces = before.and_then(|entry| entry.pieces.clone());
                 let pieces = pieces.filter(|_| hold != Hold::Online);
-                self.entries.insert(block, Entry { pieces, ..Entry::new(&now, hold, owns) });
+                self.entries.insert(block, Entry { pieces, ..Entry::new(&now, hold, structs) });
             }
             // Unplugged in this moment: the next refresh finds out. Whose doing it is counts all
             // the same: a hello must not name a block that is on its way back.
@@ -253,7 +264,9 @@ impl Blocks {
             Hold::Leaving | Hold::Returning => BlockState::InTransit,
             Hold::Stolen => BlockState::Stolen,
             Hold::Foreign => BlockState::Foreign,
-            Hold::Online if entry.owns_structs => BlockState::Fixed(FixedReason::OwnStructs),
+            Hold::Online if entry.structs == Structs::MayBeInside => {
+                BlockState::Fixed(FixedReason::OwnStructs)
+            }
             Hold::Online if entry.never_offline || self.kept.contains(&id) => {
                 match self.by_pieces {
                     ByPieces::NeverOffline | ByPieces::KernelZones => BlockState::ByPieces,
@@ -362,7 +375,8 @@ impl Blocks {
 
     /// Blocks that may hold their own `struct page`s, and are never stolen for that.
     pub fn with_own_structs(&self) -> usize {
-        self.entries.values().filter(|entry| entry.owns_structs).count()
+        let may = |entry: &&Entry| entry.structs == Structs::MayBeInside;
+        self.entries.values().filter(may).count()
     }
 
     /// Whether all of these are stolen, the host knows, and the kernel still has them.

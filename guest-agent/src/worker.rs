@@ -93,6 +93,9 @@ pub enum Look {
     /// not move have the kernel say busy at once (mm/page_isolation.c, `has_unmovable_pages`), and
     /// counting takes 0.2 s for 128 MiB under emulation, in which a free block is gone ten times.
     AtRoom,
+    /// The same for a block of which one making ([`memtide_sysfs::memory::Block::inode`]) is known not to
+    /// hold its own `struct page`s: is it still that one? Where it came from is five times as dear to ask.
+    AtRoomOf(u64),
     /// Also: does all that is in it move? In a kernel zone most blocks fail for that.
     AtPages,
     /// Not at the block at all: it cannot be emptied, and pieces are to stand for it.
@@ -386,7 +389,11 @@ impl Hands {
     /// the kernel needs them still.
     fn census(&self, block: BlockId, look: Look) -> Result<Census, Error> {
         let to_migrate = self.size.size();
-        if self.may_hold_own_structs(block) {
+        let may_hold_own_structs = match look {
+            Look::AtRoomOf(making) => memory::inode(&self.root, block)? != making,
+            Look::AtRoom | Look::AtPages | Look::ForPieces => self.may_hold_own_structs(block),
+        };
+        if may_hold_own_structs {
             return Ok(Census { to_migrate, unmovable_pages: 1 });
         }
         match (look, &self.flags, self.size.range(block)) {

@@ -34,7 +34,8 @@ impl Agent {
             let (deadline, look) = if table.goes_by_pieces(*block) {
                 (KERNEL_DEADLINE, Look::ForPieces)
             } else if table.is_movable(*block) {
-                (movable_deadline(table.size()), Look::AtRoom)
+                let look = table.bare_making(*block).map_or(Look::AtRoom, Look::AtRoomOf);
+                (movable_deadline(table.size()), look)
             } else {
                 (KERNEL_DEADLINE, Look::AtPages)
             };

@@ -28,7 +28,9 @@ mod tests;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use memtide_policy::guest::{Controller, HeatMap, Limits, LimitsWish, Mode, Outcome, Plan, Swap};
+use memtide_policy::guest::{
+    Controller, Decision, HeatMap, Limits, LimitsWish, Mode, Outcome, Plan, Swap,
+};
 use memtide_sysfs::memory::StateRequest;
 use memtide_sysfs::{Error, Root};
 use memtide_units::{BlockId, BlockSize, GpaRange, Instant};
@@ -151,6 +153,8 @@ pub struct Agent {
     swap: Option<Swap>,
     /// What was decided last.
     note: String,
+    /// What the log has not been told of it yet.
+    unsaid: Option<Decision>,
     /// Devices through which the kernel tells the host what is free.
     reporters: Vec<String>,
     due: Due,
@@ -188,6 +192,7 @@ impl Agent {
             processors: ProcessorTime::default(),
             swap: None,
             note: "starting".into(),
+            unsaid: None,
             reporters: Vec::new(),
             due: Due::default(),
             rest: Rest::default(),
@@ -246,10 +251,11 @@ impl Agent {
                 self.remove_what_is_stolen_whole(now)?;
             }
         }
+        // Of the last decision: this one need not wait for the log.
+        self.say_what_is_unsaid();
         let plan = self.decide(now, woken)?;
         self.carry_out(now, plan.actions);
-        // Afterwards: the journal's daemon wakes up for a line, and the thread that takes blocks would wait behind it.
-        self.take_note(now, &plan.report);
+        self.take_note(now, plan.report);
         self.see_to_reclaim(now, plan.reclaim);
         self.see_to_mappings();
         self.rewatch_if_due();
@@ -390,6 +396,7 @@ impl Agent {
 
     /// Ends what is under way. What is stolen stays stolen.
     pub fn begin_farewell(&mut self) {
+        self.say_what_is_unsaid();
         self.parts.hands.abort();
         self.parts.link.forget_backlog();
         self.is_leaving = true;

@@ -17,22 +17,33 @@ use crate::status::{
 };
 
 impl Agent {
-    /// Remembers what was decided; the log gets what is news.
-    pub(super) fn take_note(&mut self, now: Instant, decision: &Decision) {
+    /// Remembers what was decided; the log gets what is news. Not while a block is being taken, or brought
+    /// back: the journal's daemon wakes up for a line, and was seen to have the thread that does it wait
+    /// for 10 ms. Then the log gets it with the next decision, a tenth of a second later.
+    pub(super) fn take_note(&mut self, now: Instant, decision: Decision) {
         let at_ms = self.parts.access.monotonic_ms(now);
-        self.parts.decisions.note(at_ms, decision);
+        self.parts.decisions.note(at_ms, &decision);
         let note = decision.to_string();
         if note == self.note {
             return;
         }
+        self.note = note;
+        self.unsaid = Some(decision);
+        if !self.parts.hands.is_at_work() {
+            self.say_what_is_unsaid();
+        }
+    }
+
+    /// Tells the log what was decided.
+    pub(super) fn say_what_is_unsaid(&mut self) {
+        let Some(decision) = self.unsaid.take() else { return };
         match decision {
             Decision::Rest(_) | Decision::Stealing | Decision::Waiting { .. } => {
-                tracing::debug!("{note}");
+                tracing::debug!("{decision}");
             }
-            Decision::TakeUnasked { .. } => tracing::warn!("{note}"),
-            _ => tracing::info!("{note}"),
+            Decision::TakeUnasked { .. } => tracing::warn!("{decision}"),
+            _ => tracing::info!("{decision}"),
         }
-        self.note = note;
     }
 
     /// Remembers what was decided beside what the policy decides on blocks.

@@ -41,7 +41,8 @@ impl Blocks {
         for block in blocks.into_iter().filter(|block| !in_pieces.contains(&block.id)) {
             let (hold, surprise) = self.found(&block);
             surprises.extend(surprise);
-            self.entries.insert(block.id, Entry::new(&block, hold, own.may_be_in(block.id)));
+            let structs = own.of(&block, self.entries.get(&block.id));
+            self.entries.insert(block.id, Entry::new(&block, hold, structs));
         }
         Ok(surprises)
     }

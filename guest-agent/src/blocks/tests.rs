@@ -163,6 +163,33 @@ fn what_is_stolen_right_after_it_was_plugged_in_is_ours() {
 }
 
 #[test]
+fn a_block_that_was_there_at_boot_is_known_to_be_bare_until_it_is_made_anew() {
+    let fake = guest();
+    let root = fake.root();
+    fake.put_into_dimm(BlockId(4), "PNP0C80:00");
+    let mut blocks = Blocks::read(&root, &Seen::default()).unwrap();
+    assert_eq!(blocks.bare_making(BlockId(3)), None, "nobody knows how long it has been there");
+    blocks.refresh(&root).unwrap();
+    let making = memory::inode(&root, BlockId(3)).ok();
+    assert_eq!([3, 4].map(|block| blocks.bare_making(BlockId(block))), [making, None]);
+    // Stolen and brought back it is the same one.
+    offline(&fake, 3);
+    blocks.went_offline(&root, BlockId(3));
+    assert_eq!(blocks.offline_still(&root), [BlockId(3)]);
+    write_state(&root, BlockId(3), StateRequest::OnlineMovable).unwrap();
+    blocks.set(&root, BlockId(3), Hold::Online);
+    assert_eq!(blocks.bare_making(BlockId(3)), making);
+    replace(&fake, 3, FakeBlock::MOVABLE);
+    blocks.refresh(&root).unwrap();
+    assert_eq!(blocks.bare_making(BlockId(3)), None);
+    // Where the kernel does not say where blocks came from, none is known to be bare.
+    fake.put("sys/bus/dax/devices/dax0.0/size", "many\n");
+    let mut blocks = Blocks::read(&root, &Seen::default()).unwrap();
+    blocks.refresh(&root).unwrap();
+    assert_eq!(blocks.bare_making(BlockId(2)), None);
+}
+
+#[test]
 fn what_the_agent_removed_itself_comes_back_as_its_own() {
     let fake = guest();
     let root = fake.root();

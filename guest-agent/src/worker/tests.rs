@@ -84,6 +84,19 @@ fn a_dimm_whose_first_pages_may_be_struct_pages_is_not_stolen() {
 }
 
 #[test]
+fn a_block_known_to_be_bare_is_stolen_as_long_as_it_is_that_one() {
+    let (fake, mut worker) = guest(300);
+    let making = memtide_sysfs::memory::inode(&fake.root(), BlockId(2)).unwrap();
+    let steal = |making| {
+        let look = Look::AtRoomOf(making);
+        Task::Steal { keep: ByteSize::ZERO, deadline: MOVABLE_DEADLINE, look }
+    };
+    assert_eq!(run(&mut worker, 2, steal(making + 1)), Err(StealFailure::Busy));
+    assert_eq!(fake.writes(), []);
+    assert_eq!(run(&mut worker, 2, steal(making)), Ok(()));
+}
+
+#[test]
 fn a_kernel_block_is_converted() {
     let (fake, mut worker) = guest(300);
     let convert = Task::Convert { keep: ByteSize::from_mib(100) };

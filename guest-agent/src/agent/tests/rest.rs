@@ -1,5 +1,6 @@
 //! What wakes an agent at rest, and what of that has it look at the guest.
 
+use memtide_policy::guest::Decision;
 use memtide_wire::config::ConfigSpace;
 
 use super::*;
@@ -336,31 +337,58 @@ fn no_more_blocks_go_than_the_host_keeps_up_with() {
     assert!(!world.agent.parts.hands.is_busy());
 }
 
-#[test]
-fn blocks_that_the_host_no_longer_asks_for_are_not_taken() {
+/// A guest that follows its host's target and has all that it wants.
+fn following() -> World {
     let mut world = World::new();
     let settings = *world.agent.parts.controller.settings();
     let followed = Settings { scale_by: ScaleBy::Target, ..settings };
     world.agent.parts.controller = Controller::new(followed);
     world.run(5_000);
-    let state_of = |block: u64| format!("sys/devices/system/memory/memory{block}/state");
+    world
+}
+
+fn state_of(block: u64) -> String {
+    format!("sys/devices/system/memory/memory{block}/state")
+}
+
+fn want_in_the_balloon(world: &mut World, mib: u32) {
+    // The configuration is looked at once no answer is awaited.
+    world.host();
+    world.device.configure(|config| config.balloon.num_pages.set(256 * mib));
+    world.turn(BY_DEVICE);
+}
+
+#[test]
+fn blocks_that_the_host_no_longer_asks_for_are_not_taken() {
+    let mut world = following();
     let is_tried =
         |world: &World, block| world.fake.writes().iter().any(|(path, _)| *path == state_of(block));
-    let wants = |world: &mut World, mib: u32| {
-        // The configuration is looked at once no answer is awaited.
-        world.host();
-        world.device.configure(|config| config.balloon.num_pages.set(256 * mib));
-        world.turn(BY_DEVICE);
-    };
     world.fake.stall(&state_of(7));
-    wants(&mut world, 512);
+    want_in_the_balloon(&mut world, 512);
     while !is_tried(&world, 7) {
         std::thread::yield_now();
     }
-    wants(&mut world, 128);
+    want_in_the_balloon(&mut world, 128);
     world.fake.allow(&state_of(7));
     world.run(2_000);
     assert_eq!((world.offline(), is_tried(&world, 6)), (BTreeSet::from([7]), false));
+}
+
+#[test]
+fn the_journal_does_not_wake_up_before_the_first_block_is_taken() {
+    let mut world = following();
+    assert_eq!(world.agent.unsaid, None);
+    world.fake.stall(&state_of(7));
+    want_in_the_balloon(&mut world, 512);
+    let said = matches!(world.agent.unsaid, Some(Decision::Steal { .. }));
+    assert!(said && world.agent.note().contains("steal"), "{}", world.agent.note());
+    // It hears of it with the next decision, and at the latest when the agent ends.
+    world.now += 100;
+    world.turn(Woken::default());
+    assert!(!matches!(world.agent.unsaid, Some(Decision::Steal { .. })));
+    world.agent.begin_farewell();
+    assert_eq!(world.agent.unsaid, None);
+    world.fake.allow(&state_of(7));
 }
 
 fn millis(time: Duration) -> u64 {

@@ -118,6 +118,8 @@ pub struct Parts {
 enum Heard {
     Nothing,
     Something,
+    /// And what it wants may be something else than before.
+    Wish,
 }
 
 /// When something is due again.
@@ -234,7 +236,8 @@ impl Agent {
             self.rest.go_on(at);
         }
         // An interrupt may come for an answer that the turn which asked has taken in already.
-        let is_hosts = self.listen(now, woken) == Heard::Something || woken.by_device;
+        let heard = self.listen(now, woken);
+        let is_hosts = heard != Heard::Nothing || woken.by_device;
         if is_hosts && self.may_rest_on(now, woken) {
             return Ok(self.pause(now));
         }
@@ -242,14 +245,9 @@ impl Agent {
         if self.is_within_a_batch(now, woken) {
             return Ok(self.pause(now));
         }
-        self.see_to_watching(now);
-        if self.is_refresh_due(now) {
-            let (refreshed, cost) = timed(|| self.refresh());
-            refreshed?;
-            self.due.refresh = now + REFRESH.pause(cost);
-            if !self.parts.hands.is_busy() {
-                self.remove_what_is_stolen_whole(now)?;
-            }
+        // A look at all blocks takes tens of milliseconds, and a wish does not wait for it.
+        if heard != Heard::Wish {
+            self.look_around(now)?;
         }
         // Of the last decision: this one need not wait for the log.
         self.say_what_is_unsaid();
@@ -268,6 +266,20 @@ impl Agent {
             self.exchange(now);
         }
         Ok(self.pause(now))
+    }
+
+    /// Sees to what others do in this guest, where that is due.
+    fn look_around(&mut self, now: Instant) -> Result<(), crate::run::RunError> {
+        self.see_to_watching(now);
+        if self.is_refresh_due(now) {
+            let (refreshed, cost) = timed(|| self.refresh());
+            refreshed?;
+            self.due.refresh = now + REFRESH.pause(cost);
+            if !self.parts.hands.is_busy() {
+                self.remove_what_is_stolen_whole(now)?;
+            }
+        }
+        Ok(())
     }
 
     /// Hears the host: its answers, and what it may have changed.
@@ -293,12 +305,13 @@ impl Agent {
             if is_silent { runtime.mark_silent() } else { runtime.clear_silent() }
         }
         let generation = self.parts.link.config().generation;
-        if generation != self.generation {
-            self.generation = generation;
-            self.returns.hurry(now);
-            self.rest.end();
+        if generation == self.generation {
+            return heard;
         }
-        heard
+        self.generation = generation;
+        self.returns.hurry(now);
+        self.rest.end();
+        Heard::Wish
     }
 
     fn pump(&mut self, now: Instant) -> Heard {

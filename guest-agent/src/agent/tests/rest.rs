@@ -4,6 +4,7 @@ use memtide_policy::guest::Decision;
 use memtide_wire::config::ConfigSpace;
 
 use super::*;
+use crate::blocks::Hold;
 use crate::worker::{Job, Look, MOVABLE_DEADLINE, Task};
 
 const MEMINFO: &str = "proc/meminfo";
@@ -372,6 +373,26 @@ fn blocks_that_the_host_no_longer_asks_for_are_not_taken() {
     world.fake.allow(&state_of(7));
     world.run(2_000);
     assert_eq!((world.offline(), is_tried(&world, 6)), (BTreeSet::from([7]), false));
+}
+
+#[test]
+fn what_the_host_wants_does_not_wait_for_a_look_at_all_blocks() {
+    let mut world = following();
+    let somebody_takes = |world: &World, block| {
+        write_state(&world.fake.root(), BlockId(block), StateRequest::Offline).unwrap();
+    };
+    let hold = |world: &World, block| world.agent.parts.blocks.hold(BlockId(block));
+    somebody_takes(&world, 2);
+    world.now += 60_000;
+    world.fake.stall(&state_of(7));
+    want_in_the_balloon(&mut world, 128);
+    assert_eq!(
+        (hold(&world, 2), world.agent.parts.hands.is_stealing()),
+        (Some(Hold::Online), true)
+    );
+    world.fake.allow(&state_of(7));
+    world.run(1_000);
+    assert_eq!(hold(&world, 2), Some(Hold::Foreign), "it is found out all the same");
 }
 
 #[test]

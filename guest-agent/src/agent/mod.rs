@@ -12,12 +12,16 @@
 //! * `removal`: what is stolen whole loses its `struct page`s.
 //! * `access`: what DAMON has seen, and who watches if it ends.
 //! * `report`: telemetry for the host, the status for people.
+//! * `books`: what is true of blocks in the moment in which something is sent.
+//! * `leaving`: what comes before the end.
 //! * `rest`: how long all that holds, and when a turn need not look at the guest.
 
 mod access;
 mod act;
+mod books;
 mod events;
 mod grain;
+mod leaving;
 mod observe;
 mod removal;
 mod report;
@@ -33,20 +37,18 @@ use memtide_policy::guest::{
 };
 use memtide_sysfs::memory::StateRequest;
 use memtide_sysfs::{Error, Root};
-use memtide_units::{BlockId, BlockSize, GpaRange, Instant};
-use memtide_wire::block::{Hello, RANGES_MAX, Request};
+use memtide_units::{BlockId, Instant};
 
 use crate::access::AccessHistory;
 use crate::blocks::{Blocks, ByPieces, Hold, Surprise};
 use crate::damon_watch::Closeness;
 use crate::decisions::Decisions;
 use crate::hands::Hands;
-use crate::link::{Guest, Link};
+use crate::link::Link;
 use crate::overcommit::{Need, Overcommit};
 use crate::pace::{Pace, timed};
 use crate::pieces::Pieces;
 use crate::processor_time::ProcessorTime;
-use crate::remove::Plugger;
 use crate::returns::Returns;
 use crate::runtime::{RuntimeDir, Seen};
 use crate::senses::{Reading, Senses};
@@ -55,6 +57,7 @@ use crate::watching::Watching;
 
 pub use self::rest::Still;
 
+use self::books::Books;
 use self::rest::Rest;
 
 /// Telemetry, the status file and a look at the device's health: once a second.
@@ -319,7 +322,7 @@ impl Agent {
         for _ in 0..ANSWERS_MAX {
             let limits = self.parts.controller.settings().limits;
             let Parts { root, blocks, link, .. } = &mut self.parts;
-            let events = link.service(now, &Kernel { root, blocks, limits });
+            let events = link.service(now, &Books { root, blocks, limits });
             if events.is_empty() {
                 return heard;
             }
@@ -407,93 +410,11 @@ impl Agent {
         blocks.offline_by_us().is_empty() && blocks.with(Hold::Returning).is_empty()
     }
 
-    /// Ends what is under way. What is stolen stays stolen.
-    pub fn begin_farewell(&mut self) {
-        self.say_what_is_unsaid();
-        self.parts.hands.abort();
-        self.parts.link.forget_backlog();
-        self.is_leaving = true;
-    }
-
-    /// Takes in what still ends, then says goodbye; true once the host has answered that.
-    pub fn end_farewell(&mut self, now: Instant) -> bool {
-        self.take_ended_jobs(now);
-        self.exchange(now);
-        let settled = !self.parts.hands.is_busy() && self.parts.link.is_idle();
-        if settled && self.is_leaving {
-            self.is_leaving = false;
-            // What others did since the last look, so that the next agent does not take it for this one's.
-            if let Err(error) = self.refresh() {
-                tracing::warn!("the last look at memory blocks failed: {error}");
-            }
-            self.parts.link.post(Request::Goodbye);
-            return false;
-        }
-        settled
-    }
-
-    /// Puts blocks online that the stock driver of a plain balloon is about to take out of the rest:
-    /// it knows nothing of stolen blocks and inflates the host's whole target anew, which on top of
-    /// what is stolen could leave the guest with nothing. The device must have been stopped, which
-    /// has emptied the balloon as far as the standard is concerned.
-    pub fn make_room_for_stock_driver(&mut self) {
-        let blocks = &self.parts.blocks;
-        let (size, target) = (blocks.size(), self.parts.link.config().balloon);
-        let count = usize::try_from(target.bytes().div_ceil(size.size().bytes()));
-        let stolen = blocks.offline_by_us();
-        let plugger = Plugger::new(&self.parts.root, self.parts.runtime.auto_online())
-            .with_pieces(self.parts.pieces.clone());
-        for block in stolen.into_iter().take(count.unwrap_or(usize::MAX)) {
-            let put = plugger.put_online(block, self.parts.how_online);
-            match put {
-                Ok(()) => self.parts.blocks.set(&self.parts.root, block, Hold::Online),
-                Err(error) => tracing::warn!("{block} stays offline: {error}"),
-            }
-        }
-    }
-
     /// Has large mappings allowed while blocks are stolen, or about to be, and at no other time.
     pub fn see_to_mappings(&mut self) {
         let is_whole = self.has_nothing_stolen() && !self.parts.hands.is_stealing();
         if let Some(overcommit) = &mut self.parts.overcommit {
             overcommit.meet(if is_whole { Need::Nothing } else { Need::LargeMappings });
         }
-    }
-}
-
-/// What the kernel says when something is sent, and the agent's books.
-struct Kernel<'a> {
-    root: &'a Root,
-    blocks: &'a Blocks,
-    limits: Limits,
-}
-
-impl Guest for Kernel<'_> {
-    /// What is offline by the agent's doing, and stays so until a grant.
-    fn introduction(&self, epoch: u32) -> Hello {
-        let Self { root, blocks, limits } = self;
-        let mut stolen = blocks.given(&blocks.offline_still(root));
-        if stolen.len() > RANGES_MAX {
-            // The host then believes that the guest uses more than it does: safe.
-            tracing::error!("{} stolen ranges, and the host hears of {RANGES_MAX}", stolen.len());
-            stolen.truncate(RANGES_MAX);
-        }
-        Hello {
-            epoch,
-            block_size: blocks.size(),
-            present: blocks.present(),
-            online: blocks.online(),
-            min: limits.min(),
-            max: limits.max(),
-            stolen,
-        }
-    }
-
-    fn is_offline(&self, range: GpaRange) -> bool {
-        self.blocks.is_offline(self.root, range)
-    }
-
-    fn block_size(&self) -> BlockSize {
-        self.blocks.size()
     }
 }

@@ -1,0 +1,46 @@
+//! What is true of blocks in the moment in which something is sent.
+
+use memtide_policy::guest::Limits;
+use memtide_sysfs::Root;
+use memtide_units::{BlockSize, GpaRange};
+use memtide_wire::block::{Hello, RANGES_MAX};
+
+use crate::blocks::Blocks;
+use crate::link::Guest;
+
+/// What the kernel says when something is sent, and the agent's books.
+pub(super) struct Books<'a> {
+    pub(super) root: &'a Root,
+    pub(super) blocks: &'a Blocks,
+    pub(super) limits: Limits,
+}
+
+impl Guest for Books<'_> {
+    /// What is offline by the agent's doing, and stays so until a grant.
+    fn introduction(&self, epoch: u32) -> Hello {
+        let Self { root, blocks, limits } = self;
+        let mut stolen = blocks.given(&blocks.offline_still(root));
+        if stolen.len() > RANGES_MAX {
+            // The host then believes that the guest uses more than it does: safe.
+            tracing::error!("{} stolen ranges, and the host hears of {RANGES_MAX}", stolen.len());
+            stolen.truncate(RANGES_MAX);
+        }
+        Hello {
+            epoch,
+            block_size: blocks.size(),
+            present: blocks.present(),
+            online: blocks.online(),
+            min: limits.min(),
+            max: limits.max(),
+            stolen,
+        }
+    }
+
+    fn is_offline(&self, range: GpaRange) -> bool {
+        self.blocks.is_offline(self.root, range)
+    }
+
+    fn block_size(&self) -> BlockSize {
+        self.blocks.size()
+    }
+}

@@ -98,8 +98,8 @@ pub(crate) struct Reclaim {
     /// Memory of each guest, from 2GiB to 32GiB; five eighths of it move in each turn.
     #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = guest_memory)]
     memory: ByteSize,
-    /// Turns of each, of which the median counts; one more before them does not count.
-    #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u8).range(1..=50))]
+    /// Turns of each, of which the median counts, three times as many of Memtide and of the raw limit; one more before them does not count.
+    #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u8).range(1..=50))]
     rounds: u8,
     /// Leave Memtide on huge pages out; they need root and as much free memory as one guest has.
     #[arg(long)]

@@ -34,14 +34,15 @@ pub fn picture(report: &Report) -> String {
         r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="Helvetica, Arial, DejaVu Sans, sans-serif" font-size="12" fill="{INK}">
 <rect width="{WIDTH}" height="{height}" fill="#ffffff"/>
 <text x="20" y="30" font-size="18" font-weight="bold">How fast a guest's memory goes and comes back</text>
-<text x="20" y="49" fill="{FAINT}">{} MiB of {} MiB, touched and free; Linux {}, QEMU {} ({}); median and spread of {} turns</text>
+<text x="20" y="49" fill="{FAINT}">{} MiB of {} MiB, touched and free; Linux {}, QEMU {} ({}); median and spread of {} turns, of memtide and raw {}</text>
 "##,
         setting.moved_mib,
         setting.guest_memory_mib,
         setting.kernel,
         setting.qemu,
         setting.accelerator,
-        setting.rounds
+        setting.rounds,
+        setting.close_turns
     );
     let values: Vec<f64> =
         rows.iter().flat_map(|(_, f)| [f.reclaim_gib_s, f.return_gib_s]).collect();

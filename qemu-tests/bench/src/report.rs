@@ -45,6 +45,8 @@ pub struct Setting {
     pub moved_mib: u64,
     /// Turns of each.
     pub rounds: usize,
+    /// Of Memtide on ordinary pages, and of the raw limit, in turns.
+    pub close_turns: usize,
     /// How long all of it took.
     pub seconds: u64,
 }

@@ -11,10 +11,11 @@ pub fn table(report: &Report) -> String {
     let setting = &report.setting;
     let _ = writeln!(
         text,
-        "{} MiB of {} MiB moved {} times by each, Linux {} on QEMU {} ({}), {} processors, {} s\n",
+        "{} MiB of {} MiB moved {} times by each, {} by memtide and raw, Linux {} on QEMU {} ({}), {} processors, {} s\n",
         setting.moved_mib,
         setting.guest_memory_mib,
         setting.rounds,
+        setting.close_turns,
         setting.kernel,
         setting.qemu,
         setting.accelerator,

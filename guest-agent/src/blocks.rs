@@ -122,7 +122,7 @@ impl Blocks {
         let mut table = Self { size, entries, kept, by_pieces: ByPieces::None };
         let own = OwnStructs::look(root, size);
         for block in memory::list(root)? {
-            let structs = own.of(&block, None);
+            let structs = own.of(block.id);
             let hold = match block.state {
                 State::Online | State::GoingOffline => Hold::Online,
                 // The agent steals no block that may hold them: somebody else took it offline.
@@ -172,13 +172,12 @@ impl Blocks {
         entry.inode.filter(|_| entry.structs == Structs::Elsewhere)
     }
 
-    /// The agent has taken a block offline: it is in no zone.
-    pub fn went_offline(&mut self, root: &Root, block: BlockId) {
-        let before = self.entries.get(&block);
-        let (plug, structs) =
-            before.map_or((Plug::In, Structs::NotTold), |entry| (entry.plug, entry.structs));
-        // Unless who took it looked, it may have been made anew since the last look, and then taken.
-        let inode = self.bare_making(block).or_else(|| memory::inode(root, block).ok());
+    /// The agent has taken a block offline: it is in no zone. Which making of it that was is known where
+    /// whoever took it looked; else it may have been made anew since the last look, and then taken.
+    pub fn went_offline(&mut self, root: &Root, block: BlockId, making: Option<u64>) {
+        let plug = self.entries.get(&block).map_or(Plug::In, |entry| entry.plug);
+        let structs = making.map_or(Structs::NotTold, |_| Structs::Elsewhere);
+        let inode = making.or_else(|| memory::inode(root, block).ok());
         let entry = Entry { plug, structs, inode, ..Entry::removed(Hold::Leaving) };
         self.entries.insert(block, entry);
     }
@@ -395,7 +394,7 @@ impl Blocks {
         for block in blocks {
             let is_gone = memory::state(root, *block).is_err_and(|error| error.is_missing());
             if let Some(entry) = self.entries.get_mut(block).filter(|_| is_gone) {
-                (entry.plug, entry.inode) = (Plug::Out, None);
+                (entry.plug, entry.inode, entry.structs) = (Plug::Out, None, Structs::NotTold);
             }
         }
     }

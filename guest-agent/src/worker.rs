@@ -94,7 +94,8 @@ pub enum Look {
     /// counting takes 0.2 s for 128 MiB under emulation, in which a free block is gone ten times.
     AtRoom,
     /// The same for a block of which one making ([`memtide_sysfs::memory::Block::inode`]) is known not to
-    /// hold its own `struct page`s: is it still that one? Where it came from is five times as dear to ask.
+    /// hold its own `struct page`s: is it still that one, and still of no DIMM? All that plugs memory in need not be
+    /// asked then.
     AtRoomOf(u64),
     /// Also: does all that is in it move? In a kernel zone most blocks fail for that.
     AtPages,
@@ -372,6 +373,7 @@ impl Hands {
     /// The last look: can it be emptied, and is there room for what is in it?
     fn look(&self, block: BlockId, keep: ByteSize, look: Look) -> Result<(), Failure> {
         let unreadable = |error: Error| Failure::new(StealFailure::Busy, error);
+        self.look_at_structs(block, look)?;
         let census = self.census(block, look).map_err(unreadable)?;
         let info = Meminfo::read(&self.root).map_err(unreadable)?;
         let memory = crate::senses::memory(&info);
@@ -384,18 +386,27 @@ impl Hands {
         })
     }
 
-    /// Where nobody counts, everything in the block has to be moved. And a block that may hold its
-    /// own `struct page`s is not stolen, whatever a count would say: the host would drop them, and
-    /// the kernel needs them still.
+    /// A block that may hold its own `struct page`s is not stolen, whatever a count would say: the host would
+    /// drop them, and the kernel needs them still.
+    fn look_at_structs(&self, block: BlockId, look: Look) -> Result<(), Failure> {
+        let is_another =
+            |making: u64| memory::inode(&self.root, block).is_ok_and(|now| now != making);
+        let why = match look {
+            Look::AtRoomOf(making) if is_another(making) => {
+                "other memory has been plugged in there"
+            }
+            Look::AtRoomOf(_) if matches!(memory::dimm_of(&self.root, block), Ok(None)) => {
+                return Ok(());
+            }
+            _ if !self.may_hold_own_structs(block) => return Ok(()),
+            _ => "it may hold its own struct pages",
+        };
+        Err(Failure::new(StealFailure::Busy, format!("{block}: {why}")))
+    }
+
+    /// Where nobody counts, everything in the block has to be moved.
     fn census(&self, block: BlockId, look: Look) -> Result<Census, Error> {
         let to_migrate = self.size.size();
-        let may_hold_own_structs = match look {
-            Look::AtRoomOf(making) => memory::inode(&self.root, block)? != making,
-            Look::AtRoom | Look::AtPages | Look::ForPieces => self.may_hold_own_structs(block),
-        };
-        if may_hold_own_structs {
-            return Ok(Census { to_migrate, unmovable_pages: 1 });
-        }
         match (look, &self.flags, self.size.range(block)) {
             (Look::AtPages, Ok(flags), Some(range)) => self.count(flags, range),
             _ => Ok(Census { to_migrate, unmovable_pages: 0 }),

@@ -12,7 +12,7 @@ use super::rest::is_news;
 use crate::blocks::Hold;
 use crate::link::LinkEvent;
 use crate::returns::Effect;
-use crate::worker::{Done, Failure, Job, Task};
+use crate::worker::{Done, Failure, Job, Look, Task};
 
 /// After a loss the device is being reset for at least so long; asking sooner is of no use.
 const AFTER_LOSS: Duration = Duration::from_millis(500);
@@ -219,8 +219,12 @@ impl Agent {
         if !(is_step && self.parts.hands.is_stealing()) {
             self.rest.end();
         }
+        if done.result.is_err() {
+            // The log tells what was tried before what came of it.
+            self.say_what_is_unsaid();
+        }
         match (task, done.result) {
-            (Task::Steal { .. }, Ok(())) => self.on_offline(block),
+            (Task::Steal { look, .. }, Ok(())) => self.on_offline(block, look),
             (Task::Steal { .. }, Err(failure)) => self.on_steal_failed(block, &failure),
             (Task::Return(_), result) => self.on_return_ended(block, result),
             (Task::Remove, result) => self.on_removed(now, block, result),
@@ -228,7 +232,7 @@ impl Agent {
         }
     }
 
-    fn on_offline(&mut self, block: BlockId) {
+    fn on_offline(&mut self, block: BlockId, look: Look) {
         match self.parts.pieces.as_ref().and_then(|pieces| pieces.runs(block)) {
             Some(runs) => {
                 self.parts.blocks.went_in_pieces(block, runs);
@@ -236,7 +240,10 @@ impl Agent {
                     return;
                 }
             }
-            None => self.parts.blocks.went_offline(&self.parts.root, block),
+            None => {
+                let making = if let Look::AtRoomOf(making) = look { Some(making) } else { None };
+                self.parts.blocks.went_offline(&self.parts.root, block, making);
+            }
         }
         let ranges = self.parts.blocks.given(&[block]);
         self.parts.link.report_stolen(ranges);
@@ -270,7 +277,7 @@ impl Agent {
             Err(failure) => {
                 tracing::warn!("{block} could not be put online: {}", failure.text);
                 // It is offline, and the host thinks it is not.
-                self.on_offline(block);
+                self.on_offline(block, Look::AtRoom);
                 self.outcomes.push(Outcome::Denied);
             }
         }

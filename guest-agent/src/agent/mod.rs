@@ -121,8 +121,6 @@ pub struct Parts {
 enum Heard {
     Nothing,
     Something,
-    /// And what it wants may be something else than before.
-    Wish,
 }
 
 /// When something is due again.
@@ -166,6 +164,8 @@ pub struct Agent {
     rest: Rest,
     still: Option<Still>,
     generation: u32,
+    /// The host may want something else than when it was last decided.
+    has_new_wish: bool,
     /// Blocks have come or gone since DAMON was told what to watch.
     owes_rewatch: bool,
     /// Goodbye has not been said yet.
@@ -203,6 +203,7 @@ impl Agent {
             rest: Rest::default(),
             still: None,
             generation: 0,
+            has_new_wish: false,
             owes_rewatch: false,
             is_leaving: false,
             is_marked_silent: false,
@@ -239,8 +240,7 @@ impl Agent {
             self.rest.go_on(at);
         }
         // An interrupt may come for an answer that the turn which asked has taken in already.
-        let heard = self.listen(now, woken);
-        let is_hosts = heard != Heard::Nothing || woken.by_device;
+        let is_hosts = self.listen(now, woken) == Heard::Something || woken.by_device;
         if is_hosts && self.may_rest_on(now, woken) {
             return Ok(self.pause(now));
         }
@@ -248,9 +248,14 @@ impl Agent {
         if self.is_within_a_batch(now, woken) {
             return Ok(self.pause(now));
         }
-        // A look at all blocks takes tens of milliseconds, and a wish does not wait for it.
-        if heard != Heard::Wish {
-            self.look_around(now)?;
+        self.see_to_watching(now);
+        if self.is_refresh_due(now) {
+            let (refreshed, cost) = timed(|| self.refresh());
+            refreshed?;
+            self.due.refresh = now + REFRESH.pause(cost);
+            if !self.parts.hands.is_busy() {
+                self.remove_what_is_stolen_whole(now)?;
+            }
         }
         // Of the last decision: this one need not wait for the log.
         self.say_what_is_unsaid();
@@ -269,20 +274,6 @@ impl Agent {
             self.exchange(now);
         }
         Ok(self.pause(now))
-    }
-
-    /// Sees to what others do in this guest, where that is due.
-    fn look_around(&mut self, now: Instant) -> Result<(), crate::run::RunError> {
-        self.see_to_watching(now);
-        if self.is_refresh_due(now) {
-            let (refreshed, cost) = timed(|| self.refresh());
-            refreshed?;
-            self.due.refresh = now + REFRESH.pause(cost);
-            if !self.parts.hands.is_busy() {
-                self.remove_what_is_stolen_whole(now)?;
-            }
-        }
-        Ok(())
     }
 
     /// Hears the host: its answers, and what it may have changed.
@@ -308,13 +299,13 @@ impl Agent {
             if is_silent { runtime.mark_silent() } else { runtime.clear_silent() }
         }
         let generation = self.parts.link.config().generation;
-        if generation == self.generation {
-            return heard;
+        if generation != self.generation {
+            self.generation = generation;
+            self.has_new_wish = true;
+            self.returns.hurry(now);
+            self.rest.end();
         }
-        self.generation = generation;
-        self.returns.hurry(now);
-        self.rest.end();
-        Heard::Wish
+        heard
     }
 
     fn pump(&mut self, now: Instant) -> Heard {
@@ -345,11 +336,12 @@ impl Agent {
 
     /// Not while blocks change by the agent's own hand, which finds out by itself, nor between two of a
     /// batch: that has DAMON told anew. But blocks that are to be taken may wait for long, for the host of a
-    /// plain balloon, and nothing of them changes meanwhile.
+    /// plain balloon, and nothing of them changes meanwhile. Nor does what the host has just begun to want
+    /// wait for it: it takes tens of milliseconds, and may as well come after.
     fn is_refresh_due(&self, now: Instant) -> bool {
         let (hands, due) = (&self.parts.hands, self.due.refresh);
         let is_late = now >= due + REFRESH.longest && !hands.is_at_work();
-        is_late || (now >= due && !hands.is_busy())
+        is_late || (now >= due && !hands.is_busy() && !self.has_new_wish)
     }
 
     /// Finds out what somebody else did to blocks.
@@ -395,6 +387,7 @@ impl Agent {
     fn decide(&mut self, now: Instant, woken: Woken) -> Result<Plan, Error> {
         let seen = self.observe(now, woken)?;
         let plan = self.parts.controller.step(now, &seen);
+        self.has_new_wish = false;
         self.rest = Rest::after(now, &plan, seen.device);
         Ok(plan)
     }

@@ -1,17 +1,17 @@
 //! Blocks whose first pages may be their own `struct page`s (`memmap_on_memory`).
 
 use memtide_sysfs::Root;
-use memtide_sysfs::memory::{self, Block, Origins};
+use memtide_sysfs::memory::{self, Origins};
 use memtide_units::{BlockId, BlockSize};
-
-use super::Entry;
 
 /// Where the `struct page`s of one block are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Structs {
-    /// Not in it, by what plugged it in. That stays so as long as it is this making of it.
+    /// Not in it, by what plugged it in, as far as the kernel has said by then: that a block is of a DIMM it
+    /// says a moment after the block is there (drivers/acpi/acpi_memhotplug.c,
+    /// `acpi_memory_enable_device`), so whoever takes it looks whether it says so now.
     Elsewhere,
-    /// Not in it as far as is known: whoever takes it looks once more.
+    /// Not in it as far as is known: whoever takes it looks at all of that.
     NotTold,
     /// Perhaps in it.
     MayBeInside,
@@ -36,24 +36,22 @@ impl OwnStructs {
         )
     }
 
-    pub(super) fn may_be_in(&self, block: BlockId) -> bool {
+    fn may_be_in(&self, block: BlockId) -> bool {
         match self {
             Self::By(origins) => origins.may_hold_own_structs(block),
             Self::AllOrNone(all) => *all,
         }
     }
 
-    /// Where those of a block are. That they are elsewhere is believed of blocks alone that were there at
-    /// the look before: those of a DIMM are there a moment before the kernel says that they are of one
-    /// (drivers/acpi/acpi_memhotplug.c, `acpi_memory_enable_device`).
-    pub(super) fn of(&self, block: &Block, before: Option<&Entry>) -> Structs {
-        if self.may_be_in(block.id) {
-            return Structs::MayBeInside;
+    /// Where those of a block are.
+    pub(super) fn of(&self, block: BlockId) -> Structs {
+        if self.may_be_in(block) {
+            Structs::MayBeInside
+        } else if self.can_be_in(block) {
+            Structs::NotTold
+        } else {
+            Structs::Elsewhere
         }
-        let before = before.filter(|entry| entry.inode == Some(block.inode));
-        let is_elsewhere =
-            |entry: &Entry| entry.structs == Structs::Elsewhere || !self.can_be_in(block.id);
-        if before.is_some_and(is_elsewhere) { Structs::Elsewhere } else { Structs::NotTold }
     }
 
     fn can_be_in(&self, block: BlockId) -> bool {

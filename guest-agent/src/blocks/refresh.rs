@@ -41,8 +41,8 @@ impl Blocks {
         for block in blocks.into_iter().filter(|block| !in_pieces.contains(&block.id)) {
             let (hold, surprise) = self.found(&block);
             surprises.extend(surprise);
-            let structs = own.of(&block, self.entries.get(&block.id));
-            self.entries.insert(block.id, Entry::new(&block, hold, structs));
+            let entry = Entry::new(&block, hold, own.of(block.id));
+            self.entries.insert(block.id, entry);
         }
         Ok(surprises)
     }

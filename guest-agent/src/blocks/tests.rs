@@ -134,7 +134,7 @@ fn other_memory_in_the_place_of_a_stolen_block_is_not_ours() {
     let mut blocks = Blocks::read(&root, &Seen::default()).unwrap();
     (3..5).for_each(|block| {
         offline(&fake, block);
-        blocks.went_offline(&root, BlockId(block));
+        blocks.went_offline(&root, BlockId(block), None);
     });
     blocks.told(&blocks.ranges(&[BlockId(4)]));
     replace(&fake, 3, FakeBlock::MOVABLE);
@@ -155,38 +155,42 @@ fn what_is_stolen_right_after_it_was_plugged_in_is_ours() {
     let fake = guest();
     let root = fake.root();
     let mut blocks = Blocks::read(&root, &Seen::default()).unwrap();
+    let before = blocks.bare_making(BlockId(4));
     replace(&fake, 4, FakeBlock::MOVABLE);
     offline(&fake, 4);
-    blocks.went_offline(&root, BlockId(4));
+    blocks.went_offline(&root, BlockId(4), None);
     assert_eq!(blocks.refresh(&root).unwrap(), []);
     assert_eq!(blocks.offline_still(&root), [BlockId(4)]);
+    assert!(before.is_some() && blocks.bare_making(BlockId(4)) != before);
 }
 
 #[test]
-fn a_block_that_was_there_at_boot_is_known_to_be_bare_until_it_is_made_anew() {
+fn a_block_that_no_device_brought_is_known_to_be_bare_until_it_is_made_anew() {
     let fake = guest();
     let root = fake.root();
     fake.put_into_dimm(BlockId(4), "PNP0C80:00");
     let mut blocks = Blocks::read(&root, &Seen::default()).unwrap();
-    assert_eq!(blocks.bare_making(BlockId(3)), None, "nobody knows how long it has been there");
-    blocks.refresh(&root).unwrap();
     let making = memory::inode(&root, BlockId(3)).ok();
     assert_eq!([3, 4].map(|block| blocks.bare_making(BlockId(block))), [making, None]);
     // Stolen and brought back it is the same one.
     offline(&fake, 3);
-    blocks.went_offline(&root, BlockId(3));
+    blocks.went_offline(&root, BlockId(3), making);
     assert_eq!(blocks.offline_still(&root), [BlockId(3)]);
     write_state(&root, BlockId(3), StateRequest::OnlineMovable).unwrap();
     blocks.set(&root, BlockId(3), Hold::Online);
     assert_eq!(blocks.bare_making(BlockId(3)), making);
+    // Another one is not known before the next look, nor is a block that turns out to be of a DIMM.
     replace(&fake, 3, FakeBlock::MOVABLE);
-    blocks.refresh(&root).unwrap();
+    blocks.set(&root, BlockId(3), Hold::Online);
     assert_eq!(blocks.bare_making(BlockId(3)), None);
+    fake.put_into_dimm(BlockId(2), "PNP0C80:00");
+    blocks.refresh(&root).unwrap();
+    let anew = memory::inode(&root, BlockId(3)).ok();
+    assert_eq!([2, 3].map(|block| blocks.bare_making(BlockId(block))), [None, anew]);
     // Where the kernel does not say where blocks came from, none is known to be bare.
     fake.put("sys/bus/dax/devices/dax0.0/size", "many\n");
-    let mut blocks = Blocks::read(&root, &Seen::default()).unwrap();
-    blocks.refresh(&root).unwrap();
-    assert_eq!(blocks.bare_making(BlockId(2)), None);
+    let blocks = Blocks::read(&root, &Seen::default()).unwrap();
+    assert_eq!(blocks.bare_making(BlockId(3)), None);
 }
 
 #[test]
@@ -199,7 +203,7 @@ fn what_the_agent_removed_itself_comes_back_as_its_own() {
     let ids = [32, 33, 34].map(BlockId);
     for block in ids {
         offline(&fake, block.0);
-        blocks.went_offline(&root, block);
+        blocks.went_offline(&root, block, None);
     }
     remove::remove(&root, ids[0]).unwrap();
     blocks.note_removed(&root, &ids.into());

@@ -96,6 +96,19 @@ fn a_block_known_to_be_bare_is_stolen_as_long_as_it_is_that_one() {
     assert_eq!(run(&mut worker, 2, steal(making)), Ok(()));
 }
 
+/// The kernel says that a block is of a DIMM a moment after it is there.
+#[test]
+fn a_block_that_turns_out_to_be_of_a_dimm_is_looked_at_like_one() {
+    let (fake, mut worker) = guest(300);
+    let making = memtide_sysfs::memory::inode(&fake.root(), BlockId(2)).unwrap();
+    fake.put_into_dimm(BlockId(2), "PNP0C80:00");
+    fake.put("sys/module/memory_hotplug/parameters/memmap_on_memory", "Y\n");
+    let look = Look::AtRoomOf(making);
+    let steal = Task::Steal { keep: ByteSize::ZERO, deadline: MOVABLE_DEADLINE, look };
+    assert_eq!(run(&mut worker, 2, steal), Err(StealFailure::Busy));
+    assert_eq!(fake.writes(), []);
+}
+
 #[test]
 fn a_kernel_block_is_converted() {
     let (fake, mut worker) = guest(300);

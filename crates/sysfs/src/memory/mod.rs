@@ -6,7 +6,7 @@ mod settings;
 mod write;
 
 pub use block::{Block, State, Zone};
-pub use origin::{Origin, Origins};
+pub use origin::{Origin, Origins, dimm_of};
 pub use settings::{
     AutoOnline, MemmapOnMemory, auto_online, may_hold_own_structs, memmap_on_memory,
     set_auto_online,

@@ -20,8 +20,16 @@ pub enum Origin {
     Other,
 }
 
+/// The DIMM that a block is of, if the kernel says that it is of one: see [`Origin::Acpi`].
+///
+/// # Errors
+/// [`crate::Error::Io`].
+pub fn dimm_of(root: &Root, block: BlockId) -> Result<Option<String>> {
+    root.link_name(format!("{}/firmware_node", directory(block)))
+}
+
 /// What is known of where blocks came from, at one moment. Cheap where no memory comes by the DAX bus, for
-/// it is asked before each block that is taken.
+/// it may be asked before each block that is taken.
 #[derive(Clone, Debug)]
 pub struct Origins {
     root: Root,
@@ -55,8 +63,7 @@ impl Origins {
         if let Some(device) = self.device(block) {
             return Ok(Origin::Dax(device.name.clone()));
         }
-        let dimm = self.root.link_name(format!("{}/firmware_node", directory(block)))?;
-        Ok(dimm.map_or(Origin::Other, Origin::Acpi))
+        Ok(dimm_of(&self.root, block)?.map_or(Origin::Other, Origin::Acpi))
     }
 
     /// Whether a block may hold its own `struct page`s by the way that it was plugged in. The two

@@ -383,7 +383,7 @@ fn what_the_host_wants_does_not_wait_for_a_look_at_all_blocks() {
     };
     let hold = |world: &World, block| world.agent.parts.blocks.hold(BlockId(block));
     somebody_takes(&world, 2);
-    world.now += 60_000;
+    world.agent.due.refresh = Instant::from_millis(world.now);
     world.fake.stall(&state_of(7));
     want_in_the_balloon(&mut world, 128);
     assert_eq!(
@@ -392,21 +392,52 @@ fn what_the_host_wants_does_not_wait_for_a_look_at_all_blocks() {
     );
     world.fake.allow(&state_of(7));
     world.run(1_000);
-    assert_eq!(hold(&world, 2), Some(Hold::Foreign), "it is found out all the same");
+    assert_eq!(hold(&world, 2), Some(Hold::Foreign), "it is found out right after");
+    // A host that wants something else all the time does not keep the agent from it for ever.
+    somebody_takes(&world, 3);
+    for wanted in [0, 128].into_iter().cycle().take(10) {
+        want_in_the_balloon(&mut world, wanted);
+        world.now += 4_000;
+    }
+    assert_eq!(hold(&world, 3), Some(Hold::Foreign));
 }
 
 #[test]
-fn the_journal_does_not_wake_up_before_the_first_block_is_taken() {
+fn the_journal_is_not_woken_up_between_a_wish_and_the_first_block() {
     let mut world = following();
     assert_eq!(world.agent.unsaid, None);
     world.fake.stall(&state_of(7));
     want_in_the_balloon(&mut world, 512);
-    let said = matches!(world.agent.unsaid, Some(Decision::Steal { .. }));
-    assert!(said && world.agent.note().contains("steal"), "{}", world.agent.note());
-    // It hears of it with the next decision, and at the latest when the agent ends.
+    let is_to_steal = |world: &World| matches!(world.agent.unsaid, Some(Decision::Steal { .. }));
+    assert!(is_to_steal(&world) && world.agent.note().contains("steal"));
+    world.turn(Woken::default());
+    assert!(is_to_steal(&world), "that turn decides nothing");
+    // The log gets it with the next decision.
     world.now += 100;
     world.turn(Woken::default());
-    assert!(!matches!(world.agent.unsaid, Some(Decision::Steal { .. })));
+    assert!(!is_to_steal(&world));
+    world.fake.allow(&state_of(7));
+}
+
+#[test]
+fn the_log_tells_what_was_tried_before_what_came_of_it() {
+    let mut world = following();
+    world.fake.refuse_block(BlockId(7), Errno::BUSY);
+    world.fake.stall(&state_of(6));
+    want_in_the_balloon(&mut world, 512);
+    assert!(world.agent.unsaid.is_some());
+    world.settle();
+    world.agent.take_ended_jobs(Instant::from_millis(world.now));
+    assert_eq!(world.agent.unsaid, None);
+    world.fake.allow(&state_of(6));
+}
+
+#[test]
+fn the_log_gets_what_is_left_when_the_agent_ends() {
+    let mut world = following();
+    world.fake.stall(&state_of(7));
+    want_in_the_balloon(&mut world, 512);
+    assert!(world.agent.unsaid.is_some());
     world.agent.begin_farewell();
     assert_eq!(world.agent.unsaid, None);
     world.fake.allow(&state_of(7));

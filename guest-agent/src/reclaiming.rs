@@ -24,6 +24,11 @@ const BYTES_SHARE: u64 = 64;
 const BYTES_LEAST: ByteSize = ByteSize::from_mib(32);
 const BYTES_MOST: ByteSize = ByteSize::from_mib(256);
 
+/// The scheme's goal is this part of the user's. It pages out until tasks stall as much as it may have them
+/// (mm/damon/core.c, `damos_quota_score`), for as long as what has gone comes back now and then; with all of
+/// the goal for it, every other window was over, and nothing could be stolen any more.
+const GOAL_PART: u32 = 2;
+
 /// What the scheme is told on a guest with so much memory, where what was not touched for `min_age` is
 /// cold. A goal in millionths is as many microseconds of a second.
 pub fn pageout_config(limits: &Limits, present: ByteSize, min_age: Duration) -> PageoutConfig {
@@ -31,7 +36,7 @@ pub fn pageout_config(limits: &Limits, present: ByteSize, min_age: Duration) -> 
     PageoutConfig {
         min_age,
         bytes: share.clamp(BYTES_LEAST, BYTES_MOST),
-        stall_us: u64::from(limits.psi_goal().0).max(1),
+        stall_us: u64::from(limits.psi_goal().0 / GOAL_PART).max(1),
     }
 }
 
@@ -131,7 +136,7 @@ mod tests {
             let config = pageout_config(&limits, present, MIN_AGE);
             (config.bytes.mib(), config.stall_us)
         };
-        assert_eq!([of(1), of(8), of(64)], [(32, 1_000), (128, 1_000), (256, 1_000)]);
+        assert_eq!([of(1), of(8), of(64)], [(32, 500), (128, 500), (256, 500)]);
     }
 
     #[test]

@@ -176,11 +176,13 @@ fn counted(vmstat: &Vmstat) -> Counted {
 fn squeeze(vmstat: &Vmstat) -> Option<Squeeze> {
     let reclaim = ["pgscan_kswapd", "pgscan_direct"];
     let scanned = reclaim.into_iter().map(|name| vmstat.get(name)).sum::<Option<u64>>()?;
-    let others = ["compact_stall", "pswpin"].into_iter().filter_map(|name| vmstat.get(name));
     let reread = vmstat.get("workingset_activate_file")?;
+    // What zswap holds is read without a read (mm/page_io.c, `swap_read_folio`).
+    let swapped_in = ["pswpin", "zswpin"].into_iter();
     let pages = |count| ByteSize::from_bytes(rustix::param::page_size() as u64).times(count);
     Some(Squeeze {
-        events: others.fold(scanned, u64::saturating_add),
+        events: scanned.saturating_add(vmstat.get("compact_stall").unwrap_or(0)),
+        swapped_in: swapped_in.filter_map(|name| vmstat.get(name)).fold(0, u64::saturating_add),
         reread: pages(reread),
         refaulted: pages(vmstat.refaults()),
     })
@@ -241,7 +243,8 @@ mod tests {
         let senses = Senses::open(&fake.root()).0;
         let mut last = Reading::default();
         let mut look = |ms, scanned, stalled| {
-            let named = ["pgscan_kswapd", "pgscan_direct", "pswpin", "workingset_activate_file"];
+            let named =
+                ["pgscan_kswapd", "pgscan_direct", "pswpin", "zswpin", "workingset_activate_file"];
             let mut counts: Vec<_> = named.map(|name| (name, scanned)).into();
             counts.extend([("workingset_refault_anon", 4), ("workingset_refault_file", scanned)]);
             fake.set_vmstat(&counts);
@@ -251,10 +254,11 @@ mod tests {
             last.squeeze().map(|squeeze| squeeze.events)
         };
         let seen = [look(0, 1, 0), look(999, 2, 0), look(1_000, 2, 0), look(1_100, 3, 7)];
-        assert_eq!(seen, [Some(3), Some(3), Some(6), Some(9)]);
+        assert_eq!(seen, [Some(2), Some(2), Some(4), Some(6)]);
         assert_eq!(last.memory().cache.mib(), 200);
-        let Squeeze { reread, refaulted, .. } = last.squeeze().unwrap();
+        let Squeeze { reread, refaulted, swapped_in, .. } = last.squeeze().unwrap();
         assert_eq!((reread, refaulted), (Pfn::SIZE.times(3), Pfn::SIZE.times(7)));
+        assert_eq!(swapped_in, 6);
         fake.set_vmstat(&[("pgscan_kswapd", 1)]);
         assert_eq!(squeeze(&Vmstat::read(&fake.root()).unwrap()), None, "half of it is nothing");
     }

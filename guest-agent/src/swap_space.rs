@@ -159,12 +159,13 @@ impl SwapSpace {
     pub fn now(self, root: &Root, meminfo: &Meminfo) -> Swap {
         let (total, free) = (meminfo.swap_total, meminfo.swap_free);
         match self {
-            Self::Existing => Swap { total, free, ..Swap::default() },
+            Self::Existing => Swap { total, free, swapped: meminfo.swapped(), ..Swap::default() },
             Self::Ours(zram) => {
                 let most = ByteSize::from_bytes(total.bytes() / MEMORY_SHARE);
                 let content = zram.content(root).unwrap_or_default();
                 let free = free.min((most - content.memory).times(MEMORY_SHARE));
-                Swap { total, free, costs: costs(content), ..Swap::default() }
+                let (costs, swapped) = (costs(content), meminfo.swapped());
+                Swap { total, free, costs, swapped, ..Swap::default() }
             }
         }
     }

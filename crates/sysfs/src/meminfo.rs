@@ -30,9 +30,17 @@ pub struct Meminfo {
     pub swap_total: ByteSize,
     /// Swap space that is unused.
     pub swap_free: ByteSize,
+    /// What is in swap and was read since: its slots stay used while less than half of all swap is
+    /// (mm/memory.c, `should_try_to_free_swap`).
+    pub swap_cached: ByteSize,
 }
 
 impl Meminfo {
+    /// What is in swap and nowhere else.
+    pub fn swapped(&self) -> ByteSize {
+        self.swap_total - self.swap_free - self.swap_cached
+    }
+
     /// Reads `/proc/meminfo`; lines that it does not know are skipped.
     ///
     /// # Errors
@@ -60,6 +68,7 @@ fn parse(text: &str) -> std::result::Result<Meminfo, &'static str> {
             "SReclaimable" => info.slab_reclaimable = size()?,
             "SwapTotal" => info.swap_total = size()?,
             "SwapFree" => info.swap_free = size()?,
+            "SwapCached" => info.swap_cached = size()?,
             _ => {}
         }
     }
@@ -84,7 +93,7 @@ mod tests {
     const GUEST: &str = "MemTotal:        1972356 kB\nMemFree:         1804212 kB\n\
         MemAvailable:    1811004 kB\nBuffers:            1024 kB\nCached:            48812 kB\n\
         AnonPages:         20480 kB\nShmem:              4096 kB\nSReclaimable:       9000 kB\n\
-        SwapTotal:             0 kB\nSwapFree:              0 kB\nHugePages_Total:       0\n";
+        SwapCached:           10 kB\nSwapTotal:           100 kB\nSwapFree:             60 kB\nHugePages_Total:       0\n";
 
     #[test]
     fn sizes_are_in_units_of_1024_bytes_and_strange_lines_are_skipped() {
@@ -94,13 +103,13 @@ mod tests {
         assert_eq!(info.total, ByteSize::from_kib(1_972_356));
         assert_eq!(info.available, ByteSize::from_kib(1_811_004));
         assert_eq!(info.shmem, ByteSize::from_mib(4));
-        assert_eq!(info.swap_total, ByteSize::ZERO);
+        assert_eq!(info.swapped(), ByteSize::from_kib(30));
     }
 
     #[test]
     fn a_kernel_without_swap_prints_no_swap_lines() {
         let fake = FakeRoot::new();
-        fake.put(FILE, &GUEST.replace("SwapTotal:             0 kB\n", ""));
+        fake.put(FILE, &GUEST.replace("SwapTotal:           100 kB\n", ""));
         assert_eq!(Meminfo::read(&fake.root()).unwrap().swap_total, ByteSize::ZERO);
     }
 

@@ -86,12 +86,14 @@ impl Agent {
         }
     }
 
-    /// What can be paged out to: looked at once a second, which fills no swap.
+    /// What can be paged out to: looked at once a second, which fills no swap. What is in it is of the same
+    /// moment as what is available, for the two are compared.
     pub(super) fn swap(&mut self, now: Instant) -> Option<Swap> {
         let reclaiming = self.parts.watching.reclaiming()?;
         if self.swap.is_none() || now >= self.due.report {
             self.swap = Some(reclaiming.swap(&self.parts.root, &self.reading.meminfo));
         }
-        self.swap
+        let swapped = self.reading.meminfo.swapped();
+        self.swap.map(|swap| Swap { swapped, ..swap })
     }
 }

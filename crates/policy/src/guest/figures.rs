@@ -14,7 +14,7 @@ use super::pressure::{Pressure, PressureMeter};
 use super::quiet::LONGEST;
 use super::reclaim::Around;
 use super::returns::{Need, OverGoal, Stall};
-use super::shortage::Shortage;
+use super::shortage::{Shortage, Want};
 use super::steals::{Lately, Room};
 use super::trend::{Growth, Trend};
 
@@ -36,12 +36,14 @@ pub(super) struct Figures {
     /// What was in use lately, where that counts as in use still.
     pub(super) lately: Lately,
     pub(super) over_goal: Option<Stall>,
+    /// Also where some task only waits for what was paged out.
+    pub(super) over_goal_with_swap: Option<Stall>,
     pub(super) steps: Steps,
 }
 
 impl Figures {
     /// Tasks have stalled so much lately, or do right now, that the pace starts over: twice the goal.
-    /// Less slows it down; paging out cold memory is tuned to come near the goal, and crosses it.
+    /// Less slows it down; paging out cold memory is tuned to come near half of the goal, and crosses it.
     pub(super) fn hurts(&self) -> bool {
         let is_double = |stall: &Stall| stall.some.0 >= stall.goal.0.saturating_mul(2);
         self.trigger_fired || self.over_goal.as_ref().is_some_and(is_double)
@@ -53,7 +55,8 @@ impl Figures {
         Around {
             mode: seen.mode,
             swap: seen.swap,
-            over_goal: self.over_goal,
+            over_goal: self.over_goal_with_swap,
+            available: seen.memory.available,
             refaulted,
             working_set,
         }
@@ -95,6 +98,7 @@ impl Figures {
 pub(super) struct Gauges {
     meter: PressureMeter,
     over_goal: OverGoal,
+    over_goal_with_swap: OverGoal,
     shortage: Shortage,
     hot_cache: HotCache,
     trend: Trend,
@@ -114,18 +118,34 @@ impl Gauges {
         let online = seen.bytes_where(block, |state| state.is_online());
         let present = seen.bytes_where(block, |_| true);
         let measured = seen.psi.and_then(|totals| self.meter.observe(now, totals));
-        let is_short = self.shortage.observe(now, seen.squeeze);
-        let pressure = measured.map(|all| if is_short { all } else { Pressure::default() });
-        let trigger_fired = seen.trigger_fired && is_short;
-        let some = pressure.unwrap_or_default().some;
-        let over_goal = self.over_goal.observe(now, some, limits.psi_goal());
-        let stalls = trigger_fired || over_goal.is_some();
         let growth = self.trend.observe(now, &seen.memory);
         self.peaks.observe(now, &seen.memory);
+        let mut headroom = Headroom::of(online, block, seen.working_set, growth.burst);
+        let want = self.shortage.observe(now, seen.squeeze);
+        let returning = seen.swap.map(|swap| swap.returning());
+        let available = seen.memory.available - self.hot_cache.known(now, seen);
+        let fits = |returning| available >= headroom.low + returning;
+        let is_short = match want {
+            Want::Nothing => false,
+            Want::Swapped => !returning.is_some_and(fits),
+            Want::Memory => true,
+        };
+        let goal = limits.psi_goal();
+        let part = |counts| measured.map(|all| if counts { all } else { Pressure::default() });
+        let (pressure, with_swap) = (part(is_short), part(want != Want::Nothing));
+        let trigger_fired = seen.trigger_fired && is_short;
+        let over_goal = self.over_goal.observe(now, pressure.unwrap_or_default().some, goal);
+        let with_swap = with_swap.unwrap_or_default().some;
+        let over_goal_with_swap = self.over_goal_with_swap.observe(now, with_swap, goal);
+        if over_goal_with_swap.is_some() && !is_short {
+            // It goes on fitting: no steal brings on what would have blocks asked back.
+            headroom.steal += returning.unwrap_or_default();
+        }
+        let stalls = trigger_fired || over_goal.is_some();
         Figures {
             online,
             ceiling: limits.ceiling(present, seen.balloon),
-            headroom: Headroom::of(online, block, seen.working_set, growth.burst),
+            headroom,
             measured: measured.unwrap_or_default(),
             pressure,
             trigger_fired,
@@ -133,6 +153,7 @@ impl Gauges {
             hot_cache: self.hot_cache.observe(now, seen, stalls),
             lately: self.lately(now, seen, learned),
             over_goal,
+            over_goal_with_swap,
             steps: Steps::of(online, block),
         }
     }

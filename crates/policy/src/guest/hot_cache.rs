@@ -42,7 +42,13 @@ impl HotCache {
             self.kept = Some((known.max(seen.memory.cache + missing), now + LONGEST));
             self.lately = (ByteSize::ZERO, now);
         }
-        let kept = self.kept.map_or(ByteSize::ZERO, |(kept, _)| kept);
+        self.known(now, seen)
+    }
+
+    /// How much of it counts as in use by what is known already.
+    pub(super) fn known(&self, now: Instant, seen: &Observation) -> ByteSize {
+        let kept = self.kept.filter(|(_, until)| now < *until);
+        let kept = kept.map_or(ByteSize::ZERO, |(kept, _)| kept);
         // What nobody touches is not in use, where somebody watches.
         kept.min(seen.working_set.unwrap_or(kept))
     }

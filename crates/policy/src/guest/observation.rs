@@ -71,9 +71,12 @@ pub struct Memory {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Squeeze {
     /// What is done only where the guest as a whole is short, in pages or times: `pgscan_kswapd`,
-    /// `pgscan_direct`, `compact_stall`, `pswpin`. Reclaim in a control group that is at its own limit
+    /// `pgscan_direct`, `compact_stall`. Reclaim in a control group that is at its own limit
     /// does not count there (mm/vmscan.c, `shrink_inactive_list`: not where `cgroup_reclaim`).
     pub events: u64,
+    /// What was read from swap, in pages: `pswpin` and `zswpin`. It may have been paged out long ago, when the guest was
+    /// short or for the policy's sake.
+    pub swapped_in: u64,
     /// File pages that were read again so soon after they had been reclaimed that more memory would
     /// have kept them: `workingset_activate_file` (mm/workingset.c, `workingset_refault`), as bytes.
     pub reread: ByteSize,
@@ -114,6 +117,15 @@ pub struct Swap {
     /// All that was paged out so far for the policy's sake, wherever to: of what is in files too, which takes no
     /// swap.
     pub paged_out: ByteSize,
+    /// What is in it and nowhere else, of this moment.
+    pub swapped: ByteSize,
+}
+
+impl Swap {
+    /// What memory it would take if all that is in it came back.
+    pub(super) fn returning(&self) -> ByteSize {
+        self.swapped - self.costs.of(self.swapped)
+    }
 }
 
 /// Stall for memory since boot, in microseconds.

@@ -64,14 +64,14 @@ prop_compose! {
         });
         Observation {
             memory: Memory { total: mib(3_000), free: mib(free), available: mib(available), cache: mib(cache) },
-            squeeze: squeeze.map(|(events, reread)| Squeeze { events, reread: mib(reread), refaulted: mib(reread) }),
+            squeeze: squeeze.map(|(events, reread)| Squeeze { events, swapped_in: reread, reread: mib(reread), refaulted: mib(reread) }),
             free_memory: if reported { FreeMemory::ReportedToHost } else { FreeMemory::KeptByGuest },
             psi: psi.map(|some_us| PsiTotals { some_us, full_us: some_us / 2 }),
             trigger_fired,
             balloon: mib(balloon),
             blocks: states.iter().enumerate().map(view).collect(),
             working_set: set.map(mib),
-            swap: Some(Swap { total: mib(1_000), free: mib(available % 1_000), costs: Permille(free as u32 % 1_000), paged_out: mib(free) }),
+            swap: Some(Swap { total: mib(1_000), free: mib(available % 1_000), costs: Permille(free as u32 % 1_000), paged_out: mib(free), swapped: mib(available % 700) }),
             steal: if running { StealState::Running } else { StealState::Idle },
             effort: Effort { per_second: Duration::from_millis(15), stealing: Duration::from_millis(free) },
             ticket,

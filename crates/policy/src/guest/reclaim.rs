@@ -131,9 +131,11 @@ impl fmt::Display for Reclaim {
 pub(super) struct Around {
     pub(super) mode: Mode,
     pub(super) swap: Option<Swap>,
-    /// Pressure over the user's goal. The host's target lets blocks go in spite of it; that is no
+    /// Pressure over the user's goal, also where all that is waited for is what was paged out. The host's target lets blocks go in spite of it; that is no
     /// reason to page out.
     pub(super) over_goal: Option<Stall>,
+    /// `MemAvailable`.
+    pub(super) available: ByteSize,
     /// What was needed again after it had been reclaimed, where the kernel counts it.
     pub(super) refaulted: Option<ByteSize>,
     /// What is in use, where that is known.
@@ -189,11 +191,11 @@ impl Reclaimer {
                 self.vain.begin_anew();
                 wanted
             }
-            // What is missing is told of this moment.
-            (Reclaim::On(Gain::Block { missing }), Decision::Rest(reason))
+            // What is available is told of this moment.
+            (Reclaim::On(Gain::Block { .. }), Decision::Rest(reason))
                 if *reason != WaitReason::Measuring =>
             {
-                let left = self.left_alone(now, around, missing);
+                let left = self.left_alone(now, around);
                 left.map_or(wanted, |left| Reclaim::Off(NoReclaim::InVain { left }))
             }
             _ => {
@@ -203,13 +205,13 @@ impl Reclaimer {
         }
     }
 
-    fn left_alone(&mut self, now: Instant, around: &Around, missing: ByteSize) -> Option<Duration> {
+    fn left_alone(&mut self, now: Instant, around: &Around) -> Option<Duration> {
         let Some((refaulted, swap)) = around.refaulted.zip(around.swap) else {
             self.vain.forget();
             return None;
         };
-        let Around { working_set, .. } = *around;
-        let amounts = Amounts { missing, paged_out: swap.paged_out, refaulted, working_set };
+        let Around { available, working_set, .. } = *around;
+        let amounts = Amounts { available, paged_out: swap.paged_out, refaulted, working_set };
         self.vain.judge(now, amounts)
     }
 
@@ -309,7 +311,8 @@ mod tests {
     }
 
     fn around(mode: Mode, swap: Option<Swap>) -> Around {
-        Around { mode, swap, over_goal: None, refaulted: None, working_set: None }
+        let available = ByteSize::from_mib(300);
+        Around { mode, swap, over_goal: None, available, refaulted: None, working_set: None }
     }
 
     fn story(decisions: &[(u64, Decision)]) -> Vec<String> {

@@ -5,14 +5,17 @@
 //! of a disk, and what was missing for one more block is missing as before. The stall of that is far below any
 //! goal for pressure, so nothing else would ever end it.
 
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use memtide_units::{ByteSize, Instant};
 
 use super::quiet::LONGEST;
 
-/// What was missing is compared over a minute at least: so long nobody must have touched what is paged out.
+/// What is available is compared minute by minute: so long nobody must have touched what is paged out.
 const SPAN: Duration = Duration::from_secs(60);
+/// Of each minute its second half tells what is available by then.
+const SETTLED: Duration = Duration::from_secs(30);
 /// Where less than this goes in that time, it costs next to nothing and says as little.
 const LEAST: ByteSize = ByteSize::from_mib(1);
 /// It is in vain where at least this part of it was needed again, and less than that became available.
@@ -26,8 +29,9 @@ const FIRST: Duration = Duration::from_secs(120);
 /// What there is at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Amounts {
-    /// For one more block.
-    pub(super) missing: ByteSize,
+    /// `MemAvailable`. What is needed for one more block moves with the working set, by what a sample of pages
+    /// says of that.
+    pub(super) available: ByteSize,
     /// What was paged out ever.
     pub(super) paged_out: ByteSize,
     /// What was needed again ever, after it had been reclaimed for whatever reason.
@@ -36,11 +40,66 @@ pub(super) struct Amounts {
     pub(super) working_set: Option<ByteSize>,
 }
 
+/// What was available in some time: the middle of it, and between which bounds the middle half lay. What one
+/// burst takes for a second does not count.
+#[derive(Clone, Copy, Debug)]
+struct Level {
+    median: ByteSize,
+    quartiles: [ByteSize; 2],
+}
+
+impl Level {
+    /// Of looks, at least one.
+    fn of(mut looks: Vec<ByteSize>) -> Self {
+        looks.sort_unstable();
+        let at = |quarter: usize| looks[(looks.len() - 1) * quarter / 4];
+        Self { median: at(2), quartiles: [at(1), at(3)] }
+    }
+
+    fn spread(&self) -> ByteSize {
+        self.quartiles[1] - self.quartiles[0]
+    }
+}
+
+/// One minute.
+#[derive(Clone, Debug)]
+struct Account {
+    since: Instant,
+    start: Amounts,
+    /// What was available in its second half, so far.
+    looks: Vec<ByteSize>,
+}
+
+impl Account {
+    const fn begin(now: Instant, start: Amounts) -> Self {
+        Self { since: now, start, looks: Vec::new() }
+    }
+
+    /// Takes in a look; true once the minute is over.
+    fn look(&mut self, now: Instant, available: ByteSize) -> bool {
+        let elapsed = now.since(self.since);
+        if elapsed >= SETTLED {
+            self.looks.push(available);
+        }
+        elapsed >= SPAN
+    }
+}
+
+/// A minute that is over: what there was at its start, what was available at the end of the one before, where there
+/// was one, and at its own.
+#[derive(Debug)]
+struct Minute {
+    start: Amounts,
+    before: Option<Level>,
+    level: Level,
+}
+
 /// Keeps the account.
 #[derive(Clone, Debug)]
 pub(super) struct Vain {
-    /// What there was when the account began.
-    account: Option<(Instant, Amounts)>,
+    account: Option<Account>,
+    /// What was available at the end of the minute before.
+    before: Option<Level>,
     pause: Duration,
     /// Until when it is left alone, and what was in use when that began.
     until: Option<(Instant, Option<ByteSize>)>,
@@ -48,52 +107,68 @@ pub(super) struct Vain {
 
 impl Default for Vain {
     fn default() -> Self {
-        Self { account: None, pause: FIRST, until: None }
+        Self { account: None, before: None, pause: FIRST, until: None }
     }
 }
 
 impl Vain {
     /// Answers with how long to leave it from `now` on, if it has been in vain.
     pub(super) fn judge(&mut self, now: Instant, amounts: Amounts) -> Option<Duration> {
-        if let Some((until, in_use)) = self.until
-            && now < until
-            && !has_fallen(in_use, amounts.working_set)
-        {
-            return Some(until.since(now));
+        if let Some((until, in_use)) = self.until {
+            if now < until && !has_fallen(in_use, amounts.working_set) {
+                // What is available is looked at all the same: the next try is compared with it.
+                self.end_of_minute(now, amounts);
+                return Some(until.since(now));
+            }
+            (self.until, self.account) = (None, None);
         }
-        self.until = None;
-        let (since, before) = *self.account.get_or_insert((now, amounts));
-        if now.since(since) < SPAN {
-            return None;
-        }
-        let paid = amounts.paged_out - before.paged_out;
+        let Minute { start, before, level } = self.end_of_minute(now, amounts)?;
+        let paid = amounts.paged_out - start.paged_out;
         let part = ByteSize::from_bytes(paid.bytes() / PART);
-        let is_gain = before.missing - amounts.missing >= part.max(GAIN_LEAST);
-        let comes_back = paid >= LEAST && amounts.refaulted - before.refaulted >= part;
-        if is_gain {
+        let comes_back = paid >= LEAST && amounts.refaulted - start.refaulted >= part;
+        let was = before.unwrap_or(Level::of(Vec::from([start.available])));
+        let is_gain = gain(&was, &level) >= part.max(GAIN_LEAST);
+        if is_gain && before.is_some() {
             self.pause = FIRST;
         }
         if is_gain || !comes_back {
-            // What was needed again an hour ago says nothing of what goes now.
-            self.account = Some((now, amounts));
             return None;
         }
         let left = self.pause;
         self.until = Some((now + left, amounts.working_set));
         self.pause = left.saturating_mul(2).min(LONGEST);
-        self.account = None;
         Some(left)
+    }
+
+    /// A minute that is over. What was needed again an hour ago says nothing of what goes now, so the next one
+    /// begins anew.
+    fn end_of_minute(&mut self, now: Instant, amounts: Amounts) -> Option<Minute> {
+        let account = self.account.get_or_insert(Account::begin(now, amounts));
+        if !account.look(now, amounts.available) {
+            return None;
+        }
+        let Account { start, looks, .. } =
+            core::mem::replace(account, Account::begin(now, amounts));
+        let level = Level::of(looks);
+        Some(Minute { start, before: self.before.replace(level), level })
     }
 
     /// Something else is missing from now on, or nothing is, or it is not to be known.
     pub(super) fn forget(&mut self) {
-        self.account = None;
+        (self.account, self.before) = (None, None);
     }
 
     /// Blocks come or go: what was in vain may not be any more.
     pub(super) fn begin_anew(&mut self) {
         *self = Self::default();
     }
+}
+
+/// How much more is available than was; nothing where that is less than what the middle half of all looks lies
+/// apart, which chance does as well (of ten looks at an even tremble once in some eighty times).
+fn gain(was: &Level, is: &Level) -> ByteSize {
+    let gain = is.median - was.median;
+    if gain >= was.spread().max(is.spread()) { gain } else { ByteSize::ZERO }
 }
 
 /// By a quarter: there is other cold memory now.
@@ -110,11 +185,13 @@ mod tests {
         ByteSize::from_mib(mib)
     }
 
-    /// Seconds; what is missing, was paged out, and was needed again, in MiB; the pause that is left, in seconds.
+    /// Seconds; what is missing to 1000, was paged out, and was needed again, in MiB; the pause that is left, in
+    /// seconds.
     fn left(vain: &mut Vain, s: u64, [missing, paged_out, refaulted]: [u64; 3]) -> Option<u64> {
         let now = Instant::from_millis(s * 1_000);
-        let (missing, paged_out, refaulted) = (mib(missing), mib(paged_out), mib(refaulted));
-        let amounts = Amounts { missing, paged_out, refaulted, working_set: Some(mib(600)) };
+        let (available, paged_out) = (mib(1_000 - missing), mib(paged_out));
+        let (refaulted, working_set) = (mib(refaulted), Some(mib(600)));
+        let amounts = Amounts { available, paged_out, refaulted, working_set };
         vain.judge(now, amounts).map(|left| left.as_secs())
     }
 
@@ -137,6 +214,37 @@ mod tests {
         assert_eq!(at(1_800, [87, 926, 29]), None);
         assert_eq!(at(1_860, [77, 966, 39]), None, "a quarter of it has become available");
         assert_eq!(at(1_920, [77, 974, 41]), Some(120));
+    }
+
+    /// What is available trembles with what programs do, by 32 MiB here; of single looks each second one would show a gain.
+    #[test]
+    fn a_tremble_is_no_gain_and_hides_none() {
+        let tremble = |s: u64| (s / 3).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 59;
+        let mut vain = Vain::default();
+        let mut paused = 0;
+        for s in (0..3_600).step_by(2) {
+            let minutes = s / 60;
+            let amounts = [80 + tremble(s), 900 + 6 * minutes, 3 * minutes];
+            paused += u64::from(left(&mut vain, s, amounts).is_some());
+        }
+        assert!(paused > 1_500, "{paused} of 1800 looks: nearly all of an hour is left alone");
+        let mut vain = Vain::default();
+        for s in (0..300).step_by(2) {
+            // Half of what goes comes back.
+            let amounts = [700 + tremble(s) - 2 * s, 900 + 4 * s, 2 * s];
+            assert_eq!(left(&mut vain, s, amounts), None, "after {s} s");
+        }
+    }
+
+    /// A job that takes 100 MiB for a second now and then hides no gain.
+    #[test]
+    fn a_burst_hides_no_gain() {
+        let mut vain = Vain::default();
+        for s in 0..600 {
+            let burst = if s % 20 == 0 { 100 } else { 0 };
+            let amounts = [800 + burst - s / 2, 900 + 2 * s / 3, s / 5];
+            assert_eq!(left(&mut vain, s, amounts), None, "after {s} s");
+        }
     }
 
     /// A guest that grows pays for its growth with what is cold.
@@ -165,8 +273,8 @@ mod tests {
         assert_eq!(left(&mut vain, 0, [80, 100, 0]), None);
         assert_eq!(left(&mut vain, 60, [80, 108, 4]), Some(120));
         let mut is_left_alone = |s: u64, working_set| {
-            let (missing, paged_out, refaulted) = (mib(80), mib(108), mib(4));
-            let amounts = Amounts { missing, paged_out, refaulted, working_set };
+            let (available, paged_out, refaulted) = (mib(920), mib(108), mib(4));
+            let amounts = Amounts { available, paged_out, refaulted, working_set };
             vain.judge(Instant::from_millis(s * 1_000), amounts).is_some()
         };
         assert!(is_left_alone(61, Some(mib(450))));

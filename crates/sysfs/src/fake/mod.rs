@@ -300,6 +300,7 @@ impl Files {
             ("Buffers", info.buffers),
             ("Cached", info.cached),
             ("AnonPages", info.anon_pages),
+            ("SwapCached", info.swap_cached),
             ("Shmem", info.shmem),
             ("SReclaimable", info.slab_reclaimable),
             ("SwapTotal", info.swap_total),

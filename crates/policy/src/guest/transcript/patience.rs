@@ -71,6 +71,53 @@ fn a_container_at_its_limit_is_not_the_guest() {
     );
 }
 
+/// A service wakes up and waits for what was paged out. No block would spare it that, as long as there is room for
+/// all of it.
+#[test]
+fn who_waits_for_what_was_paged_out_lacks_no_memory_as_long_as_it_fits() {
+    let mut story = Story::of(16, 4);
+    story.used = 200;
+    let (total, swapped) = (ByteSize::from_mib(2_048), ByteSize::from_mib(1_000));
+    story.seen.swap = Some(Swap { total, free: total - swapped, swapped, ..Swap::default() });
+    for swapped_in in 0..180 {
+        story.seen.squeeze = Some(Squeeze { swapped_in, ..Squeeze::default() });
+        story.run(1, 8_000);
+    }
+    assert_story(
+        &story,
+        "
+          0.0  2048 MiB  rest: pressure is being measured
+          2.0  2048 MiB  rest: pressure 8.00 % is over the goal 0.10 %
+         60.0  2048 MiB  steal memory15: 1.8 GiB available, 1.3 GiB are kept
+         60.1  2048 MiB  stealing goes on
+         60.2  1920 MiB  rest: pressure is being measured
+         62.2  1920 MiB  steal memory14, memory13: 1.6 GiB available, 1.3 GiB are kept
+         62.3  1920 MiB  stealing goes on
+         62.5  1664 MiB  rest: 1.4 GiB available, one more block needs 1.4 GiB
+        ",
+    );
+}
+
+/// But paging out more would make it worse, also where what becomes free reaches the host.
+#[test]
+fn nothing_is_paged_out_while_somebody_waits_for_what_was() {
+    let mut story = Story::of(16, 4);
+    story.used = 200;
+    story.seen.free_memory = FreeMemory::ReportedToHost;
+    let (total, swapped) = (ByteSize::from_mib(2_048), ByteSize::from_mib(100));
+    story.seen.swap = Some(Swap { total, free: total - swapped, swapped, ..Swap::default() });
+    story.seen.squeeze = Some(Squeeze::default());
+    story.run(65, 0);
+    let last = |story: &Story| story.last_of.map(|(reclaim, _)| reclaim);
+    assert_eq!(last(&story), Some(Reclaim::On(Gain::Reported)));
+    for swapped_in in 1..5 {
+        story.seen.squeeze = Some(Squeeze { swapped_in, ..Squeeze::default() });
+        story.run(1, 8_000);
+    }
+    assert!(story.last.starts_with("rest: what is free reaches the host"), "{}", story.last);
+    assert_eq!(last(&story), Some(Reclaim::Off(NoReclaim::Pressure)));
+}
+
 #[test]
 fn who_builds_again_and_again_keeps_the_memory_of_the_pauses() {
     let mut story = Story::of(16, 4);

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use memtide_sim::check::Promise;
+use memtide_sim::kernel::SwapSpace;
 use memtide_sim::show::{chart, json, summary};
 use memtide_sim::workload::Name;
 use memtide_sim::{Outcome, Scenario, run};
@@ -64,6 +65,9 @@ struct What {
     /// How long; the second half is calm.
     #[arg(long, default_value_t = 30, value_name = "M", value_parser = clap::value_parser!(u64).range(1..=1440))]
     minutes: u64,
+    /// In place of the swap that the seed draws: none, disk or zram.
+    #[arg(long, value_name = "SPACE", value_parser = swap)]
+    swap: Option<SwapSpace>,
     /// For programs.
     #[arg(long)]
     json: bool,
@@ -78,11 +82,12 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn one(arguments: &Run) -> ExitCode {
-    let What { workload, minutes, json: wants_json } = arguments.what;
+    let What { workload, minutes, swap, json: wants_json } = arguments.what;
     let scenario = match workload.filter(|_| arguments.plain) {
         Some(workload) => Scenario::plain(workload, minutes),
         None => Scenario::of(arguments.seed, workload, minutes),
     };
+    let scenario = with_swap(scenario, swap);
     let outcome = run(&scenario);
     if wants_json {
         say(&format!("{:#}", json(&outcome)));
@@ -96,11 +101,11 @@ fn one(arguments: &Run) -> ExitCode {
 }
 
 fn many(arguments: &Sweep) -> ExitCode {
-    let What { workload, minutes, json: wants_json } = arguments.what;
+    let What { workload, minutes, swap, json: wants_json } = arguments.what;
     let mut runs: BTreeMap<Name, Tally> = BTreeMap::new();
     let mut all_kept = true;
     for seed in arguments.seeds.clone() {
-        let outcome = run(&Scenario::of(seed, workload, minutes));
+        let outcome = run(&with_swap(Scenario::of(seed, workload, minutes), swap));
         all_kept &= outcome.broken.is_empty();
         if wants_json {
             let (of, workload) = (summary(&outcome), outcome.scenario.workload.name());
@@ -197,6 +202,18 @@ fn workload(text: &str) -> Result<Name, String> {
         .into_iter()
         .find(|name| name.name() == text)
         .ok_or_else(|| format!("there is none of this name; choose from {}", known()))
+}
+
+fn with_swap(scenario: Scenario, swap: Option<SwapSpace>) -> Scenario {
+    Scenario { swap: swap.unwrap_or(scenario.swap), ..scenario }
+}
+
+fn swap(text: &str) -> Result<SwapSpace, String> {
+    let known = SwapSpace::ALL;
+    known
+        .into_iter()
+        .find(|space| space.name() == text)
+        .ok_or_else(|| format!("choose from {}", known.map(SwapSpace::name).join(", ")))
 }
 
 fn seeds(text: &str) -> Result<RangeInclusive<u64>, String> {

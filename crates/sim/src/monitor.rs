@@ -75,6 +75,11 @@ impl Monitor {
         Self { watch, chance, pages, known: BTreeMap::new(), next, touched: None, count_due }
     }
 
+    /// Whether somebody watches.
+    pub fn watch(&self) -> Watch {
+        self.watch
+    }
+
     /// A snapshot, when one is due.
     pub fn snapshot(&mut self, now: Instant, kernel: &Kernel) -> Option<Seen> {
         if self.watch == Watch::Nobody || now < self.next {
@@ -87,7 +92,7 @@ impl Monitor {
             self.count_due = now + COUNTED;
             self.touched = Some(self.count(kernel));
         }
-        let used = Kind::MOVABLE.iter().map(|kind| kernel.bytes_of(*kind)).sum();
+        let used = Kind::LISTED.iter().map(|kind| kernel.bytes_of(*kind)).sum();
         Some(Seen { regions, used, touched: self.touched })
     }
 

@@ -6,7 +6,7 @@ use memtide_policy::guest::{FreeMemory, KernelZone, Limits, LimitsWish, ScaleBy,
 use memtide_units::{BlockSize, ByteSize, Permille, PpMillion};
 
 use crate::chance::{Chance, Stream};
-use crate::kernel::{Machine, Pace, Release};
+use crate::kernel::{Machine, Pace, Release, SwapSpace};
 use crate::monitor::Watch;
 use crate::workload::Name;
 
@@ -63,6 +63,8 @@ pub struct Scenario {
     pub free: FreeMemory,
     /// What the processors do.
     pub load: Load,
+    /// Where cold memory can go.
+    pub swap: SwapSpace,
 }
 
 /// Whether the kernel has PSI.
@@ -144,6 +146,7 @@ impl Scenario {
                 false => FreeMemory::KeptByGuest,
             },
             load: if chance.happens(500) { Load::Works } else { Load::Rests },
+            swap: chance.one_of(&[SwapSpace::None, SwapSpace::Disk, SwapSpace::Zram]),
         }
     }
 
@@ -164,12 +167,21 @@ impl Scenario {
             psi: Psi::Present,
             free: FreeMemory::KeptByGuest,
             load: Load::Rests,
+            swap: SwapSpace::None,
         }
     }
 
     /// Memory in blocks.
     pub fn present(&self) -> ByteSize {
         self.unit.size().times(self.blocks)
+    }
+
+    /// What swap there is. Only an agent that knows what is cold makes some of its own.
+    pub fn swap_space(&self) -> SwapSpace {
+        match (self.swap, self.watch) {
+            (SwapSpace::Zram, Watch::Nobody) => SwapSpace::None,
+            (space, _) => space,
+        }
     }
 
     /// What the agent is told.
@@ -196,8 +208,11 @@ impl Scenario {
     /// The command that plays it again.
     pub fn command(&self) -> String {
         format!(
-            "cargo run -p memtide-sim -- run --seed {} --workload {} --minutes {}",
-            self.seed, self.workload, self.minutes
+            "cargo run -p memtide-sim -- run --seed {} --workload {} --minutes {} --swap {}",
+            self.seed,
+            self.workload,
+            self.minutes,
+            self.swap.name()
         )
     }
 }

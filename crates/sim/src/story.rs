@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use memtide_policy::guest::{NoReclaim, Reclaim};
 use memtide_units::{ByteSize, Instant, PpMillion};
 use serde::Serialize;
 
@@ -20,6 +21,8 @@ pub struct Sample {
     pub hot_mib: u64,
     /// Page cache.
     pub cache_mib: u64,
+    /// In swap.
+    pub swapped_mib: u64,
     /// Free.
     pub free_mib: u64,
     /// `MemAvailable`.
@@ -76,6 +79,7 @@ pub struct Story {
     /// In order.
     pub lines: Vec<Line>,
     last_kind: String,
+    last_reclaim: String,
     stalled_us: u64,
     sampled: Option<Instant>,
 }
@@ -83,10 +87,23 @@ pub struct Story {
 impl Story {
     /// The numbers of a decision change all the time; the story is in what is done.
     pub fn decided(&mut self, now: Instant, kernel: &Kernel, report: &str) {
-        let kind = report.split_once(|c: char| c.is_ascii_digit()).map_or(report, |(kind, _)| kind);
+        let kind = kind_of(report);
         if kind != self.last_kind || kind.starts_with("steal memory") {
             kind.clone_into(&mut self.last_kind);
             self.tell(now, kernel, About::Decision, report.to_owned());
+        }
+    }
+
+    /// The same of paging out, where there is somewhere to page out to.
+    pub fn reclaims(&mut self, now: Instant, kernel: &Kernel, reclaim: Reclaim) {
+        if reclaim == Reclaim::Off(NoReclaim::NoPlace) {
+            return;
+        }
+        let report = reclaim.to_string();
+        let kind = kind_of(&report);
+        if kind != self.last_reclaim {
+            kind.clone_into(&mut self.last_reclaim);
+            self.tell(now, kernel, About::Decision, report);
         }
     }
 
@@ -109,9 +126,10 @@ impl Story {
         self.samples.push(Sample {
             at_ms: now.as_millis(),
             online_mib: kernel.online().mib(),
-            used_mib: of(&[Kind::Kernel, Kind::Hot, Kind::Cold]).mib(),
+            used_mib: of(&[Kind::Kernel, Kind::Hot, Kind::Cold, Kind::Stored]).mib(),
             hot_mib: of(&[Kind::Hot]).mib(),
             cache_mib: of(&[Kind::Cache, Kind::Stale]).mib(),
+            swapped_mib: kernel.swapped_out().mib(),
             free_mib: memory.free.mib(),
             available_mib: memory.available.mib(),
             stalled_ppm: PpMillion::of_time(stalled, u64::try_from(elapsed).unwrap_or(u64::MAX)).0,
@@ -123,4 +141,9 @@ impl Story {
     pub fn text(&self) -> String {
         self.lines.iter().map(|line| format!("{line}\n")).collect()
     }
+}
+
+/// A report up to its first number.
+fn kind_of(report: &str) -> &str {
+    report.split_once(|c: char| c.is_ascii_digit()).map_or(report, |(kind, _)| kind)
 }

@@ -82,6 +82,7 @@ impl<'a> World<'a> {
     fn new(scenario: &'a Scenario) -> Self {
         let Scenario { seed, machine, unit, blocks, .. } = *scenario;
         let mut kernel = Kernel::boot(seed, machine, unit, blocks);
+        kernel.swap_on(scenario.swap_space());
         let foreign = foreign(scenario, &mut kernel);
         let (present, settings) = (scenario.present(), scenario.settings());
         let mut host = Host::new(seed, unit, present, settings.limits.min());
@@ -172,6 +173,7 @@ impl<'a> World<'a> {
         let trigger = std::mem::take(&mut self.trigger) && has_trigger;
         let (seen, plan) = agent.decide(now, trigger, &self.kernel, self.host.balloon());
         self.story.decided(now, &self.kernel, &plan.report.to_string());
+        self.story.reclaims(now, &self.kernel, plan.reclaim);
         let agent = Some(&**agent);
         let at = Moment { now, kernel: &self.kernel, host: &self.host, agent, phase };
         self.checks.decided(&at, &seen, &plan);

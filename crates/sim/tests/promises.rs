@@ -4,7 +4,7 @@ use memtide_sim::workload::Name;
 use memtide_sim::{Scenario, run};
 
 /// So many guests, each for so long: the calm half is longer than the longest rest of the policy.
-const SEEDS: u64 = 45;
+const SEEDS: u64 = 50;
 const MINUTES: u64 = 24;
 
 #[test]

@@ -1,7 +1,7 @@
 //! How large a guest is, what that costs it, and how soon it is as large as it wants to be.
 
 use memtide_policy::guest::FreeMemory;
-use memtide_sim::kernel::{Machine, Pace, Release};
+use memtide_sim::kernel::{Machine, Pace, Release, SwapSpace};
 use memtide_sim::scenario::Psi;
 use memtide_sim::story::Sample;
 use memtide_sim::workload::Name;
@@ -112,6 +112,37 @@ fn what_is_reported_is_stolen_late() {
     samples(&outcome);
     assert_eq!(mean(0, 600), 4096);
     assert!(mean(660, 720) < 3000 && mean(1_380, 1_440) < 2000, "{}", outcome.story.text());
+}
+
+/// What is cold goes: all of it to a disk, three quarters of it where it is compressed in the guest's own memory.
+#[test]
+fn cold_memory_is_given_up_where_there_is_swap() {
+    let mean = |swap| {
+        let outcome = run(&Scenario { swap, ..scenario(Name::Steady, SERVER, 128, 32) });
+        mean_mib(&samples(&outcome))
+    };
+    let [none, zram, disk] = [SwapSpace::None, SwapSpace::Zram, SwapSpace::Disk].map(mean);
+    // A fifth of the guest is cold.
+    assert!(
+        none - disk > 700 && none - zram > 500,
+        "{none} MiB, {zram} with zram, {disk} with a disk"
+    );
+}
+
+/// Text of programs looks cold every other minute and is read again: half of all time it was paged out, for one
+/// more block that never came, while two single looks at what trembles were compared.
+#[test]
+fn what_is_needed_again_is_left_alone_for_most_of_the_time() {
+    let steady = Scenario { minutes: 60, ..scenario(Name::Steady, SERVER, 128, 32) };
+    let outcome = run(&Scenario { swap: SwapSpace::Disk, ..steady });
+    assert_eq!(outcome.broken, []);
+    let told = outcome.story.lines.iter().filter(|line| line.text.starts_with("cold memory "));
+    let told: Vec<_> = told.map(|line| (line.at_ms, line.text.contains("paged out:"))).collect();
+    let settled = 300_000..1_800_000;
+    let within = |ms: u64| ms.clamp(settled.start, settled.end);
+    let spans = told.windows(2).filter(|pair| pair[0].1);
+    let paging: u64 = spans.map(|pair| within(pair[1].0) - within(pair[0].0)).sum();
+    assert!(paging * 5 < settled.end - settled.start, "{paging} ms of 25 minutes");
 }
 
 /// Blocks are few and large, or the guest is small: nothing is promised but that it lives.

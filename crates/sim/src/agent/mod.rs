@@ -2,11 +2,13 @@
 //!
 //! * `hands`: the thread that changes blocks, one after the other.
 //! * `ticket`: the one return that may be pending.
+//! * `pager`: who pages out what is cold.
 //!
 //! What is left out of the real one is how it talks to a device (virtqueues, resets): a request
 //! arrives, and an answer comes, or the device is silent.
 
 mod hands;
+mod pager;
 mod ticket;
 
 use std::collections::BTreeSet;
@@ -21,10 +23,11 @@ use memtide_units::{BlockId, ByteSize, Instant};
 
 use crate::host::{Host, Mood, Reply, Request};
 use crate::kernel::{Kernel, Kind, State, Zone};
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Watch};
 use crate::scenario::{Load, Psi, Scenario};
 
 use hands::{Done, Hands, Task};
+use pager::Pager;
 use ticket::{Effect, Returns};
 
 /// A device that has not answered for so long is taken for silent (guest-agent/src/link/mod.rs).
@@ -72,6 +75,7 @@ pub struct Agent {
     monitor: Monitor,
     holds: Vec<Hold>,
     hands: Hands,
+    pager: Pager,
     returns: Returns,
     outcomes: Vec<Outcome>,
     unasked: BTreeSet<BlockId>,
@@ -110,6 +114,7 @@ impl Agent {
             monitor,
             holds: kernel.blocks().iter().map(|block| hold(block.id, block.state)).collect(),
             hands: Hands::default(),
+            pager: Pager::new(now, &settings.limits, kernel.present()),
             returns: Returns::default(),
             outcomes: Vec::new(),
             unasked: BTreeSet::new(),
@@ -264,6 +269,7 @@ impl Agent {
 
     /// The thread that changes blocks has had another tick.
     pub fn work(&mut self, now: Instant, kernel: &mut Kernel, host: &mut Host) {
+        self.pager.work(now, kernel);
         for Done { block, task, result } in self.hands.work(now, kernel) {
             self.wake(now);
             match (task, result) {
@@ -313,7 +319,8 @@ impl Agent {
             balloon,
             blocks: self.views(kernel),
             working_set: self.heat.working_set(),
-            swap: None,
+            // Without DAMON nobody knows what is cold.
+            swap: kernel.swap().filter(|_| self.monitor.watch() == Watch::Damon),
             steal: self.steal_state(),
             effort: self.effort(now),
             ticket: self.returns.ticket().cloned(),
@@ -322,6 +329,7 @@ impl Agent {
             outcomes: std::mem::take(&mut self.outcomes),
         };
         let plan = self.controller.step(now, &seen);
+        self.pager.take(plan.reclaim);
         self.due = now + plan.wait;
         (seen, plan)
     }

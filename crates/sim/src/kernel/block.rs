@@ -18,13 +18,18 @@ pub enum Kind {
     Cache,
     /// Of files that were read once.
     Stale,
+    /// Of zram: what was paged out, compressed.
+    Stored,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Kernel, Self::Hot, Self::Cold, Self::Cache, Self::Stale];
+    pub const ALL: [Self; 6] =
+        [Self::Kernel, Self::Hot, Self::Cold, Self::Cache, Self::Stale, Self::Stored];
     /// Those that can be migrated.
-    pub const MOVABLE: [Self; 4] = [Self::Hot, Self::Cold, Self::Cache, Self::Stale];
+    pub const MOVABLE: [Self; 5] = [Self::Hot, Self::Cold, Self::Cache, Self::Stale, Self::Stored];
+    /// Those that reclaim knows: on its lists of pages (`LRU`).
+    pub const LISTED: [Self; 4] = [Self::Hot, Self::Cold, Self::Cache, Self::Stale];
 }
 
 /// Where a block's pages are handed out from.

@@ -8,6 +8,7 @@
 //! * `block`: what a block holds.
 //! * `machine`: how long things take; `marks`: what is kept back; `stall`: PSI.
 //! * `place`: which block a page comes from; `serve`: what programs get, reclaim, the OOM killer.
+//! * `swap`: what is paged out, and comes back.
 //! * `offline`: a block on its way out, and back.
 
 mod block;
@@ -17,6 +18,7 @@ mod offline;
 mod place;
 mod serve;
 mod stall;
+mod swap;
 #[cfg(test)]
 mod tests;
 
@@ -32,9 +34,11 @@ pub use machine::{Machine, Pace, Release};
 pub use marks::Marks;
 pub use offline::{End, Refusal};
 pub use serve::{Demand, Killed, Ticked};
+pub use swap::SwapSpace;
 
 use offline::Offlining;
 use stall::Stalls;
+use swap::Swapped;
 
 /// Memory that never shows in `MemTotal` besides the `struct page`s: the kernel's image, the crash
 /// and initial RAM disks. A 2 GiB guest's `MemTotal` was 122 MiB short of 2 GiB, 32 of them for
@@ -61,6 +65,7 @@ pub struct Kernel {
     own: u64,
     /// Pages of [`Kind::Cache`] that reclaim has taken: to read them again is a refault.
     evicted: u64,
+    swapped: Swapped,
     squeeze: Squeeze,
     /// How long an allocation has got nowhere.
     starving: Duration,
@@ -84,6 +89,7 @@ impl Kernel {
             reserved,
             own: 0,
             evicted: 0,
+            swapped: Swapped::default(),
             squeeze: Squeeze::default(),
             starving: Duration::ZERO,
             busy_permille: 20,

@@ -53,9 +53,12 @@ impl Kernel {
     /// One tick of the machine, in which programs want `demand`.
     pub fn tick(&mut self, now: Instant, demand: &Demand) -> Ticked {
         self.empty_block(now);
+        self.turn(demand);
         self.shrink_to(demand);
         self.run_kswapd(demand);
         let killed = self.grow_to(demand);
+        self.page_in();
+        self.age();
         self.thrash_in_box(demand.boxed);
         self.read_again(demand.cache);
         self.read_once(demand.streamed);
@@ -64,8 +67,9 @@ impl Kernel {
 
     /// Whether programs wait for memory that they want.
     pub fn lacks(&self, demand: &Demand) -> bool {
-        let wanted = [(Kind::Hot, demand.hot), (Kind::Cold, demand.cold)];
-        wanted.iter().any(|(kind, wanted)| self.held(*kind) < *wanted)
+        // What is hardly touched may be elsewhere.
+        let cold = self.held(Kind::Cold) + self.swapped.of(Kind::Cold);
+        self.held(Kind::Hot) < demand.hot || cold < demand.cold
     }
 
     /// A control group at its limit drops its own pages and reads them again. The guest is not short,
@@ -74,7 +78,9 @@ impl Kernel {
         let time = TICK * permille / 1000;
         let most = per_tick(self.machine.read_per_second());
         self.stalls.add(time);
-        self.squeeze.reread += super::in_bytes(most * u64::from(permille) / 1000);
+        let again = super::in_bytes(most * u64::from(permille) / 1000);
+        self.squeeze.reread += again;
+        self.squeeze.refaulted += again;
     }
 
     /// What programs do not want any more is free at once.
@@ -87,11 +93,12 @@ impl Kernel {
             (Kind::Cache, demand.cache),
         ];
         for (kind, wanted) in wanted {
-            let over = self.held(kind).saturating_sub(wanted);
+            let over = (self.held(kind) + self.swapped.of(kind)).saturating_sub(wanted);
             if kind == Kind::Cache {
                 self.retire_cache(over);
             } else {
-                self.let_go(kind, over, None);
+                let elsewhere = self.forget_swapped(kind, over);
+                self.let_go(kind, over - elsewhere, None);
             }
         }
         let missing = demand.cache.saturating_sub(self.held(Kind::Cache));
@@ -126,14 +133,17 @@ impl Kernel {
         }
     }
 
-    /// File pages that were read once go first, then those that are read again and again. There is
-    /// no swap: programs' memory stays.
+    /// File pages that were read once go first, then what programs hardly touch, file pages that are read
+    /// again and again, and what programs touch all the time. What is programs' goes to swap, as far as there is any.
     pub(super) fn reclaim(&mut self, pages: u64, zone: Option<Zone>) -> u64 {
-        let stale = self.let_go(Kind::Stale, pages, zone);
-        let cache = self.let_go(Kind::Cache, pages - stale, zone);
+        let mut made = self.let_go(Kind::Stale, pages, zone);
+        made += self.swap_out(Kind::Cold, pages - made, zone);
+        let cache = self.let_go(Kind::Cache, pages - made, zone);
+        made += cache;
+        made += self.swap_out(Kind::Hot, pages - made, zone);
         self.evicted += cache;
         self.squeeze.events += pages;
-        stale + cache
+        made
     }
 
     fn grow_to(&mut self, demand: &Demand) -> Option<Killed> {
@@ -145,7 +155,8 @@ impl Kernel {
         let mut touched = per_tick(self.machine.touched_per_second());
         let mut got_nothing = None;
         for (kind, wanted) in wanted {
-            let more = wanted.saturating_sub(self.held(kind)).min(touched);
+            let there = self.held(kind) + self.swapped.of(kind);
+            let more = wanted.saturating_sub(there).min(touched);
             let got = self.give(kind, more);
             touched -= got;
             if got == 0 && more > 0 {
@@ -161,7 +172,7 @@ impl Kernel {
     }
 
     /// Up to `pages`, by direct reclaim where they are not free: then whoever asks stalls.
-    fn give(&mut self, kind: Kind, pages: u64) -> u64 {
+    pub(super) fn give(&mut self, kind: Kind, pages: u64) -> u64 {
         let got = self.hand_out(kind, pages, Depth::Min);
         if got == pages {
             return got;
@@ -188,6 +199,7 @@ impl Kernel {
         let read = refaults + (missing - lost).min(most - refaults);
         self.evicted -= refaults;
         self.squeeze.reread += super::in_bytes(refaults);
+        self.squeeze.refaulted += super::in_bytes(refaults);
         self.stalls.add(share(TICK, refaults, most));
         let got = self.hand_out(Kind::Cache, read, Depth::Min);
         let made = self.let_go(Kind::Stale, read - got, None);
@@ -209,6 +221,7 @@ impl Kernel {
         self.let_go(Kind::Kernel, of_programs, None);
         self.let_go(Kind::Hot, u64::MAX, None);
         self.let_go(Kind::Cold, u64::MAX, None);
+        self.empty_swap();
         Killed { movable_free, wanted }
     }
 }
@@ -217,7 +230,7 @@ pub(super) fn per_tick(per_second: ByteSize) -> u64 {
     in_pages(per_second) * TICK.as_millis() as u64 / 1000
 }
 
-fn share(time: Duration, part: u64, whole: u64) -> Duration {
+pub(super) fn share(time: Duration, part: u64, whole: u64) -> Duration {
     let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
     Duration::from_micros(us.saturating_mul(part.min(whole)) / whole.max(1))
 }

@@ -117,3 +117,68 @@ fn the_kernels_own_memory_never_comes_from_movable_blocks() {
     let movable = kernel.blocks().iter().filter(|block| block.zone == Zone::Movable);
     assert_eq!(movable.map(|block| block.of(Kind::Kernel)).sum::<u64>(), 0);
 }
+
+/// Twenty seconds of a scheme that pages out, once nobody has touched what is kept for a minute.
+fn page_out(kernel: &mut Kernel, demand: Demand) {
+    ticks(kernel, demand, |_, _| false);
+    let mut left = 400;
+    ticks(kernel, demand, |kernel, _| {
+        kernel.page_out(mib(1));
+        left -= 1;
+        left == 0
+    });
+}
+
+#[test]
+fn what_is_kept_goes_to_swap_and_compressed_takes_a_quarter() {
+    let demand = Demand { hot: mib(300), cold: mib(200), ..Demand::default() };
+    for (space, stored) in [(SwapSpace::Disk, 0), (SwapSpace::Zram, 50)] {
+        let mut kernel = kernel(16);
+        kernel.swap_on(space);
+        page_out(&mut kernel, demand);
+        let of = |kind| kernel.bytes_of(kind).mib();
+        assert_eq!([Kind::Hot, Kind::Stored].map(of), [300, stored], "{space:?}");
+        assert!(
+            of(Kind::Cold) < 2 && kernel.swapped_out().mib() > 197,
+            "it is touched now and then"
+        );
+        assert!(!kernel.lacks(&demand));
+        assert!(kernel.swap().unwrap().paged_out.mib() >= 199);
+        // Who wants it no more leaves nothing behind.
+        let done = Demand { hot: mib(300), ..Demand::default() };
+        ticks(&mut kernel, done, |_, _| true);
+        assert_eq!(kernel.swapped_out() + kernel.bytes_of(Kind::Stored), ByteSize::ZERO);
+    }
+}
+
+#[test]
+fn what_wakes_up_is_read_from_swap_and_waited_for() {
+    let mut kernel = kernel(16);
+    kernel.swap_on(SwapSpace::Disk);
+    page_out(&mut kernel, Demand { cold: mib(300), ..Demand::default() });
+    let (before, stalled) = (kernel.squeeze(), kernel.psi().some_us);
+    let awake = Demand { hot: mib(300), ..Demand::default() };
+    let mut took = 0;
+    ticks(&mut kernel, awake, |kernel, _| {
+        took += TICK.as_millis();
+        !kernel.lacks(&awake)
+    });
+    assert!((900..1_500).contains(&took), "{took} ms for 300 MiB at 300 MiB in a second");
+    let read = kernel.squeeze().swapped_in - before.swapped_in;
+    assert!(read > mib(290) && kernel.psi().some_us - stalled > 900_000);
+    assert_eq!(kernel.bytes_of(Kind::Cold), ByteSize::ZERO, "it is the same memory");
+}
+
+#[test]
+fn a_kernel_that_is_short_swaps_before_it_kills() {
+    let demand = Demand { hot: mib(500), cold: mib(600), ..Demand::default() };
+    let mut kernel = kernel(8);
+    kernel.swap_on(SwapSpace::Disk);
+    let mut killed = None;
+    ticks(&mut kernel, demand, |_, ticked| {
+        killed = ticked.killed;
+        killed.is_some()
+    });
+    assert_eq!((killed, kernel.lacks(&demand)), (None, false));
+    assert!(kernel.swapped_out().mib() > 200);
+}

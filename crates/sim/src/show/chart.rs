@@ -6,7 +6,7 @@ use memtide_policy::guest::FreeMemory;
 use memtide_units::PpMillion;
 
 use super::summary;
-use crate::kernel::{Pace, Release};
+use crate::kernel::{Pace, Release, SwapSpace};
 use crate::monitor::Watch;
 use crate::scenario::{Psi, Scenario};
 use crate::story::{About, Line, Sample};
@@ -50,6 +50,11 @@ fn heading(scenario: &Scenario) -> String {
         Watch::Damon => "with DAMON",
         Watch::Nobody => "without DAMON",
     };
+    let swap = match scenario.swap_space() {
+        SwapSpace::None => "",
+        SwapSpace::Disk => ", swap on a disk",
+        SwapSpace::Zram => ", zram",
+    };
     let deadline = match scenario.gate_deadline {
         Some(time) => format!("helps itself after {} s", time.as_secs()),
         None => "never helps itself".into(),
@@ -57,7 +62,7 @@ fn heading(scenario: &Scenario) -> String {
     let limits = scenario.settings().limits;
     format!(
         "seed {seed} · {workload} · {minutes} minutes, the second half calm · {} weather\n\
-         {} in {blocks} blocks of {} · min {} · max {} · {machine}, {release} {watch}{psi}{free} · {deadline}\n\n",
+         {} in {blocks} blocks of {} · min {} · max {} · {machine}, {release} {watch}{psi}{free}{swap} · {deadline}\n\n",
         weather.name(),
         scenario.present(),
         unit.size(),
@@ -173,6 +178,13 @@ fn numbers(outcome: &Outcome, out: &mut String) {
         "{} blocks stolen ({} tries failed), {} came back ({} unasked), {} denials, {} killed for memory",
         of.stolen, of.failed, of.returned, of.unasked, of.denied, of.kills,
     );
+    if outcome.scenario.swap_space() != SwapSpace::None {
+        let _ = writeln!(
+            out,
+            "{} MiB in swap at most, {} at the end",
+            of.swapped_mib_most, of.swapped_mib_at_end
+        );
+    }
     if outcome.broken.is_empty() {
         let _ = writeln!(out, "all {} promises kept", crate::check::Promise::ALL.len());
         return;

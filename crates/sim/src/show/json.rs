@@ -14,6 +14,7 @@ pub fn json(outcome: &Outcome) -> Value {
         "minutes": scenario.minutes,
         "block_mib": scenario.unit.size().mib(),
         "present_mib": scenario.present().mib(),
+        "swap": scenario.swap_space().name(),
         "weather": scenario.weather.name(),
         "command": scenario.command(),
         "summary": summary(outcome),

@@ -28,6 +28,10 @@ pub struct Summary {
     pub denied: u64,
     /// Kills for memory.
     pub kills: u64,
+    /// In swap at most, in MiB.
+    pub swapped_mib_most: u64,
+    /// And at the end.
+    pub swapped_mib_at_end: u64,
     /// Promises that were not kept.
     pub broken: u64,
 }
@@ -50,6 +54,8 @@ pub fn summary(outcome: &Outcome) -> Summary {
         failed: deeds.failed,
         denied: deeds.denied,
         kills: outcome.kills,
+        swapped_mib_most: samples.iter().map(|sample| sample.swapped_mib).max().unwrap_or(0),
+        swapped_mib_at_end: samples.last().map_or(0, |sample| sample.swapped_mib),
         broken: outcome.broken.len() as u64,
     }
 }

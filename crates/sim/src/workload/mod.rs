@@ -14,6 +14,7 @@ mod forking;
 mod leaking;
 mod scanning;
 mod steady;
+mod waking;
 
 use std::fmt;
 use std::time::Duration;
@@ -48,11 +49,13 @@ pub enum Name {
     Building,
     /// A container that is at its limit stalls all the time, in a guest with plenty of memory.
     Boxed,
+    /// Uses most of what it has for four minutes of twelve.
+    Waking,
 }
 
 impl Name {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Steady,
         Self::Diurnal,
         Self::Bursty,
@@ -62,6 +65,7 @@ impl Name {
         Self::Caching,
         Self::Building,
         Self::Boxed,
+        Self::Waking,
     ];
 
     /// As it is written on a command line.
@@ -76,6 +80,7 @@ impl Name {
             Self::Caching => "caching",
             Self::Building => "building",
             Self::Boxed => "boxed",
+            Self::Waking => "waking",
         }
     }
 
@@ -93,6 +98,7 @@ impl Name {
                 "builds for half a minute, idles for twenty seconds, and builds again"
             }
             Self::Boxed => "a container at its own limit stalls, in a guest with plenty of memory",
+            Self::Waking => "uses most of what it has for four minutes of twelve",
         }
     }
 }
@@ -155,6 +161,7 @@ impl Workload {
             Name::Caching => Box::new(caching::Caching),
             Name::Building => Box::new(building::Building),
             Name::Boxed => Box::new(boxed::Boxed),
+            Name::Waking => Box::new(waking::Waking),
         };
         let chance = Chance::of(seed, Stream::Workload);
         Self { life, share: Share { present }, chance, dead_until: Instant::default() }

@@ -21,8 +21,9 @@ use census::Census;
 
 /// Between two writings of the file.
 const WRITE_APART: Duration = Duration::from_secs(10);
-/// Between two looks where free memory lies.
-const LOOK: Pace = Pace { shortest: Duration::from_secs(1), longest: Duration::from_secs(5) };
+/// Between two looks where free memory lies. They have half of what other looks may take: it is for people, and
+/// for the choice between blocks that are equally cold, and it was the largest part of what an agent at rest costs.
+const LOOK: Pace = Pace { shortest: Duration::from_secs(1), longest: Duration::from_secs(10) };
 
 /// The guest's memory, as far as the history needs it.
 #[derive(Clone, Debug)]
@@ -114,7 +115,7 @@ impl AccessHistory {
         let Ok(layout) = self.history.layout(&present.memory) else { return };
         let ((), cost) = timed(|| self.census.look(&layout));
         // Nothing is known of any cell before all were looked at once.
-        let pause = if self.census.is_whole() { LOOK.pause(cost) } else { LOOK.shortest };
+        let pause = if self.census.is_whole() { LOOK.pause(cost * 2) } else { LOOK.shortest };
         self.look_due = now + pause;
     }
 

@@ -14,7 +14,7 @@ use super::pressure::{Pressure, PressureMeter};
 use super::quiet::LONGEST;
 use super::reclaim::Around;
 use super::returns::{Need, OverGoal, Stall};
-use super::shortage::{Shortage, Want};
+use super::shortage::{MISSED, Shortage, Want};
 use super::steals::{Lately, Room};
 use super::trend::{Growth, Trend};
 
@@ -36,8 +36,8 @@ pub(super) struct Figures {
     /// What was in use lately, where that counts as in use still.
     pub(super) lately: Lately,
     pub(super) over_goal: Option<Stall>,
-    /// Also where some task only waits for what was paged out.
-    pub(super) over_goal_with_swap: Option<Stall>,
+    /// Some task stalls too much, if only for what was paged out.
+    pub(super) stalls: bool,
     pub(super) steps: Steps,
 }
 
@@ -55,7 +55,7 @@ impl Figures {
         Around {
             mode: seen.mode,
             swap: seen.swap,
-            over_goal: self.over_goal_with_swap,
+            stalls: self.stalls,
             available: seen.memory.available,
             refaulted,
             working_set,
@@ -98,7 +98,8 @@ impl Figures {
 pub(super) struct Gauges {
     meter: PressureMeter,
     over_goal: OverGoal,
-    over_goal_with_swap: OverGoal,
+    /// When some task last stalled too much for what was paged out alone.
+    waited_for_swap: Option<Instant>,
     shortage: Shortage,
     hot_cache: HotCache,
     trend: Trend,
@@ -131,17 +132,18 @@ impl Gauges {
             Want::Memory => true,
         };
         let goal = limits.psi_goal();
-        let part = |counts| measured.map(|all| if counts { all } else { Pressure::default() });
-        let (pressure, with_swap) = (part(is_short), part(want != Want::Nothing));
+        let pressure = measured.map(|all| if is_short { all } else { Pressure::default() });
         let trigger_fired = seen.trigger_fired && is_short;
         let over_goal = self.over_goal.observe(now, pressure.unwrap_or_default().some, goal);
-        let with_swap = with_swap.unwrap_or_default().some;
-        let over_goal_with_swap = self.over_goal_with_swap.observe(now, with_swap, goal);
-        if over_goal_with_swap.is_some() && !is_short {
+        let is_over = measured.unwrap_or_default().some > goal;
+        let stalls = want != Want::Nothing && (is_over || seen.trigger_fired);
+        if stalls && !is_short {
+            self.waited_for_swap = Some(now);
+        }
+        if self.waited_for_swap.is_some_and(|at| now.since(at) < MISSED) {
             // It goes on fitting: no steal brings on what would have blocks asked back.
             headroom.steal += returning.unwrap_or_default();
         }
-        let stalls = trigger_fired || over_goal.is_some();
         Figures {
             online,
             ceiling: limits.ceiling(present, seen.balloon),
@@ -150,10 +152,10 @@ impl Gauges {
             pressure,
             trigger_fired,
             growth,
-            hot_cache: self.hot_cache.observe(now, seen, stalls),
+            hot_cache: self.hot_cache.observe(now, seen, trigger_fired || over_goal.is_some()),
             lately: self.lately(now, seen, learned),
             over_goal,
-            over_goal_with_swap,
+            stalls,
             steps: Steps::of(online, block),
         }
     }

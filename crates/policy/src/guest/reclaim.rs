@@ -14,7 +14,6 @@ use memtide_units::{ByteSize, Instant, Permille};
 
 use super::observation::{Mode, Swap};
 use super::plan::{Decision, WaitReason, begun_seconds};
-use super::returns::Stall;
 use super::vain::{Amounts, Vain};
 
 /// A guest that stalled keeps what it has for this long, five windows: what it touches again by then
@@ -131,9 +130,9 @@ impl fmt::Display for Reclaim {
 pub(super) struct Around {
     pub(super) mode: Mode,
     pub(super) swap: Option<Swap>,
-    /// Pressure over the user's goal, also where all that is waited for is what was paged out. The host's target lets blocks go in spite of it; that is no
-    /// reason to page out.
-    pub(super) over_goal: Option<Stall>,
+    /// Some task stalls too much, also where all that is waited for is what was paged out. The host's target
+    /// lets blocks go in spite of it; that is no reason to page out.
+    pub(super) stalls: bool,
     /// `MemAvailable`.
     pub(super) available: ByteSize,
     /// What was needed again after it had been reclaimed, where the kernel counts it.
@@ -159,7 +158,7 @@ impl Default for Reclaimer {
 impl Reclaimer {
     /// Decides beside what was decided on blocks.
     pub(super) fn decide(&mut self, now: Instant, around: Around, decision: &Decision) -> Reclaim {
-        if around.over_goal.is_some() {
+        if around.stalls {
             self.stalled = Some(now);
         }
         let wanted = match (place(around.swap), around.mode) {
@@ -312,7 +311,7 @@ mod tests {
 
     fn around(mode: Mode, swap: Option<Swap>) -> Around {
         let available = ByteSize::from_mib(300);
-        Around { mode, swap, over_goal: None, available, refaulted: None, working_set: None }
+        Around { mode, swap, stalls: false, available, refaulted: None, working_set: None }
     }
 
     fn story(decisions: &[(u64, Decision)]) -> Vec<String> {

@@ -16,7 +16,7 @@ use memtide_units::Instant;
 use super::observation::Squeeze;
 
 /// What was reclaimed so long ago may be missed still: ACMA's working set interval.
-const MISSED: Duration = Duration::from_secs(60);
+pub(super) const MISSED: Duration = Duration::from_secs(60);
 
 /// For want of what somebody may stall.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,6 +16,8 @@ use super::quiet::LONGEST;
 const SPAN: Duration = Duration::from_secs(60);
 /// Of each minute its second half tells what is available by then.
 const SETTLED: Duration = Duration::from_secs(30);
+/// Looks are this far apart at least, which bounds their number.
+const SPACING: Duration = Duration::from_millis(200);
 /// Where less than this goes in that time, it costs next to nothing and says as little.
 const LEAST: ByteSize = ByteSize::from_mib(1);
 /// It is in vain where at least this part of it was needed again, and less than that became available.
@@ -68,20 +70,25 @@ struct Account {
     start: Amounts,
     /// What was available in its second half, so far.
     looks: Vec<ByteSize>,
+    /// When it was looked at last.
+    looked: Instant,
 }
 
 impl Account {
     const fn begin(now: Instant, start: Amounts) -> Self {
-        Self { since: now, start, looks: Vec::new() }
+        Self { since: now, start, looks: Vec::new(), looked: now }
     }
 
     /// Takes in a look; true once the minute is over.
     fn look(&mut self, now: Instant, available: ByteSize) -> bool {
         let elapsed = now.since(self.since);
-        if elapsed >= SETTLED {
+        let is_over = elapsed >= SPAN;
+        let is_due = now.since(self.looked) >= SPACING || self.looks.is_empty() && is_over;
+        if elapsed >= SETTLED && is_due {
             self.looks.push(available);
+            self.looked = now;
         }
-        elapsed >= SPAN
+        is_over
     }
 }
 
@@ -165,7 +172,8 @@ impl Vain {
 }
 
 /// How much more is available than was; nothing where that is less than what the middle half of all looks lies
-/// apart, which chance does as well (of ten looks at an even tremble once in some eighty times).
+/// apart, which chance does as well (of ten looks at an even tremble once in some thirty times, of thirty hardly
+/// ever).
 fn gain(was: &Level, is: &Level) -> ByteSize {
     let gain = is.median - was.median;
     if gain >= was.spread().max(is.spread()) { gain } else { ByteSize::ZERO }
@@ -241,7 +249,7 @@ mod tests {
     fn a_burst_hides_no_gain() {
         let mut vain = Vain::default();
         for s in 0..600 {
-            let burst = if s % 20 == 0 { 100 } else { 0 };
+            let burst = if s % 37 == 0 || s % 60 == 0 { 100 } else { 0 };
             let amounts = [800 + burst - s / 2, 900 + 2 * s / 3, s / 5];
             assert_eq!(left(&mut vain, s, amounts), None, "after {s} s");
         }

@@ -1,5 +1,7 @@
 //! When the guest keeps what it could give.
 
+use memtide_units::Permille;
+
 use super::*;
 
 #[test]
@@ -96,6 +98,27 @@ fn who_waits_for_what_was_paged_out_lacks_no_memory_as_long_as_it_fits() {
          62.5  1664 MiB  rest: 1.4 GiB available, one more block needs 1.4 GiB
         ",
     );
+}
+
+#[test]
+fn who_waits_for_more_than_would_fit_is_short() {
+    let mut story = Story::of(16, 4);
+    story.used = 200;
+    let (total, swapped) = (ByteSize::from_mib(2_048), ByteSize::from_mib(1_700));
+    story.seen.swap = Some(Swap { total, free: total - swapped, swapped, ..Swap::default() });
+    let waits = |story: &mut Story, seconds, costs| {
+        story.seen.swap = story.seen.swap.map(|swap| Swap { costs: Permille(costs), ..swap });
+        for _ in 0..seconds {
+            let squeeze = story.seen.squeeze.get_or_insert_default();
+            squeeze.swapped_in += 1;
+            story.run(1, 8_000);
+        }
+    };
+    waits(&mut story, 70, 0);
+    assert!(story.last.starts_with("rest: pressure "), "{}", story.text);
+    // Compressed in memory half of it is there already.
+    waits(&mut story, 5, 500);
+    assert!(story.text.contains("steal memory15"), "{}", story.text);
 }
 
 /// But paging out more would make it worse, also where what becomes free reaches the host.

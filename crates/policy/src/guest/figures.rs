@@ -123,12 +123,12 @@ impl Gauges {
         self.peaks.observe(now, &seen.memory);
         let mut headroom = Headroom::of(online, block, seen.working_set, growth.burst);
         let want = self.shortage.observe(now, seen.squeeze);
-        let returning = seen.swap.map(|swap| swap.returning());
         let available = seen.memory.available - self.hot_cache.known(now, seen);
-        let fits = |returning| available >= headroom.low + returning;
+        let returning = seen.swap.map(|swap| swap.returning());
+        let fitting = returning.filter(|returning| available >= headroom.low + *returning);
         let is_short = match want {
             Want::Nothing => false,
-            Want::Swapped => !returning.is_some_and(fits),
+            Want::Swapped => fitting.is_none(),
             Want::Memory => true,
         };
         let goal = limits.psi_goal();
@@ -142,7 +142,7 @@ impl Gauges {
         }
         if self.waited_for_swap.is_some_and(|at| now.since(at) < MISSED) {
             // It goes on fitting: no steal brings on what would have blocks asked back.
-            headroom.steal += returning.unwrap_or_default();
+            headroom.steal += fitting.unwrap_or_default();
         }
         Figures {
             online,
@@ -189,5 +189,52 @@ impl Gauges {
     /// A return took so long from its grant to being online.
     pub(super) fn return_took(&mut self, time: Duration) {
         self.trend.return_took(time);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::controller::{KernelZone, ScaleBy};
+    use super::super::limits::{Limits, LimitsWish};
+    use super::super::observation::{BlockState, BlockView, Memory, PsiTotals, Squeeze, Swap};
+    use super::*;
+    use memtide_units::{BlockId, BlockSize};
+
+    /// What must be left over after a steal is also what an emergency asks back.
+    #[test]
+    fn room_for_what_is_in_swap_is_left_only_while_there_is_some() {
+        let (mib, block) = (ByteSize::from_mib, BlockSize::X86_SMALL);
+        let settings = Settings {
+            block,
+            limits: Limits::new(mib(2_048), LimitsWish::default()).unwrap(),
+            scale_by: ScaleBy::Use,
+            kernel_zone: KernelZone::Leave,
+            gate_deadline: None,
+            first_ticket: 1,
+        };
+        let view = |id| BlockView {
+            id: BlockId(id),
+            state: BlockState::Movable,
+            heat: None,
+            census: None,
+        };
+        let mut seen = Observation {
+            blocks: (0..16).map(view).collect(),
+            swap: Some(Swap { total: mib(2_048), swapped: mib(600), ..Swap::default() }),
+            ..Observation::of_nothing()
+        };
+        let mut gauges = Gauges::default();
+        let mut left = |s: u64, available, some_us| {
+            seen.memory = Memory { total: mib(2_000), available: mib(available), ..seen.memory };
+            seen.psi = Some(PsiTotals { some_us, full_us: 0 });
+            seen.squeeze = Some(Squeeze { swapped_in: s, ..Squeeze::default() });
+            let figures = gauges.read(Instant::from_millis(s * 1_000), &seen, &settings, None);
+            let plain = Headroom::of(figures.online, block, None, figures.growth.burst);
+            figures.headroom.steal - plain.steal
+        };
+        assert_eq!([left(0, 1_800, 0), left(61, 1_800, 0)], [ByteSize::ZERO; 2], "nobody waits");
+        assert_eq!(left(63, 1_800, 100_000), mib(600));
+        assert_eq!(left(66, 1_800, 100_000), mib(600), "somebody did");
+        assert_eq!(left(69, 10, 100_000), ByteSize::ZERO);
     }
 }

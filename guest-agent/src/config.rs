@@ -7,13 +7,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use memtide_policy::guest::{Limits, LimitsError, LimitsWish, PSI_GOAL_MAX, PSI_GOAL_MIN, ScaleBy};
+use memtide_policy::guest::{
+    COLD_AFTER, Limits, LimitsError, LimitsWish, PSI_GOAL_MAX, PSI_GOAL_MIN, ScaleBy,
+};
 use memtide_sysfs::pci::Address;
 use memtide_units::{ByteSize, PpMillion};
 use serde::{Deserialize, Deserializer, de};
 
 use crate::overcommit::OvercommitUse;
-use crate::reclaiming::MIN_AGE;
 use crate::swap_space::SwapUse;
 
 /// The file that is read where none is named; it need not exist.
@@ -142,7 +143,7 @@ pub struct ForTests {
 
 impl Default for ForTests {
     fn default() -> Self {
-        Self { cold_after: MIN_AGE }
+        Self { cold_after: COLD_AFTER }
     }
 }
 

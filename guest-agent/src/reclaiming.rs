@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use memtide_policy::guest::{Limits, Reclaim, Swap};
+use memtide_policy::guest::{Limits, PagingBounds, Reclaim, Swap};
 use memtide_sysfs::Root;
 use memtide_sysfs::damon::{PageoutConfig, PageoutStats};
 use memtide_sysfs::meminfo::Meminfo;
@@ -15,29 +15,11 @@ use crate::processor_time::Rate;
 use crate::status::ReclaimStatus;
 use crate::swap_space::SwapSpace;
 
-/// ACMA's: what nobody has touched for a minute is cold.
-pub const MIN_AGE: Duration = Duration::from_secs(60);
-/// Bytes that may be tried in each second: a 64th of all memory, so that a minute suffices for all of
-/// it, within these bounds. The bound on time goes by an average of what was tried, and most of that
-/// is free memory, which is tried in no time: without this one a cold gigabyte would go at once.
-const BYTES_SHARE: u64 = 64;
-const BYTES_LEAST: ByteSize = ByteSize::from_mib(32);
-const BYTES_MOST: ByteSize = ByteSize::from_mib(256);
-
-/// The scheme's goal is this part of the user's. It pages out until tasks stall as much as it may have them
-/// (mm/damon/core.c, `damos_quota_score`), for as long as what has gone comes back now and then; with all of
-/// the goal for it, every other window was over, and nothing could be stolen any more.
-const GOAL_PART: u32 = 2;
-
 /// What the scheme is told on a guest with so much memory, where what was not touched for `min_age` is
-/// cold. A goal in millionths is as many microseconds of a second.
+/// cold.
 pub fn pageout_config(limits: &Limits, present: ByteSize, min_age: Duration) -> PageoutConfig {
-    let share = ByteSize::from_bytes(present.bytes() / BYTES_SHARE);
-    PageoutConfig {
-        min_age,
-        bytes: share.clamp(BYTES_LEAST, BYTES_MOST),
-        stall_us: u64::from(limits.psi_goal().0 / GOAL_PART).max(1),
-    }
+    let PagingBounds { bytes, stall_us } = PagingBounds::of(limits, present);
+    PageoutConfig { min_age, bytes, stall_us }
 }
 
 /// What is going on.
@@ -126,14 +108,14 @@ impl Reclaiming {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use memtide_policy::guest::{Gain, LimitsWish, NoReclaim};
+    use memtide_policy::guest::{COLD_AFTER, Gain, LimitsWish, NoReclaim};
 
     #[test]
     fn the_bounds_follow_the_guest() {
         let of = |gib| {
             let present = ByteSize::from_gib(gib);
             let limits = Limits::new(present, LimitsWish::default()).unwrap();
-            let config = pageout_config(&limits, present, MIN_AGE);
+            let config = pageout_config(&limits, present, COLD_AFTER);
             (config.bytes.mib(), config.stall_us)
         };
         assert_eq!([of(1), of(8), of(64)], [(32, 500), (128, 500), (256, 500)]);

@@ -155,17 +155,16 @@ impl SwapSpace {
         OwnDevice::make(root, present, mark, tools).map(|own| Self::Ours(own.zram))
     }
 
-    /// What it takes now. The agent's own device takes no more than its bound on memory leaves.
+    /// What it takes now; not what is in it. The agent's own device takes no more than its bound on memory leaves.
     pub fn now(self, root: &Root, meminfo: &Meminfo) -> Swap {
         let (total, free) = (meminfo.swap_total, meminfo.swap_free);
         match self {
-            Self::Existing => Swap { total, free, swapped: meminfo.swapped(), ..Swap::default() },
+            Self::Existing => Swap { total, free, ..Swap::default() },
             Self::Ours(zram) => {
                 let most = ByteSize::from_bytes(total.bytes() / MEMORY_SHARE);
                 let content = zram.content(root).unwrap_or_default();
                 let free = free.min((most - content.memory).times(MEMORY_SHARE));
-                let (costs, swapped) = (costs(content), meminfo.swapped());
-                Swap { total, free, costs, swapped, ..Swap::default() }
+                Swap { total, free, costs: costs(content), ..Swap::default() }
             }
         }
     }

@@ -103,6 +103,16 @@ pub enum Look {
     ForPieces,
 }
 
+impl Look {
+    /// Which making of the block it is taken for, where that is looked at.
+    pub fn making(self) -> Option<u64> {
+        match self {
+            Self::AtRoomOf(making) => Some(making),
+            Self::AtRoom | Self::AtPages | Self::ForPieces => None,
+        }
+    }
+}
+
 /// Why a job failed. The block is as it was before, except where `is_offline` says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {

@@ -197,23 +197,26 @@ fn status(all_kept: bool) -> ExitCode {
 }
 
 fn workload(text: &str) -> Result<Name, String> {
-    let known = || Name::ALL.map(Name::name).join(", ");
-    Name::ALL
-        .into_iter()
-        .find(|name| name.name() == text)
+    named(text, Name::ALL, Name::name)
+}
+
+fn swap(text: &str) -> Result<SwapSpace, String> {
+    named(text, SwapSpace::ALL, SwapSpace::name)
+}
+
+fn named<T: Copy, const N: usize>(
+    text: &str,
+    all: [T; N],
+    name: fn(T) -> &'static str,
+) -> Result<T, String> {
+    let known = || all.map(name).join(", ");
+    all.into_iter()
+        .find(|one| name(*one) == text)
         .ok_or_else(|| format!("there is none of this name; choose from {}", known()))
 }
 
 fn with_swap(scenario: Scenario, swap: Option<SwapSpace>) -> Scenario {
     Scenario { swap: swap.unwrap_or(scenario.swap), ..scenario }
-}
-
-fn swap(text: &str) -> Result<SwapSpace, String> {
-    let known = SwapSpace::ALL;
-    known
-        .into_iter()
-        .find(|space| space.name() == text)
-        .ok_or_else(|| format!("choose from {}", known.map(SwapSpace::name).join(", ")))
 }
 
 fn seeds(text: &str) -> Result<RangeInclusive<u64>, String> {

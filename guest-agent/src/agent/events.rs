@@ -12,7 +12,7 @@ use super::rest::is_news;
 use crate::blocks::Hold;
 use crate::link::LinkEvent;
 use crate::returns::Effect;
-use crate::worker::{Done, Failure, Job, Look, Task};
+use crate::worker::{Done, Failure, Job, Task};
 
 /// After a loss the device is being reset for at least so long; asking sooner is of no use.
 const AFTER_LOSS: Duration = Duration::from_millis(500);
@@ -224,7 +224,7 @@ impl Agent {
             self.say_what_is_unsaid();
         }
         match (task, done.result) {
-            (Task::Steal { look, .. }, Ok(())) => self.on_offline(block, look),
+            (Task::Steal { look, .. }, Ok(())) => self.on_offline(block, look.making()),
             (Task::Steal { .. }, Err(failure)) => self.on_steal_failed(block, &failure),
             (Task::Return(_), result) => self.on_return_ended(block, result),
             (Task::Remove, result) => self.on_removed(now, block, result),
@@ -232,7 +232,7 @@ impl Agent {
         }
     }
 
-    fn on_offline(&mut self, block: BlockId, look: Look) {
+    fn on_offline(&mut self, block: BlockId, making: Option<u64>) {
         match self.parts.pieces.as_ref().and_then(|pieces| pieces.runs(block)) {
             Some(runs) => {
                 self.parts.blocks.went_in_pieces(block, runs);
@@ -240,10 +240,7 @@ impl Agent {
                     return;
                 }
             }
-            None => {
-                let making = if let Look::AtRoomOf(making) = look { Some(making) } else { None };
-                self.parts.blocks.went_offline(&self.parts.root, block, making);
-            }
+            None => self.parts.blocks.went_offline(&self.parts.root, block, making),
         }
         let ranges = self.parts.blocks.given(&[block]);
         self.parts.link.report_stolen(ranges);
@@ -277,7 +274,7 @@ impl Agent {
             Err(failure) => {
                 tracing::warn!("{block} could not be put online: {}", failure.text);
                 // It is offline, and the host thinks it is not.
-                self.on_offline(block, Look::AtRoom);
+                self.on_offline(block, None);
                 self.outcomes.push(Outcome::Denied);
             }
         }

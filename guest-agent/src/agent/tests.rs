@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use memtide_policy::guest::{Controller, KernelZone, Limits, LimitsWish, Mode, ScaleBy, Settings};
+use memtide_policy::guest::{
+    COLD_AFTER, Controller, KernelZone, Limits, LimitsWish, Mode, ScaleBy, Settings,
+};
 use memtide_sysfs::Error;
 use memtide_sysfs::fake::{FakeBlock, FakeRoot};
 use memtide_sysfs::meminfo::Meminfo;
@@ -35,7 +37,6 @@ use crate::link::Link;
 use crate::overcommit::Overcommit;
 use crate::pieces::tests::FakeGrip;
 use crate::pieces::{Pieces, enter};
-use crate::reclaiming::MIN_AGE;
 use crate::remove::Plugger;
 use crate::run::RunError;
 use crate::runtime::RuntimeDir;
@@ -278,7 +279,7 @@ fn agent(fake: &FakeRoot, device: &FakeDevice, runtime: &TempDir, now: u64) -> A
         root: root.clone(),
         damon: DamonUse::TakeOver,
         swap: SwapUse::Existing,
-        cold_after: Some(MIN_AGE),
+        cold_after: Some(COLD_AFTER),
         stat_mark: runtime.damon_stat(),
         zram_mark: runtime.zram(),
     });

@@ -55,10 +55,6 @@ impl Resizer for QemuBalloon {
         resident(self.subject.machine().memory())
     }
 
-    fn wait_ready(&mut self) -> Result<()> {
-        Ok(())
-    }
-
     /// QEMU's word is the size that the guest shall have.
     fn take(&mut self, size: ByteSize) -> Result<()> {
         let left = (self.memory - size).bytes();
@@ -108,10 +104,6 @@ impl Resizer for VirtioMem {
 
     fn resident(&self) -> Result<u64> {
         resident(&self.plugged)
-    }
-
-    fn wait_ready(&mut self) -> Result<()> {
-        Ok(())
     }
 
     fn take(&mut self, size: ByteSize) -> Result<()> {

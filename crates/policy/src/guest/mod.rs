@@ -48,6 +48,7 @@ mod limits;
 mod observation;
 mod pace;
 mod page_sample;
+mod paging_bounds;
 mod peak;
 mod plan;
 mod pressure;
@@ -78,6 +79,7 @@ pub use observation::{
     Mode, Observation, Outcome, PsiTotals, Squeeze, StealFailure, StealState, Swap, Ticket,
 };
 pub use page_sample::{Counted, PageSample};
+pub use paging_bounds::{COLD_AFTER, PagingBounds};
 pub use plan::{Action, Decision, Plan, Urgency, WaitReason};
 pub use pressure::{Pressure, WINDOW};
 pub use reclaim::{Gain, NoReclaim, Reclaim};

@@ -42,12 +42,12 @@ pub(super) struct Amounts {
     pub(super) working_set: Option<ByteSize>,
 }
 
-/// What was available in some time: the middle of it, and between which bounds the middle half lay. What one
+/// What was available in some time: the middle of it, and how far apart its middle half lay. What one
 /// burst takes for a second does not count.
 #[derive(Clone, Copy, Debug)]
 struct Level {
     median: ByteSize,
-    quartiles: [ByteSize; 2],
+    spread: ByteSize,
 }
 
 impl Level {
@@ -55,11 +55,7 @@ impl Level {
     fn of(mut looks: Vec<ByteSize>) -> Self {
         looks.sort_unstable();
         let at = |quarter: usize| looks[(looks.len() - 1) * quarter / 4];
-        Self { median: at(2), quartiles: [at(1), at(3)] }
-    }
-
-    fn spread(&self) -> ByteSize {
-        self.quartiles[1] - self.quartiles[0]
+        Self { median: at(2), spread: at(3) - at(1) }
     }
 }
 
@@ -70,7 +66,7 @@ struct Account {
     start: Amounts,
     /// What was available in its second half, so far.
     looks: Vec<ByteSize>,
-    /// When it was looked at last.
+    /// When the last of them was, or it began.
     looked: Instant,
 }
 
@@ -82,13 +78,11 @@ impl Account {
     /// Takes in a look; true once the minute is over.
     fn look(&mut self, now: Instant, available: ByteSize) -> bool {
         let elapsed = now.since(self.since);
-        let is_over = elapsed >= SPAN;
-        let is_due = now.since(self.looked) >= SPACING || self.looks.is_empty() && is_over;
-        if elapsed >= SETTLED && is_due {
+        if elapsed >= SETTLED && now.since(self.looked) >= SPACING {
             self.looks.push(available);
             self.looked = now;
         }
-        is_over
+        elapsed >= SPAN
     }
 }
 
@@ -133,7 +127,7 @@ impl Vain {
         let paid = amounts.paged_out - start.paged_out;
         let part = ByteSize::from_bytes(paid.bytes() / PART);
         let comes_back = paid >= LEAST && amounts.refaulted - start.refaulted >= part;
-        let was = before.unwrap_or(Level::of(Vec::from([start.available])));
+        let was = before.unwrap_or(Level { median: start.available, spread: ByteSize::ZERO });
         let is_gain = gain(&was, &level) >= part.max(GAIN_LEAST);
         if is_gain && before.is_some() {
             self.pause = FIRST;
@@ -176,7 +170,7 @@ impl Vain {
 /// ever).
 fn gain(was: &Level, is: &Level) -> ByteSize {
     let gain = is.median - was.median;
-    if gain >= was.spread().max(is.spread()) { gain } else { ByteSize::ZERO }
+    if gain >= was.spread.max(is.spread) { gain } else { ByteSize::ZERO }
 }
 
 /// By a quarter: there is other cold memory now.

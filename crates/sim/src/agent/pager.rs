@@ -3,18 +3,12 @@
 
 use std::time::Duration;
 
-use memtide_policy::guest::{Limits, Reclaim};
+use memtide_policy::guest::{Limits, PagingBounds, Reclaim};
 use memtide_units::{ByteSize, Instant};
 
 use crate::TICK;
 use crate::kernel::{Kernel, in_pages};
 
-/// Bytes that may go in each second at most (guest-agent's `pageout_config`).
-const BYTES_SHARE: u64 = 64;
-const BYTES_LEAST: ByteSize = ByteSize::from_mib(32);
-const BYTES_MOST: ByteSize = ByteSize::from_mib(256);
-/// Its goal is this part of the user's.
-const GOAL_PART: u32 = 2;
 /// The scheme looks at what it has done so often.
 const LOOK: Duration = Duration::from_secs(1);
 /// It grows by so much of the most each time that the goal was kept. The kernel's own law is steeper
@@ -35,9 +29,8 @@ pub(super) struct Pager {
 impl Pager {
     /// Off, at first.
     pub(super) fn new(now: Instant, limits: &Limits, present: ByteSize) -> Self {
-        let share = ByteSize::from_bytes(present.bytes() / BYTES_SHARE);
-        let most = in_pages(share.clamp(BYTES_LEAST, BYTES_MOST));
-        let goal_us = u64::from(limits.psi_goal().0 / GOAL_PART).max(1);
+        let PagingBounds { bytes, stall_us: goal_us } = PagingBounds::of(limits, present);
+        let most = in_pages(bytes);
         Self { is_on: false, most, goal_us, per_second: most / STEP, looked: now, stalled_us: 0 }
     }
 

@@ -120,7 +120,7 @@ impl Calm {
     fn steals_again(&mut self, at: &Moment<'_>) -> Option<(Promise, String)> {
         let agent = at.agent?;
         let tried = agent.deeds.stolen + agent.deeds.failed;
-        // One of 2 GiB takes minutes under emulation.
+        // To empty a block of 2 GiB takes minutes under emulation.
         let is_trying = at.kernel.blocks().iter().any(|block| block.state == State::GoingOffline);
         if std::mem::replace(&mut self.tried, tried) != tried || is_trying {
             self.spare.restart();

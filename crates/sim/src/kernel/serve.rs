@@ -68,8 +68,7 @@ impl Kernel {
     /// Whether programs wait for memory that they want.
     pub fn lacks(&self, demand: &Demand) -> bool {
         // What is hardly touched may be elsewhere.
-        let cold = self.held(Kind::Cold) + self.swapped.of(Kind::Cold);
-        self.held(Kind::Hot) < demand.hot || cold < demand.cold
+        self.held(Kind::Hot) < demand.hot || self.owned(Kind::Cold) < demand.cold
     }
 
     /// A control group at its limit drops its own pages and reads them again. The guest is not short,
@@ -93,7 +92,7 @@ impl Kernel {
             (Kind::Cache, demand.cache),
         ];
         for (kind, wanted) in wanted {
-            let over = (self.held(kind) + self.swapped.of(kind)).saturating_sub(wanted);
+            let over = self.owned(kind).saturating_sub(wanted);
             if kind == Kind::Cache {
                 self.retire_cache(over);
             } else {
@@ -155,8 +154,7 @@ impl Kernel {
         let mut touched = per_tick(self.machine.touched_per_second());
         let mut got_nothing = None;
         for (kind, wanted) in wanted {
-            let there = self.held(kind) + self.swapped.of(kind);
-            let more = wanted.saturating_sub(there).min(touched);
+            let more = wanted.saturating_sub(self.owned(kind)).min(touched);
             let got = self.give(kind, more);
             touched -= got;
             if got == 0 && more > 0 {

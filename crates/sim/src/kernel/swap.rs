@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use memtide_policy::guest::Swap;
+use memtide_policy::guest::{COLD_AFTER, Swap};
 use memtide_units::{ByteSize, Permille};
 
 use super::block::{Kind, Zone};
@@ -49,8 +49,8 @@ impl SwapSpace {
     }
 }
 
-/// What nobody has touched for so long is cold (guest-agent's `reclaiming.rs`, `MIN_AGE`).
-const MIN_AGE_TICKS: usize = 60 * 20;
+/// What nobody has touched for so long is cold.
+const COLD_AFTER_TICKS: usize = (COLD_AFTER.as_millis() / TICK.as_millis()) as usize;
 /// Of programs' text this part looks as if nobody used it for a minute, and is read again after all (some
 /// 5 MiB a minute of the 200 that a Debian guest has, by `bench size`). What else is in the cache is read
 /// more often.
@@ -102,9 +102,9 @@ impl Swapped {
         self.cold + self.hot
     }
 
-    /// Pages of memory that so many pages in it take.
-    fn stored(&self, pages: u64) -> u64 {
-        (pages * u64::from(self.space.costs().0)).div_ceil(1000)
+    /// Pages of memory that what is in it takes.
+    fn stored(&self) -> u64 {
+        (self.used() * u64::from(self.space.costs().0)).div_ceil(1000)
     }
 }
 
@@ -131,6 +131,11 @@ impl Kernel {
         })
     }
 
+    /// Pages of this kind that programs have, in memory or not.
+    pub(super) fn owned(&self, kind: Kind) -> u64 {
+        self.held(kind) + self.swapped.of(kind)
+    }
+
     /// Bytes that are in swap.
     pub fn swapped_out(&self) -> ByteSize {
         in_bytes(self.swapped.used())
@@ -151,10 +156,10 @@ impl Kernel {
 
     /// What has become cold in this tick is young.
     pub(super) fn age(&mut self) {
-        let kept = self.held(Kind::Cold) + self.swapped.cold;
+        let kept = self.owned(Kind::Cold);
         let Swapped { kept: before, young, .. } = &mut self.swapped;
         young.push_back(kept.saturating_sub(std::mem::replace(before, kept)));
-        if young.len() > MIN_AGE_TICKS {
+        if young.len() > COLD_AFTER_TICKS {
             young.pop_front();
         }
     }
@@ -164,8 +169,7 @@ impl Kernel {
         let room = self.swapped.total - self.swapped.used();
         let out = self.let_go(kind, pages.min(room), zone);
         *self.swapped.of_mut(kind) += out;
-        let wanted = self.swapped.stored(self.swapped.used());
-        let missing = wanted.saturating_sub(self.held(Kind::Stored));
+        let missing = self.swapped.stored().saturating_sub(self.held(Kind::Stored));
         // zram writes where memory is short, and into what it has just made free.
         self.hand_out(Kind::Stored, missing, Depth::Min);
         out
@@ -199,8 +203,8 @@ impl Kernel {
 
     /// What programs do not want any more is freed wherever it is.
     pub(super) fn forget_swapped(&mut self, kind: Kind, over: u64) -> u64 {
-        let (held, out) = (self.held(kind), self.swapped.of(kind));
-        let part = over.min(held + out) * out / (held + out).max(1);
+        let owned = self.owned(kind);
+        let part = over.min(owned) * self.swapped.of(kind) / owned.max(1);
         if part > 0 {
             *self.swapped.of_mut(kind) -= part;
             self.free_stored();
@@ -215,8 +219,7 @@ impl Kernel {
     }
 
     fn free_stored(&mut self) {
-        let wanted = self.swapped.stored(self.swapped.used());
-        let over = self.held(Kind::Stored).saturating_sub(wanted);
+        let over = self.held(Kind::Stored).saturating_sub(self.swapped.stored());
         self.let_go(Kind::Stored, over, None);
     }
 
@@ -225,10 +228,9 @@ impl Kernel {
     pub(super) fn turn(&mut self, demand: &Demand) {
         let pairs = [(Kind::Hot, demand.hot), (Kind::Cold, demand.cold)];
         for ((from, less), (to, more)) in [(pairs[0], pairs[1]), (pairs[1], pairs[0])] {
-            let all = |kernel: &Self, kind| kernel.held(kind) + kernel.swapped.of(kind);
-            let over = all(self, from).saturating_sub(less);
-            let pages = over.min(more.saturating_sub(all(self, to)));
-            let out = pages * self.swapped.of(from) / all(self, from).max(1);
+            let over = self.owned(from).saturating_sub(less);
+            let pages = over.min(more.saturating_sub(self.owned(to)));
+            let out = pages * self.swapped.of(from) / self.owned(from).max(1);
             if out > 0 {
                 *self.swapped.of_mut(from) -= out;
                 *self.swapped.of_mut(to) += out;

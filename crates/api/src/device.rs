@@ -71,7 +71,17 @@ pub enum Request {
     },
     /// Make the agent say hello again, so that the books are rebuilt from the guest's own map.
     AskHello,
+    /// Memory that this controller plugs into the VM again when its guest has ejected it and wants it
+    /// back: what is plugged in now and what is not. Replaces what was said before. The guest is told
+    /// that it may eject as long as this controller is attached.
+    SetPluggable {
+        /// At most [`PLUGGABLE_MAX`], disjoint.
+        ranges: Vec<GpaRange>,
+    },
 }
+
+/// Ranges of [`Request::SetPluggable`] at most: a call is one line of at most 4 KiB. Neighbours can be joined.
+pub const PLUGGABLE_MAX: usize = 48;
 
 /// What the device does with returns when no controller is there to decide.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -232,6 +242,16 @@ pub enum Event {
     },
     /// How the guest is, once a second at most.
     Telemetry(GuestTelemetry),
+    /// The agent is about to eject these, all of them stolen.
+    Ejecting {
+        /// Which.
+        ranges: Vec<GpaRange>,
+    },
+    /// The agent waits for these to be plugged in again. It may say so more than once.
+    PlugWanted {
+        /// Which.
+        ranges: Vec<GpaRange>,
+    },
     /// A stock driver's balloon has another size.
     Balloon {
         /// Its `actual`.
@@ -342,6 +362,9 @@ pub struct DeviceStatus {
     pub local_rule: LocalRule,
     /// Stolen blocks, joined, in address order.
     pub stolen: Vec<GpaRange>,
+    /// What the controller plugs in again when the guest has ejected it; in address order.
+    #[serde(default)]
+    pub pluggable: Vec<GpaRange>,
     /// The last hello.
     pub hello: Option<AgentHello>,
     /// The return that waits.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use memtide_units::{ByteSize, GpaRange, Instant, Pfn};
 use memtide_wire::block::{Hello, HoldReason, Telemetry};
-use memtide_wire::config::{BalloonConfig, ConfigSpace, Extension};
+use memtide_wire::config::{BalloonConfig, ConfigSpace, Extension, Plugging};
 use memtide_wire::features;
 use memtide_wire::stats::Stat;
 use zerocopy::little_endian::U32;
@@ -101,6 +101,8 @@ pub struct Balloon {
     pub(crate) host_pages: HostPages,
     pub(crate) agent: Option<Hello>,
     pub(crate) stolen: RangeSet,
+    /// What a controller plugs in again when the guest has ejected it.
+    pub(crate) pluggable: RangeSet,
     pub(crate) gate: Gate,
     min: ByteSize,
     pub(crate) stats: Stats,
@@ -129,6 +131,7 @@ impl Balloon {
             host_pages: HostPages::default(),
             agent: None,
             stolen: RangeSet::default(),
+            pluggable: RangeSet::default(),
             gate: Gate::new(settings.local_rule, settings.controller_grace),
             min: ByteSize::ZERO,
             stats: Stats::default(),
@@ -270,6 +273,7 @@ impl Balloon {
         self.memory = Layout::default();
         self.host_pages.clear();
         self.stolen = RangeSet::default();
+        self.pluggable = RangeSet::default();
         self.telemetry = None;
         self.telemetry_heard = None;
         // A new epoch: the next guest's agent must not answer for this one's.
@@ -344,11 +348,42 @@ impl Balloon {
     /// A controller is there.
     pub fn controller_attached(&mut self) {
         self.gate.controller_attached();
+        self.note_plugging();
     }
 
     /// It is there no longer.
     pub fn controller_left(&mut self, now: Instant) {
         self.gate.controller_left(now);
+        self.note_plugging();
+    }
+
+    /// What the controller plugs in again when the guest has ejected it, instead of what it said before.
+    /// An agent that may have ejected some of it, which nobody knew till now, introduces itself anew.
+    pub fn set_pluggable(&mut self, pluggable: RangeSet) {
+        let is_first = self.pluggable.is_empty() && !pluggable.is_empty();
+        self.pluggable = pluggable;
+        self.note_plugging();
+        if is_first {
+            self.ask_hello();
+        }
+    }
+
+    /// What the controller plugs in again when the guest has ejected it.
+    pub fn pluggable(&self) -> &RangeSet {
+        &self.pluggable
+    }
+
+    /// Tells the guest whether it may eject memory.
+    fn note_plugging(&mut self) {
+        let plugging = match (self.pluggable.is_empty(), self.gate.has_controller()) {
+            (true, _) => Plugging::Nobody,
+            (false, false) => Plugging::Known,
+            (false, true) => Plugging::Ready,
+        };
+        if plugging.code() != self.config.extension.plugging.get() {
+            self.config.extension.plugging = U32::new(plugging.code());
+            self.ask_to_look_again();
+        }
     }
 
     fn ask_to_look_again(&mut self) {

@@ -84,6 +84,16 @@ pub enum Event {
         /// What is stolen still.
         stolen: ByteSize,
     },
+    /// The agent is about to eject these, all of them stolen.
+    Ejecting {
+        /// Which.
+        ranges: Vec<GpaRange>,
+    },
+    /// The agent waits for these to be plugged in again.
+    PlugWanted {
+        /// Which.
+        ranges: Vec<GpaRange>,
+    },
     /// How the guest is; once a second at most.
     Telemetry(Telemetry),
     /// A stock driver's balloon has another size.

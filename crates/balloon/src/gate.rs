@@ -196,6 +196,11 @@ impl Gate {
         }
     }
 
+    /// Whether one is attached now.
+    pub(crate) fn has_controller(&self) -> bool {
+        self.controller == Controller::Attached
+    }
+
     /// The local rule.
     pub(crate) fn rule(&self) -> LocalRule {
         self.rule

@@ -102,6 +102,8 @@ impl Balloon {
             Request::Taken(ranges) => self.on_taken(&ranges, block)?,
             Request::Telemetry(telemetry) => self.on_telemetry(&telemetry, now),
             Request::Goodbye => self.on_goodbye(),
+            Request::Eject(ranges) => self.on_eject(ranges, block)?,
+            Request::Plug(ranges) => self.on_plug(ranges, block)?,
         };
         Ok(answer.into())
     }
@@ -129,7 +131,7 @@ impl Balloon {
             return refused(RefuseReason::NoHello, detail);
         }
         let map = self.checked_blocks(&hello.stolen, hello.block_size)?;
-        self.check_inside_memory(&hello.stolen)?;
+        self.check_known(&hello.stolen)?;
         Ok(Response::Drop(Todo::new(map.iter()), Then::Hello { hello, map }))
     }
 
@@ -141,7 +143,7 @@ impl Balloon {
     /// have taken it unasked while this request waited in the ring.
     fn on_steal(&mut self, ranges: Vec<GpaRange>, block: BlockSize) -> Result<Response, Refusal> {
         let named = self.checked_blocks(&ranges, block)?;
-        self.check_inside_memory(&ranges)?;
+        self.check_known(&ranges)?;
         check_count(&self.with_stolen(&ranges))?;
         Ok(Response::Drop(Todo::new(named.iter()), Then::Steal { ranges }))
     }
@@ -224,7 +226,7 @@ impl Balloon {
 
     /// What would the guest hold with `asked` more, when `after` is stolen still?
     fn floor_after(&self, asked: ByteSize, after: &RangeSet) -> Floor {
-        let held = self.memory.total() - self.stolen.total();
+        let held = self.whole_memory().total() - self.stolen.total();
         if held + asked <= self.min() {
             Floor::WithinMinimum
         } else if after.total() >= self.target() {
@@ -297,6 +299,44 @@ impl Balloon {
         Answer::plain(Verdict::Ok)
     }
 
+    /// The guest is about to eject what is stolen: may it, and does somebody plug it in again?
+    fn on_eject(&mut self, ranges: Vec<GpaRange>, block: BlockSize) -> Result<Answer, Refusal> {
+        self.check_plugging(&ranges, block)?;
+        if let Some(range) = ranges.iter().find(|range| !self.stolen.contains(**range)) {
+            return refused(RefuseReason::NotStolen, range.to_string());
+        }
+        self.events.push(Event::Ejecting { ranges });
+        Ok(Answer::plain(Verdict::Ok))
+    }
+
+    /// The guest waits for what it has ejected. Who plugs in looks whether that is so: here it may be there
+    /// already. Some of it must be the guest's: what is stolen whole comes back by a grant alone.
+    fn on_plug(&mut self, ranges: Vec<GpaRange>, block: BlockSize) -> Result<Answer, Refusal> {
+        self.check_plugging(&ranges, block)?;
+        if ranges.iter().all(|range| self.stolen.contains(*range)) {
+            return refused(
+                RefuseReason::Malformed,
+                "all that is to be plugged in is stolen still",
+            );
+        }
+        self.events.push(Event::PlugWanted { ranges });
+        Ok(Answer::plain(Verdict::Ok))
+    }
+
+    fn check_plugging(&self, ranges: &[GpaRange], block: BlockSize) -> Result<(), Refusal> {
+        self.checked_blocks(ranges, block)?;
+        if ranges.is_empty() {
+            return refused(RefuseReason::Malformed, "no memory is named");
+        }
+        if !self.gate.has_controller() {
+            return refused(RefuseReason::NotPluggable, "no controller is attached");
+        }
+        match ranges.iter().find(|range| !self.pluggable.contains(**range)) {
+            Some(range) => refused(RefuseReason::NotPluggable, range.to_string()),
+            None => Ok(()),
+        }
+    }
+
     fn on_goodbye(&mut self) -> Answer {
         self.forget_agent();
         self.note_driver();
@@ -321,8 +361,16 @@ impl Balloon {
         Ok(set)
     }
 
-    fn check_inside_memory(&self, ranges: &[GpaRange]) -> Result<(), Refusal> {
-        match ranges.iter().find(|range| !self.memory.contains(**range)) {
+    /// All that is the guest's memory, whether the VMM has it in the VM now or not: regions come and go,
+    /// and what was ejected is stolen like any other.
+    fn whole_memory(&self) -> RangeSet {
+        let ejected = self.pluggable.iter().chain(self.stolen.iter());
+        self.memory.ranges().chain(ejected).collect()
+    }
+
+    fn check_known(&self, ranges: &[GpaRange]) -> Result<(), Refusal> {
+        let memory = self.whole_memory();
+        match ranges.iter().find(|range| !memory.contains(**range)) {
             Some(range) => refused(RefuseReason::OutsideMemory, range.to_string()),
             None => Ok(()),
         }

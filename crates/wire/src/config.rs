@@ -5,7 +5,8 @@
 //! 16 magic u32      20 version u16 22 block_queue u16
 //! 24 request_max u32               28 generation u32
 //! 32 hello_epoch u32               36 reclaim_unit u32
-//! 40 piece u32                     44.. zero
+//! 40 piece u32                     44 plugging u32
+//! 48.. zero
 //! ```
 //! All little-endian. A stock driver reads the first 16 bytes only.
 
@@ -75,6 +76,41 @@ pub struct Extension {
     /// whole memory blocks: the host's pages are larger than a piece, or the device is older than this
     /// field.
     pub piece: U32,
+    /// Whether what the guest ejects is plugged in again when it asks: [`Plugging`].
+    pub plugging: U32,
+}
+
+/// What comes of memory that the guest ejects (ACPI's `_EJ0`): it cannot plug it in again by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Plugging {
+    /// It is gone. Also where the device is older than the field.
+    #[default]
+    Nobody,
+    /// The device knows what was ejected, and takes it for stolen in a hello; just now nobody is there
+    /// who could plug it in, or would answer for it.
+    Known,
+    /// And somebody is there: memory may be ejected.
+    Ready,
+}
+
+impl Plugging {
+    /// The number in the configuration.
+    pub const fn code(self) -> u32 {
+        match self {
+            Self::Nobody => 0,
+            Self::Known => 1,
+            Self::Ready => 2,
+        }
+    }
+
+    /// What a number says. One of a newer device promises nothing.
+    pub const fn from_code(code: u32) -> Self {
+        match code {
+            1 => Self::Known,
+            2 => Self::Ready,
+            _ => Self::Nobody,
+        }
+    }
 }
 
 impl Extension {
@@ -89,6 +125,7 @@ impl Extension {
             hello_epoch: U32::new(1),
             reclaim_unit: U32::new(0),
             piece: U32::new(0),
+            plugging: U32::new(Plugging::Nobody.code()),
         };
         new.set_reclaim_unit(reclaim_unit);
         new
@@ -211,6 +248,8 @@ mod tests {
         let found = Extension::find(&bytes).unwrap();
         assert_eq!((found.block_queue.get(), found.reclaim_unit.get()), (5, 4096));
         assert_eq!((&bytes[40..44], &bytes[44..]), (&[0, 0, 32, 0][..], &[0; 20][..]), "2 MiB");
+        let promises = [0, 1, 2, 3].map(|code| Plugging::from_code(code).code());
+        assert_eq!((found.plugging.get(), promises), (0, [0, 1, 2, 0]));
         assert_eq!(Extension::find(&bytes[..16]), Err(NoExtension::TooShort(16)));
         assert_eq!(Extension::find(&[0; 64]), Err(NoExtension::Magic(0)));
         bytes[20] = 9;

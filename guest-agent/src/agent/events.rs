@@ -145,7 +145,11 @@ impl Agent {
                 self.on_return_answer(effect, response);
             }
             Request::Telemetry(_) => {}
-            Request::Cancel { .. } | Request::Taken(_) | Request::Goodbye => {
+            Request::Cancel { .. }
+            | Request::Taken(_)
+            | Request::Goodbye
+            | Request::Eject(_)
+            | Request::Plug(_) => {
                 if let Verdict::Refused(reason) = response.verdict {
                     tracing::debug!("the host refused a notice: {reason}");
                 }

@@ -120,6 +120,11 @@ impl PlainBalloon {
                 held => self.answer = Some(says(held, ByteSize::ZERO)),
             },
             Request::Taken(ranges) => self.deflate(transport, ranges),
+            // Its host knows nothing of memory that comes and goes.
+            Request::Eject(_) | Request::Plug(_) => {
+                let refused = Verdict::Refused(RefuseReason::NotPluggable);
+                self.answer = Some(says(refused, ByteSize::ZERO));
+            }
             Request::Cancel { .. } | Request::Telemetry(_) | Request::Goodbye => {
                 self.answer = Some(says(Verdict::Ok, ByteSize::ZERO));
             }

@@ -54,7 +54,14 @@ impl EventLog {
 
 /// Is it written down unless somebody asks for less, and at the guest's pleasure?
 fn is_loud(event: &Event) -> bool {
-    matches!(event, Event::DriverChanged(_) | Event::Hello(_) | Event::Taken { .. })
+    matches!(
+        event,
+        Event::DriverChanged(_)
+            | Event::Hello(_)
+            | Event::Taken { .. }
+            | Event::Ejecting { .. }
+            | Event::PlugWanted { .. }
+    )
 }
 
 /// What comes often is for those who ask for it with `--log debug`.
@@ -77,6 +84,12 @@ fn write(event: &Event) {
         }
         Event::Taken { ranges, stolen } => {
             tracing::warn!(ranges = %brief(ranges), %stolen, "the guest took blocks unasked");
+        }
+        Event::Ejecting { ranges } => {
+            tracing::info!(ranges = %brief(ranges), "the guest ejects what is stolen");
+        }
+        Event::PlugWanted { ranges } => {
+            tracing::info!(ranges = %brief(ranges), "the guest waits for memory to be plugged in");
         }
         Event::Telemetry(_) => {}
         Event::Balloon { actual } => tracing::debug!(%actual, "the balloon has another size"),

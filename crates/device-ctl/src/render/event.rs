@@ -38,6 +38,10 @@ pub(crate) fn event(event: &Event) -> String {
             "guest: {} of {} available, pressure {}",
             guest.available, guest.total, guest.psi_some_avg10
         ),
+        Event::Ejecting { ranges } => {
+            format!("ejecting: {} of what is stolen leaves the VM", total(ranges))
+        }
+        Event::PlugWanted { ranges } => format!("to be plugged in: {}", total(ranges)),
         Event::Balloon { actual } => format!("balloon: {actual}"),
     }
 }

@@ -54,6 +54,8 @@ const CANCEL: u16 = 4;
 const TAKEN: u16 = 5;
 const TELEMETRY: u16 = 6;
 const GOODBYE: u16 = 7;
+const EJECT: u16 = 8;
+const PLUG: u16 = 9;
 
 /// The agent introduces itself: with it the host rebuilds all that it knows of this guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +124,11 @@ pub enum Request {
     Telemetry(Telemetry),
     /// The agent stops and gives the device back to the stock driver.
     Goodbye,
+    /// These, all of them stolen, are about to be ejected: the guest's kernel lets the memory go, and the
+    /// VMM takes it out of the VM. Not before the answer is `Ok`.
+    Eject(Vec<GpaRange>),
+    /// These were ejected, and some of them are granted now: the guest waits for them to be plugged in.
+    Plug(Vec<GpaRange>),
 }
 
 /// Why bytes are no request.
@@ -187,6 +194,8 @@ impl Request {
             TAKEN => decode_ranges(body).map(Self::Taken),
             TELEMETRY => telemetry::decode(body).map(Self::Telemetry),
             GOODBYE => Ok(Self::Goodbye),
+            EJECT => decode_ranges(body).map(Self::Eject),
+            PLUG => decode_ranges(body).map(Self::Plug),
             unknown => Err(DecodeError::UnknownKind(unknown)),
         }
     }
@@ -216,6 +225,8 @@ impl Request {
             Self::Taken(ranges) => (TAKEN, encode_ranges(Vec::new(), ranges)),
             Self::Telemetry(telemetry) => (TELEMETRY, telemetry::encode(telemetry)),
             Self::Goodbye => (GOODBYE, Vec::new()),
+            Self::Eject(ranges) => (EJECT, encode_ranges(Vec::new(), ranges)),
+            Self::Plug(ranges) => (PLUG, encode_ranges(Vec::new(), ranges)),
         }
     }
 }
@@ -316,6 +327,8 @@ mod tests {
             }),
             ranges().prop_map(Request::Steal),
             ranges().prop_map(Request::Taken),
+            ranges().prop_map(Request::Eject),
+            ranges().prop_map(Request::Plug),
             (any::<u32>(), ranges()).prop_map(|(ticket, ranges)| {
                 Request::Return(ReturnRequest { ticket, urgency: Urgency::Pressure, ranges })
             }),
@@ -376,7 +389,7 @@ mod tests {
         }
 
         #[test]
-        fn any_body_of_a_known_kind_is_answered(kind in 0_u16..9, body in prop::collection::vec(any::<u8>(), 0..400)) {
+        fn any_body_of_a_known_kind_is_answered(kind in 0_u16..11, body in prop::collection::vec(any::<u8>(), 0..400)) {
             let _ = Request::decode_body(kind, &body);
         }
     }

@@ -42,6 +42,8 @@ pub enum RefuseReason {
     NoHello,
     /// The host's kernel failed to drop the backing; nothing of it counts as stolen.
     ReclaimFailed,
+    /// Nobody on the host would plug the memory in again.
+    NotPluggable,
 }
 
 /// Numbers and texts of both enums, in one place each.
@@ -92,6 +94,7 @@ codes!(RefuseReason {
     NotStolen = 7, "not-stolen", "a range was never stolen";
     NoHello = 8, "no-hello", "the agent has not said hello for this epoch";
     ReclaimFailed = 9, "reclaim-failed", "the host could not drop the backing";
+    NotPluggable = 10, "not-pluggable", "nobody on the host would plug it in again";
 });
 
 /// What became of a request.

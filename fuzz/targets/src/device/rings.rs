@@ -103,6 +103,8 @@ impl<'m> World<'m> {
         balloon.set_memory(ranges.iter().copied(), ByteSize::from_kib(4));
         balloon.set_features(balloon.offered_features());
         balloon.set_rings(Rings::WithBlock);
+        // In the hole: these could be plugged in.
+        balloon.set_pluggable((9..12).map(memory::block).collect());
         let drivers: Vec<FakeDriver> = (0..QUEUES as u64)
             .map(|n| FakeDriver::new(RINGS + n * FakeDriver::LEN, SIZE))
             .collect();

@@ -18,7 +18,7 @@ use memtide_units::{ByteSize, GpaRange, Instant};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::session::{Ask, with_memory};
+use super::session::{Ask, ranges, with_memory};
 use super::vmm::Vmm;
 
 const STEPS_MAX: usize = 24;
@@ -49,7 +49,7 @@ enum Step<'a> {
     Wait(u16),
 }
 
-#[derive(Debug, Arbitrary)]
+#[derive(Clone, Debug, Arbitrary)]
 enum What {
     Attach { version: u8, controller: bool },
     Status,
@@ -58,11 +58,13 @@ enum What {
     SetLocalRule(u8),
     Decide { ticket: u8, decision: u8 },
     AskHello,
+    SetPluggable(Vec<u8>),
 }
 
 impl What {
     fn request(&self) -> Request {
-        match *self {
+        match self.clone() {
+            Self::SetPluggable(blocks) => Request::SetPluggable { ranges: ranges(&blocks) },
             Self::Attach { version, controller } => Request::Attach {
                 version: if version > 200 { version.into() } else { 1 },
                 role: if controller { Role::Controller } else { Role::Observer },

@@ -196,13 +196,16 @@ pub(super) enum Ask {
     Taken(Vec<u8>),
     Cancel(u8),
     Goodbye,
+    Eject(Vec<u8>),
+    Plug(Vec<u8>),
+}
+
+pub(super) fn ranges(blocks: &[u8]) -> Vec<GpaRange> {
+    blocks.iter().take(16).map(|number| block(*number)).collect()
 }
 
 impl Ask {
     pub(super) fn bytes(&self, epoch: u32) -> Vec<u8> {
-        let ranges = |blocks: &[u8]| -> Vec<GpaRange> {
-            blocks.iter().take(16).map(|number| block(*number)).collect()
-        };
         let request = match self {
             Self::Hello(blocks) => Request::Hello(Hello {
                 epoch,
@@ -222,6 +225,8 @@ impl Ask {
             Self::Taken(blocks) => Request::Taken(ranges(blocks)),
             Self::Cancel(ticket) => Request::Cancel { ticket: u32::from(ticket % 3) },
             Self::Goodbye => Request::Goodbye,
+            Self::Eject(blocks) => Request::Eject(ranges(blocks)),
+            Self::Plug(blocks) => Request::Plug(ranges(blocks)),
         };
         request.encode(9)
     }

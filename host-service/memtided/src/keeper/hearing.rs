@@ -108,6 +108,7 @@ impl Keeper {
                 }
             }
             Event::Taken { stolen, ranges } => self.taken(now, id, stolen, total(&ranges)),
+            Event::Ejecting { .. } | Event::PlugWanted { .. } => {}
             Event::Balloon { actual } => {
                 let stock = self.vm(id).device.as_ref().is_some_and(|d| d.driver == Driver::Stock);
                 if stock {

@@ -198,6 +198,7 @@ impl State {
             Request::SetMin { min } => self.status.min = *min,
             Request::SetLocalRule { rule } => self.status.local_rule = *rule,
             Request::AskHello => self.say_hello(),
+            Request::SetPluggable { ranges } => self.status.pluggable.clone_from(ranges),
             Request::Decide { ticket, decision } => return self.decide(*ticket, decision),
         }
         Outcome::Ok(Answer::Done)

@@ -75,6 +75,12 @@ impl Service {
                 self.check_steers(client)?;
                 self.balloon.ask_hello();
             }
+            Request::SetPluggable { ranges } => {
+                self.check_controls(client)?;
+                let pluggable =
+                    translate::pluggable(&ranges).map_err(|why| refusal("bad-request", why))?;
+                self.balloon.set_pluggable(pluggable);
+            }
         }
         Ok(Answer::Done)
     }
@@ -126,6 +132,15 @@ impl Service {
                 Err(refusal("not-controller", "another client is attached as controller".into()))
             }
             Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Only who stays can promise to plug something in.
+    fn check_controls(&self, client: ClientId) -> Result<(), Refusal> {
+        self.check_steers(client)?;
+        match self.control.controller() {
+            Some(_) => Ok(()),
+            None => Err(refusal("not-controller", "attach as controller first".into())),
         }
     }
 }

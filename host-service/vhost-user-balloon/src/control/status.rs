@@ -26,6 +26,7 @@ pub(super) fn status(balloon: &Balloon, regions: Option<&Regions>, now: Instant)
         decider: translate::decider(balloon.decider(now)),
         local_rule: translate::local_rule(balloon.local_rule()),
         stolen: balloon.stolen().iter().collect(),
+        pluggable: balloon.pluggable().iter().collect(),
         hello: balloon.hello().map(translate::hello),
         pending: balloon.pending(now).map(translate::pending),
         telemetry: balloon.telemetry().map(translate::telemetry),

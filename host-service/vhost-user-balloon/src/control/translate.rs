@@ -146,6 +146,8 @@ pub(crate) fn event(event: balloon::Event) -> Option<api::Event> {
         }
         E::Taken { ranges, stolen } => api::Event::Taken { ranges, stolen },
         E::Telemetry(said) => api::Event::Telemetry(telemetry(&said)),
+        E::Ejecting { ranges } => api::Event::Ejecting { ranges },
+        E::PlugWanted { ranges } => api::Event::PlugWanted { ranges },
         E::Balloon { actual } => api::Event::Balloon { actual },
         E::Refused { .. } => return None,
     })
@@ -170,6 +172,25 @@ pub(crate) fn decision(decision: api::Decision) -> Result<balloon::Decision, Str
         api::Decision::Hold(name) => balloon::Decision::Hold(reason(name)?),
         api::Decision::Deny(name) => balloon::Decision::Deny(reason(name)?),
     })
+}
+
+/// Memory that somebody plugs in; the error says what is wrong with it.
+pub(crate) fn pluggable(ranges: &[GpaRange]) -> Result<balloon::RangeSet, String> {
+    if ranges.len() > api::PLUGGABLE_MAX {
+        let count = ranges.len();
+        return Err(format!(
+            "{count} ranges are more than {}: join neighbours",
+            api::PLUGGABLE_MAX
+        ));
+    }
+    let mut set = balloon::RangeSet::default();
+    for range in ranges {
+        if set.overlaps(*range) {
+            return Err(format!("{range} is named twice"));
+        }
+        set.insert(*range);
+    }
+    Ok(set)
 }
 
 pub(crate) fn millis(time: Duration) -> u64 {

@@ -152,6 +152,8 @@ pub(super) enum Ask {
     Taken(Vec<u8>),
     Telemetry,
     Goodbye,
+    Eject(Vec<u8>),
+    Plug(Vec<u8>),
 }
 
 impl Ask {
@@ -180,6 +182,8 @@ impl Ask {
             Self::Taken(blocks) => Request::Taken(ranges(blocks)),
             Self::Telemetry => Request::Telemetry(Telemetry::default()),
             Self::Goodbye => Request::Goodbye,
+            Self::Eject(blocks) => Request::Eject(ranges(blocks)),
+            Self::Plug(blocks) => Request::Plug(ranges(blocks)),
         }
     }
 }

@@ -9,6 +9,7 @@
 
 mod own_structs;
 mod refresh;
+mod removed;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +21,7 @@ use memtide_units::{BlockId, BlockSize, ByteSize, GpaRange};
 pub use self::refresh::Surprise;
 
 use self::own_structs::{OwnStructs, Structs};
-use crate::remove::{self, Plug};
+use crate::remove::{Plug, Removers, Unplugged};
 use crate::runtime::Seen;
 
 /// Whose doing it is that a block is where it is.
@@ -108,6 +109,10 @@ pub struct Blocks {
     /// Hold the agent's DMA memory.
     kept: BTreeSet<BlockId>,
     by_pieces: ByPieces,
+    removers: Removers,
+    /// What of the removed ones only the host brings back, and whether it would now.
+    ejected: BTreeSet<BlockId>,
+    host_plugs: bool,
 }
 
 impl Blocks {
@@ -116,10 +121,22 @@ impl Blocks {
     ///
     /// # Errors
     /// What [`memory::list`] says: a kernel without memory hotplug has none.
-    pub fn read(root: &Root, seen: &Seen) -> Result<Self, memtide_sysfs::Error> {
+    pub fn read(
+        root: &Root,
+        seen: &Seen,
+        removers: &Removers,
+    ) -> Result<Self, memtide_sysfs::Error> {
         let size = memory::block_size(root)?;
         let (entries, kept) = (BTreeMap::new(), BTreeSet::new());
-        let mut table = Self { size, entries, kept, by_pieces: ByPieces::None };
+        let mut table = Self {
+            size,
+            entries,
+            kept,
+            by_pieces: ByPieces::None,
+            removers: removers.clone(),
+            ejected: BTreeSet::new(),
+            host_plugs: false,
+        };
         let own = OwnStructs::look(root, size);
         for block in memory::list(root)? {
             let structs = own.of(block.id);
@@ -134,9 +151,11 @@ impl Blocks {
             table.entries.insert(block.id, Entry::new(&block, hold, structs));
         }
         if !seen.removed.is_empty() {
-            for block in remove::unplugged(root)?.intersection(&seen.removed) {
+            let Unplugged { blocks, by_host } = removers.unplugged()?;
+            for block in blocks.intersection(&seen.removed) {
                 table.entries.entry(*block).or_insert_with(|| Entry::removed(Hold::Leaving));
             }
+            table.ejected = by_host;
         }
         Ok(table)
     }
@@ -261,6 +280,8 @@ impl Blocks {
     fn state(&self, id: BlockId, entry: &Entry) -> BlockState {
         match entry.hold {
             Hold::Leaving | Hold::Returning => BlockState::InTransit,
+            // Nobody could bring it back now.
+            Hold::Stolen if self.is_ejected(id) && !self.host_plugs => BlockState::Foreign,
             Hold::Stolen => BlockState::Stolen,
             Hold::Foreign => BlockState::Foreign,
             Hold::Online if entry.structs == Structs::MayBeInside => {
@@ -344,18 +365,12 @@ impl Blocks {
             return true;
         }
         match memory::state(root, block) {
+            // What the host has plugged in again may hold its own `struct page`s, where somebody has switched
+            // that on meanwhile.
+            Ok(State::Offline) if self.is_removed(block) => !memory::may_hold_own_structs(root),
             Ok(state) => state == State::Offline,
             Err(error) => error.is_missing() && self.is_removed(block),
         }
-    }
-
-    /// Whether a block's memory is not the VM's any more. What was removed could come back.
-    ///
-    /// # Errors
-    /// That the kernel cannot be asked.
-    pub fn is_gone(&self, root: &Root, block: BlockId) -> Result<bool, memtide_sysfs::Error> {
-        let is_missing = memory::state(root, block).is_err_and(|error| error.is_missing());
-        Ok(is_missing && !(self.is_removed(block) && remove::unplugged(root)?.contains(&block)))
     }
 
     /// Forgets a block whose memory is not the VM's any more.
@@ -363,40 +378,10 @@ impl Blocks {
         self.entries.remove(&block);
     }
 
-    fn is_removed(&self, block: BlockId) -> bool {
-        self.entries.get(&block).is_some_and(|entry| entry.plug == Plug::Out)
-    }
-
-    /// Blocks that are stolen and removed.
-    pub fn removed(&self) -> Vec<BlockId> {
-        self.entries.keys().copied().filter(|block| self.is_removed(*block)).collect()
-    }
-
     /// Blocks that may hold their own `struct page`s, and are never stolen for that.
     pub fn with_own_structs(&self) -> usize {
         let may = |entry: &&Entry| entry.structs == Structs::MayBeInside;
         self.entries.values().filter(may).count()
-    }
-
-    /// Whether all of these are stolen, the host knows, and the kernel still has them.
-    pub fn can_be_removed(&self, blocks: &[BlockId]) -> bool {
-        let in_pieces = self.in_pieces();
-        let is_so = |block: &BlockId| {
-            self.hold(*block) == Some(Hold::Stolen)
-                && !self.is_removed(*block)
-                && !in_pieces.contains(block)
-        };
-        !blocks.is_empty() && blocks.iter().all(is_so)
-    }
-
-    /// Those of `blocks` that the kernel has not any more were removed.
-    pub fn note_removed(&mut self, root: &Root, blocks: &BTreeSet<BlockId>) {
-        for block in blocks {
-            let is_gone = memory::state(root, *block).is_err_and(|error| error.is_missing());
-            if let Some(entry) = self.entries.get_mut(block).filter(|_| is_gone) {
-                (entry.plug, entry.inode, entry.structs) = (Plug::Out, None, Structs::NotTold);
-            }
-        }
     }
 
     /// All memory that the guest has, online or not.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use memtide_sysfs::damon::{self, Absence, Module};
 use memtide_sysfs::kpageflags::PageFlags;
-use memtide_sysfs::memory::{Block, Origin, Origins};
+use memtide_sysfs::memory::Origins;
 use memtide_sysfs::pci::Function;
 use memtide_sysfs::psi::Psi;
 use memtide_sysfs::{Root, memory, swaps, virtio, zram};
@@ -15,9 +15,9 @@ use memtide_units::ByteSize;
 use crate::config::{Config, DamonUse};
 use crate::dma::{Area, DmaError};
 use crate::pieces::Pieces;
-use crate::remove::{REMOVERS, Unit};
+use crate::remove::{PluggedBy, Removers, Unit};
 use crate::run::RunError;
-use crate::runtime::RuntimeError;
+use crate::runtime::{RuntimeError, ejected_path};
 use crate::status::Lack;
 use crate::swap_space::{NO_SWAP_FOR_KUBELET, SwapUse, is_kubernetes_node};
 use crate::takeover::{self, IsMemtide, LoadModule, TakeoverError, UIO};
@@ -76,7 +76,7 @@ pub fn check(config: &Config, root: &Root, probes: &Probes<'_>) -> Report {
         Line { what: "pinning", found: pinning(probes) },
         Line { what: "directory", found: directory(&config.runtime_dir) },
         Line { what: "blocks", found: blocks(root) },
-        Line { what: "structs", found: structs(root) },
+        Line { what: "structs", found: structs(root, &config.runtime_dir) },
         Line { what: "pieces", found: pieces(root, &config.runtime_dir) },
         Line { what: "pressure", found: pressure(root) },
         Line { what: "access", found: access(config, root) },
@@ -167,16 +167,22 @@ fn blocks(root: &Root) -> Found {
 }
 
 /// Whether stolen memory can be removed, `struct page`s and all, and how.
-fn structs(root: &Root) -> Found {
+fn structs(root: &Root, runtime_dir: &Path) -> Found {
+    let removers = Removers::new(root, ejected_path(runtime_dir));
     let mut all = Vec::new();
-    for remover in REMOVERS {
+    for remover in removers.all() {
         match remover.units(root) {
             Ok(units) => all.extend(units.into_iter().map(|unit| (remover.name(), unit))),
             Err(error) => return Found::Lacks(Lack::removal(&error.to_string())),
         }
     }
-    let said =
-        |(way, unit): &(&str, Unit)| format!("{} ({way}, {} blocks)", unit.name, unit.blocks.len());
+    let said = |(way, unit): &(&str, Unit)| {
+        let by_host = match unit.by {
+            PluggedBy::Guest => "",
+            PluggedBy::Host => ", if memtided has the VM's QMP socket",
+        };
+        format!("{} ({way}, {} blocks{by_host})", unit.name, unit.blocks.len())
+    };
     let (small, large): (Vec<_>, Vec<_>) = all.iter().partition(|(_, unit)| unit.is_small());
     if !small.is_empty() {
         let names: Vec<String> = small.into_iter().map(said).collect();
@@ -190,21 +196,10 @@ fn structs(root: &Root) -> Found {
             names.join(", ")
         )));
     }
-    let origins = memory::block_size(root).and_then(|size| Origins::read(root, size));
-    let is_dimm = |block: &Block| {
-        let origin = origins.as_ref().ok().and_then(|origins| origins.of(block.id).ok());
-        matches!(origin, Some(Origin::Acpi(_)))
-    };
-    let dimms = memory::list(root).unwrap_or_default().iter().filter(|b| is_dimm(b)).count();
-    Found::Lacks(Lack::removal(&match dimms {
-        0 => "no device of the DAX bus is driven by kmem, and what was there at boot cannot be \
-              unplugged"
-            .to_owned(),
-        count => format!(
-            "{count} blocks are of ACPI's DIMMs, which the host can unplug at once when they are stolen \
-             (device_del in QEMU), and plug in again; no device of the DAX bus is driven by kmem"
-        ),
-    }))
+    Found::Lacks(Lack::removal(
+        "no device of the DAX bus is driven by kmem, there is no DIMM, and what was there at boot cannot \
+         be unplugged",
+    ))
 }
 
 /// Whether what cannot be emptied can go in pieces. Whether the balloon takes them shows when it is

@@ -99,8 +99,9 @@ mod tests {
 
     fn converted(fake: &FakeRoot) -> (Converted, Blocks) {
         let root = fake.root();
-        let mut blocks = Blocks::read(&root, &crate::runtime::Seen::default()).unwrap();
-        let plugger = Plugger::new(&root, "/nowhere".into());
+        let plugger = Plugger::for_tests(&root);
+        let seen = crate::runtime::Seen::default();
+        let mut blocks = Blocks::read(&root, &seen, plugger.removers()).unwrap();
         let mut worker = Worker::start(&root, blocks.size(), plugger).unwrap();
         (convert(&root, &mut blocks, &mut worker), blocks)
     }

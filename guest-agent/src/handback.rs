@@ -19,7 +19,7 @@ use crate::hardware::Hardware;
 use crate::link::Kind;
 use crate::overcommit::{Overcommit, OvercommitUse};
 use crate::pieces::Pieces;
-use crate::remove::Plugger;
+use crate::remove::{Plugger, Policy, Removers};
 use crate::run::{Purpose, RunError, run};
 use crate::runtime::RuntimeDir;
 use crate::swap_space::{self, SwapUse, SystemTools, Undone};
@@ -181,8 +181,9 @@ fn bring_online(
         (Stolen::Leave, Conversion::Convert) => StateRequest::OnlineMovable,
         (Stolen::Leave, Conversion::Leave) | (Stolen::Return(_), _) => StateRequest::Online,
     };
-    let plugger =
-        Plugger::new(root, runtime.auto_online()).with_pieces(left_in_pieces(root, runtime));
+    let policy = Policy::new(root, runtime.auto_online());
+    let plugger = Plugger::new(root, removers(root, runtime), policy)
+        .with_pieces(left_in_pieces(root, runtime));
     let mut first = Ok(());
     for block in left.into_iter().take(count) {
         match plugger.put_online(block, how) {
@@ -196,6 +197,10 @@ fn bring_online(
     first
 }
 
+fn removers(root: &Root, runtime: &RuntimeDir) -> Removers {
+    Removers::new(root, runtime.ejected())
+}
+
 fn left_in_pieces(root: &Root, runtime: &RuntimeDir) -> Option<Pieces> {
     Pieces::left_behind(root, runtime.huge_pages())
 }
@@ -205,7 +210,8 @@ fn ours(root: &Root, runtime: &RuntimeDir) -> Result<Vec<BlockId>, RunError> {
     if !runtime.knows_blocks() {
         return Ok(Vec::new());
     }
-    let mut ours = Blocks::read(root, &runtime.seen(root)?)?.offline_by_us();
+    let removers = removers(root, runtime);
+    let mut ours = Blocks::read(root, &runtime.seen(root)?, &removers)?.offline_by_us();
     ours.extend(left_in_pieces(root, runtime).iter().flat_map(Pieces::left));
     Ok(ours)
 }
@@ -225,7 +231,7 @@ fn restore_settings(root: &Root, runtime: &RuntimeDir) -> Result<(), Error> {
     } else {
         Ok(())
     };
-    let policy = Plugger::new(root, runtime.auto_online()).restore();
+    let policy = Policy::new(root, runtime.auto_online()).restore();
     if let Some(Err(error)) = left_in_pieces(root, runtime).map(|pieces| pieces.restore()) {
         tracing::warn!("the pool of huge pages may grow over what was set: {error}");
     }

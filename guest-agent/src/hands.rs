@@ -174,7 +174,7 @@ mod tests {
         fake.add_blocks(BlockSize::X86_SMALL, (1..5).map(|n| (n, FakeBlock::MOVABLE)));
         let available = ByteSize::from_gib(1);
         fake.set_meminfo(Meminfo { total: available, available, ..Meminfo::default() });
-        let plugger = Plugger::new(&fake.root(), "/nowhere".into());
+        let plugger = Plugger::for_tests(&fake.root());
         let worker = Worker::start(&fake.root(), BlockSize::X86_SMALL, plugger).unwrap();
         (fake, Hands::new(worker))
     }

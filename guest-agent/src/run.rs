@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant as StdInstant};
 
-use memtide_policy::guest::{Controller, KernelZone, Mode, Settings};
+use memtide_policy::guest::{Controller, KernelZone, Limits, Mode, Settings};
 use memtide_sysfs::kpageflags::PageFlags;
 use memtide_sysfs::memory::StateRequest;
 use memtide_sysfs::pagemap::Pagemap;
 use memtide_sysfs::{Error, Root};
-use memtide_units::Instant;
+use memtide_units::{BlockSize, Instant};
 
 use crate::access::{AccessHistory, monotonic_ms};
 use crate::agent::{Agent, Parts, Woken};
@@ -22,7 +22,7 @@ use crate::hardware::{self, Attention, Hardware};
 use crate::link::{ANSWER_DEADLINE, Kind, Link};
 use crate::overcommit::{Found, Overcommit, OvercommitUse};
 use crate::pieces;
-use crate::remove::{PlugError, Plugger};
+use crate::remove::{PlugError, Plugger, Policy, Removers};
 use crate::runtime::{RuntimeDir, RuntimeError};
 use crate::senses::Senses;
 use crate::signals::Signals;
@@ -231,10 +231,12 @@ fn assemble(
 ) -> Result<Parts, RunError> {
     crate::alarm::install_handler().map_err(own("SIGALRM cannot be handled"))?;
     let pieces = pieces::resume(root, &runtime, hardware.kind());
-    let plugger = Plugger::new(root, runtime.auto_online()).with_pieces(pieces.clone());
-    plugger.restore()?;
+    let removers = Removers::new(root, runtime.ejected());
+    let policy = Policy::new(root, runtime.auto_online());
+    policy.restore()?;
+    let plugger = Plugger::new(root, removers.clone(), policy.clone()).with_pieces(pieces.clone());
     let seen = runtime.seen(root)?;
-    let mut blocks = Blocks::read(root, &seen)?;
+    let mut blocks = Blocks::read(root, &seen, &removers)?;
     let limits = config.limits(blocks.present())?;
     let mut worker =
         Worker::start(root, blocks.size(), plugger).map_err(own("a thread cannot be started"))?;
@@ -266,18 +268,11 @@ fn assemble(
     for lack in lacks.iter().chain(watching.lacks()) {
         tracing::warn!("this guest lacks {}: {}", lack.what, lack.effect);
     }
-    let (how_online, kernel_zone) = match config.conversion {
-        Conversion::Convert => (StateRequest::OnlineMovable, KernelZone::Leave),
-        Conversion::Leave => (StateRequest::Online, KernelZone::Steal),
+    let how_online = match config.conversion {
+        Conversion::Convert => StateRequest::OnlineMovable,
+        Conversion::Leave => StateRequest::Online,
     };
-    let controller = Controller::new(Settings {
-        block: blocks.size(),
-        limits,
-        scale_by: config.scale_by,
-        kernel_zone,
-        gate_deadline: config.gate_deadline,
-        first_ticket: std::process::id(),
-    });
+    let controller = Controller::new(settings(config, blocks.size(), limits));
     let link = Link::new(now, transport, area, hardware.enabler());
     let hands = Hands::new(worker);
     let offset_ms = monotonic_ms().saturating_sub(now.as_millis());
@@ -295,10 +290,26 @@ fn assemble(
         senses,
         watching,
         pieces,
+        removers,
+        policy,
         overcommit,
         how_online,
         lacks,
     })
+}
+
+fn settings(config: &Config, block: BlockSize, limits: Limits) -> Settings {
+    Settings {
+        block,
+        limits,
+        scale_by: config.scale_by,
+        kernel_zone: match config.conversion {
+            Conversion::Convert => KernelZone::Leave,
+            Conversion::Leave => KernelZone::Steal,
+        },
+        gate_deadline: config.gate_deadline,
+        first_ticket: std::process::id(),
+    }
 }
 
 fn overcommit(

@@ -7,6 +7,7 @@
 //! converted      there once boot memory has been made movable
 //! overcommit     there while vm.overcommit_memory is changed
 //! auto_online    there while plugged memory does not go online by itself
+//! ejected        DIMMs that were ejected, with their blocks: the kernel has no word of them
 //! huge_pages     there while the pool of huge pages may have more of them than an administrator wants
 //! zram           which zram device is the agent's own, and how large
 //! damon_stat     there while damon_stat is switched off
@@ -152,6 +153,11 @@ impl RuntimeDir {
         self.path.join("auto_online")
     }
 
+    /// What was ejected.
+    pub fn ejected(&self) -> PathBuf {
+        ejected_path(&self.path)
+    }
+
     /// The mark that the agent has raised the limit of the pool of huge pages.
     pub fn huge_pages(&self) -> PathBuf {
         self.path.join("huge_pages")
@@ -286,6 +292,11 @@ pub fn must_not_be_silent(runtime_dir: &Path) -> Result<(), RuntimeError> {
 /// Where the agent that uses `runtime_dir` says how it is.
 pub fn status_path(runtime_dir: &Path) -> PathBuf {
     runtime_dir.join("status.json")
+}
+
+/// Where it keeps what was ejected.
+pub fn ejected_path(runtime_dir: &Path) -> PathBuf {
+    runtime_dir.join("ejected")
 }
 
 /// Where it keeps what was touched.

@@ -29,7 +29,7 @@ use rustix::event::EventfdFlags;
 use crate::alarm::{Alarm, SIGNAL};
 use crate::pace::timed;
 use crate::pieces::PiecesError;
-use crate::remove::{self, PlugError, Plugger, STRUCT_PAGE};
+use crate::remove::{PlugError, Plugger, STRUCT_PAGE};
 
 /// For a block of 128 MiB in `ZONE_MOVABLE`. A full one took up to 10.6 s under emulation, a tenth of
 /// it on hardware.
@@ -125,7 +125,8 @@ pub struct Failure {
 }
 
 impl Failure {
-    fn new(kind: StealFailure, text: impl ToString) -> Self {
+    /// One that left the block as it was.
+    pub fn new(kind: StealFailure, text: impl ToString) -> Self {
         Self { kind, text: text.to_string(), is_offline: false }
     }
 }
@@ -472,7 +473,7 @@ impl Hands {
     }
 
     fn remove(&self, block: BlockId) -> Result<(), Failure> {
-        remove::remove(&self.root, block).map_err(|error| Failure {
+        self.plugger.removers().remove(block).map_err(|error| Failure {
             is_offline: true,
             ..Failure::new(StealFailure::Busy, error)
         })

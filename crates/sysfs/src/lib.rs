@@ -14,6 +14,7 @@ pub mod cgroup;
 pub mod cpu;
 pub mod damon;
 pub mod dax;
+pub mod dimm;
 mod error;
 #[cfg(feature = "fake")]
 pub mod fake;

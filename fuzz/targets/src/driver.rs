@@ -94,9 +94,9 @@ fn link(input: &mut Unstructured<'_>) {
 struct Kernel;
 
 impl Guest for Kernel {
-    fn introduction(&self, epoch: u32) -> Hello {
+    fn introduction(&self, config: &HostConfig) -> Hello {
         Hello {
-            epoch,
+            epoch: config.hello_epoch,
             block_size: BlockSize::X86_SMALL,
             present: ByteSize::from_gib(1),
             online: ByteSize::from_gib(1),

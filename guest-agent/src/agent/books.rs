@@ -4,9 +4,10 @@ use memtide_policy::guest::Limits;
 use memtide_sysfs::Root;
 use memtide_units::{BlockSize, GpaRange};
 use memtide_wire::block::{Hello, RANGES_MAX};
+use memtide_wire::config::Plugging;
 
 use crate::blocks::Blocks;
-use crate::link::Guest;
+use crate::link::{Guest, HostConfig};
 
 /// What the kernel says when something is sent, and the agent's books.
 pub(super) struct Books<'a> {
@@ -17,16 +18,21 @@ pub(super) struct Books<'a> {
 
 impl Guest for Books<'_> {
     /// What is offline by the agent's doing, and stays so until a grant.
-    fn introduction(&self, epoch: u32) -> Hello {
+    /// What was ejected is named to a device that knows of such memory: to any other it is none.
+    fn introduction(&self, config: &HostConfig) -> Hello {
         let Self { root, blocks, limits } = self;
-        let mut stolen = blocks.given(&blocks.offline_still(root));
+        let mut out = blocks.offline_still(root);
+        if config.plugging == Plugging::Nobody {
+            out.retain(|block| !blocks.is_ejected(*block));
+        }
+        let mut stolen = blocks.given(&out);
         if stolen.len() > RANGES_MAX {
             // The host then believes that the guest uses more than it does: safe.
             tracing::error!("{} stolen ranges, and the host hears of {RANGES_MAX}", stolen.len());
             stolen.truncate(RANGES_MAX);
         }
         Hello {
-            epoch,
+            epoch: config.hello_epoch,
             block_size: blocks.size(),
             present: blocks.present(),
             online: blocks.online(),

@@ -36,6 +36,10 @@ impl Agent {
             LinkEvent::Lost(why) => {
                 tracing::warn!("the device was lost: {why}");
                 self.counters.device_losses += 1;
+                self.ejection_lost();
+                if self.parts.link.take_refused_hello() == Some(RefuseReason::OutsideMemory) {
+                    self.forget_ejected();
+                }
                 self.returns.lost(now, now + AFTER_LOSS);
             }
             LinkEvent::Grain(grain) => self.on_grain(now, grain),
@@ -145,11 +149,9 @@ impl Agent {
                 self.on_return_answer(effect, response);
             }
             Request::Telemetry(_) => {}
-            Request::Cancel { .. }
-            | Request::Taken(_)
-            | Request::Goodbye
-            | Request::Eject(_)
-            | Request::Plug(_) => {
+            Request::Eject(_) => self.on_eject_answer(now, response),
+            Request::Plug(_) => self.on_plug_answer(response),
+            Request::Cancel { .. } | Request::Taken(_) | Request::Goodbye => {
                 if let Verdict::Refused(reason) = response.verdict {
                     tracing::debug!("the host refused a notice: {reason}");
                 }
@@ -213,6 +215,12 @@ impl Agent {
     pub(super) fn bring_back(&mut self, block: BlockId) {
         self.forget_reports(&self.parts.blocks.given(&[block]));
         self.parts.blocks.set(&self.parts.root, block, Hold::Returning);
+        if self.parts.blocks.is_ejected(block)
+            && let Err(failure) = self.have_plugged_in(block)
+        {
+            self.on_return_ended(block, Err(failure));
+            return;
+        }
         let task = Task::Return(self.parts.how_online);
         self.parts.hands.put_online(Job { block, task });
     }
@@ -277,11 +285,13 @@ impl Agent {
             }
             Err(failure) => {
                 tracing::warn!("{block} could not be put online: {}", failure.text);
+                self.note_not_plugged(block);
                 // It is offline, and the host thinks it is not.
                 self.on_offline(block, None);
                 self.outcomes.push(Outcome::Denied);
             }
         }
+        self.note_plugged();
         if self.returns.one_done(block) {
             self.outcomes.push(Outcome::Returned);
             self.owes_rewatch = true;

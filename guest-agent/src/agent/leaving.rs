@@ -3,7 +3,7 @@
 use memtide_units::Instant;
 use memtide_wire::block::Request;
 
-use super::Agent;
+use super::{Agent, Parts};
 use crate::blocks::Hold;
 use crate::remove::Plugger;
 
@@ -42,7 +42,8 @@ impl Agent {
         let (size, target) = (blocks.size(), self.parts.link.config().balloon);
         let count = usize::try_from(target.bytes().div_ceil(size.size().bytes()));
         let stolen = blocks.offline_by_us();
-        let plugger = Plugger::new(&self.parts.root, self.parts.runtime.auto_online())
+        let Parts { root, removers, policy, .. } = &self.parts;
+        let plugger = Plugger::new(root, removers.clone(), policy.clone())
             .with_pieces(self.parts.pieces.clone());
         for block in stolen.into_iter().take(count.unwrap_or(usize::MAX)) {
             let put = plugger.put_online(block, self.parts.how_online);

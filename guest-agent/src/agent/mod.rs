@@ -10,6 +10,7 @@
 //! * `act`: how each action of a plan is carried out.
 //! * `grain`: what becomes of pieces where the device takes none, or an administrator wants them.
 //! * `removal`: what is stolen whole loses its `struct page`s.
+//! * `ejection`: the host's part in that, where it has one.
 //! * `access`: what DAMON has seen, and who watches if it ends.
 //! * `report`: telemetry for the host, the status for people.
 //! * `books`: what is true of blocks in the moment in which something is sent.
@@ -19,6 +20,7 @@
 mod access;
 mod act;
 mod books;
+mod ejection;
 mod events;
 mod grain;
 mod leaving;
@@ -49,6 +51,7 @@ use crate::overcommit::{Need, Overcommit};
 use crate::pace::{Pace, timed};
 use crate::pieces::Pieces;
 use crate::processor_time::ProcessorTime;
+use crate::remove::{Policy, Removers};
 use crate::returns::Returns;
 use crate::runtime::{RuntimeDir, Seen};
 use crate::senses::{Reading, Senses};
@@ -58,6 +61,7 @@ use crate::watching::Watching;
 pub use self::rest::Still;
 
 use self::books::Books;
+use self::ejection::Ejection;
 use self::rest::Rest;
 
 /// Telemetry, the status file and a look at the device's health: once a second.
@@ -108,6 +112,10 @@ pub struct Parts {
     pub decisions: Decisions,
     /// Memory in place of blocks that cannot be emptied, where the guest can have that.
     pub pieces: Option<Pieces>,
+    /// How stolen memory is removed and plugged in.
+    pub removers: Removers,
+    /// What happens to plugged memory by itself.
+    pub policy: Policy,
     /// Lets programs map more than what is online, where the agent may.
     pub overcommit: Option<Overcommit>,
     /// How a stolen block is put online.
@@ -149,6 +157,7 @@ pub struct Agent {
     coarse: Option<Lack>,
     /// What is lacking where some of them count as an administrator's.
     adopted: Option<Lack>,
+    ejection: Ejection,
     /// How DAMON made its last snapshot.
     closeness: Option<Closeness>,
     reading: Reading,
@@ -192,6 +201,7 @@ impl Agent {
             by_pieces: None,
             coarse: None,
             adopted: None,
+            ejection: Ejection::default(),
             closeness: None,
             reading: Reading::default(),
             processors: ProcessorTime::default(),
@@ -359,6 +369,7 @@ impl Agent {
         self.reporters = self.parts.senses.free_page_reporters();
         self.see_to_limits();
         self.see_to_adopted();
+        self.see_to_ejected();
         // Also what has been plugged in, or was put online or offline by somebody else.
         self.rewatch();
         let seen = self.parts.blocks.seen();

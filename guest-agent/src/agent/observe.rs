@@ -14,6 +14,7 @@ impl Agent {
     pub(super) fn observe(&mut self, now: Instant, woken: Woken) -> Result<Observation, Error> {
         self.reading = self.parts.senses.read(now, &self.reading)?;
         let swap = self.swap(now);
+        self.judge_host(now);
         Ok(Observation {
             memory: self.memory(),
             free_memory: self.free_memory(),

@@ -11,24 +11,23 @@ use memtide_policy::guest::{DeviceState, Mode};
 use memtide_units::{BlockId, Instant};
 
 use super::Agent;
-use crate::remove::{self, Plug};
+use crate::remove::{Plug, PluggedBy, Unit};
 use crate::run::RunError;
 use crate::worker::Failure;
 
 /// What could not be removed is left alone for so long: somebody uses it.
-const AFTER_FAILURE: Duration = Duration::from_secs(60);
+pub(super) const AFTER_FAILURE: Duration = Duration::from_secs(60);
 
 impl Agent {
     /// Removes one thing that can be; the next look finds the next. Call it while none of the
     /// agent's own changes is under way.
     pub(super) fn remove_what_is_stolen_whole(&mut self, now: Instant) -> Result<(), RunError> {
-        let parts = &mut self.parts;
         let is_asked_for = self.mode == Mode::Restore || self.returns.ticket().is_some();
-        let is_ready = parts.link.device_state() == DeviceState::Ready;
+        let is_ready = self.parts.link.device_state() == DeviceState::Ready;
         if is_asked_for || !is_ready || now < self.due.removal {
             return Ok(());
         }
-        let units = match remove::units(&parts.root) {
+        let units = match self.parts.removers.units() {
             Ok(units) => units,
             Err(error) => {
                 tracing::warn!("nothing is removed: {error}");
@@ -36,11 +35,27 @@ impl Agent {
                 return Ok(());
             }
         };
-        let mut removable =
-            units.into_iter().filter(|unit| unit.plug == Plug::In && unit.is_small());
-        let Some(unit) = removable.find(|unit| parts.blocks.can_be_removed(&unit.blocks)) else {
-            return Ok(());
+        let blocks = &self.parts.blocks;
+        let is_whole = |unit: &Unit| {
+            unit.plug == Plug::In && unit.is_small() && blocks.can_be_removed(&unit.blocks)
         };
+        match units.into_iter().find(is_whole) {
+            Some(unit) if unit.by == PluggedBy::Guest => self.remove_unit(&unit),
+            Some(unit) => {
+                if self.may_eject(now, &unit) {
+                    self.ask_to_eject(unit);
+                }
+                Ok(())
+            }
+            None => {
+                self.nothing_rests();
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn remove_unit(&mut self, unit: &Unit) -> Result<(), RunError> {
+        let parts = &mut self.parts;
         parts.seen.removed.extend(&unit.blocks);
         parts.runtime.set_seen(&parts.seen)?;
         tracing::info!(

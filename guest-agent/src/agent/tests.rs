@@ -17,6 +17,8 @@ use memtide_wire::block::{HoldReason, RefuseReason, Request, Response, Verdict};
 use rustix::io::Errno;
 use tempfile::TempDir;
 
+mod ejection;
+mod host;
 mod pieces;
 mod plain;
 mod plugged;
@@ -37,7 +39,7 @@ use crate::link::Link;
 use crate::overcommit::Overcommit;
 use crate::pieces::tests::FakeGrip;
 use crate::pieces::{Pieces, enter};
-use crate::remove::Plugger;
+use crate::remove::{Plugger, Policy, Removers};
 use crate::run::RunError;
 use crate::runtime::RuntimeDir;
 use crate::senses::Senses;
@@ -60,8 +62,13 @@ struct World {
     now: u64,
     /// All requests but telemetry, in order.
     heard: Vec<Request>,
+    hellos: Verdict,
     returns: Verdict,
     steals: Verdict,
+    ejects: Verdict,
+    /// The DIMM that the host plugs in when it is asked.
+    plugs: Option<&'static str>,
+    guaranteed: ByteSize,
     answers: bool,
     /// Steals are read and not answered.
     loses_steals: bool,
@@ -106,8 +113,12 @@ impl World {
             agent,
             now: 0,
             heard,
+            hellos: ok,
             returns: ok,
             steals: ok,
+            ejects: ok,
+            plugs: None,
+            guaranteed: ByteSize::from_mib(384),
             answers: true,
             loses_steals: false,
             pages: BTreeMap::new(),
@@ -168,51 +179,6 @@ impl World {
         }
     }
 
-    fn host(&mut self) {
-        while self.answers {
-            let given = self.device.take_pages(1);
-            if !given.is_empty() {
-                self.in_balloon(&given);
-                self.turn(Woken::default());
-                continue;
-            }
-            if self.device.take_statistics().is_some() {
-                self.statistics += 1;
-            }
-            if self.loses_steals && matches!(self.device.waiting(), Some(Request::Steal(_))) {
-                return;
-            }
-            let (returns, steals) = (self.returns, self.steals);
-            let respond = |sequence, request: &Request| match request {
-                Request::Return(_) => answer(sequence, returns),
-                Request::Steal(_) => answer(sequence, steals),
-                _ => Response { min: ByteSize::from_mib(384), ..answer(sequence, Verdict::Ok) },
-            };
-            let Some((_, request)) = self.device.answer(respond) else { return };
-            if !matches!(request, Request::Telemetry(_)) {
-                self.heard.push(request);
-            }
-            self.turn(Woken::default());
-        }
-    }
-
-    /// Pages go into a plain balloon and come out; what is online is never in it.
-    fn in_balloon(&mut self, given: &[Given]) {
-        for Given { way, frames } in given {
-            let block = u64::from(frames[0].0) / PAGES as u64;
-            match way {
-                Way::Inflate => *self.pages.entry(block).or_default() += frames.len(),
-                Way::Deflate => *self.pages.entry(block).or_default() -= frames.len(),
-            }
-            assert_eq!(self.state(block).0, State::Offline, "{way:?} of block {block}");
-        }
-    }
-
-    /// Blocks that are in a plain balloon, whole.
-    fn inflated(&self) -> BTreeSet<u64> {
-        self.pages.iter().filter(|(_, pages)| **pages == PAGES).map(|(block, _)| *block).collect()
-    }
-
     fn grow_to(&self, used_mib: u64) {
         self.fake.set_meminfo(meminfo(self.online() * 128, used_mib));
     }
@@ -228,27 +194,6 @@ impl World {
         (0..8).filter(|block| self.state(*block).0 == State::Online).count() as u64
     }
 
-    /// What the host believes to be stolen, from all that it was told and answered well.
-    fn believed(&self) -> BTreeSet<u64> {
-        let mut stolen = BTreeSet::new();
-        for request in &self.heard {
-            match request {
-                Request::Hello(hello) => stolen = blocks(&hello.stolen).collect(),
-                Request::Steal(ranges) if self.steals == Verdict::Ok => {
-                    stolen.extend(blocks(ranges));
-                }
-                Request::Return(asked) if self.returns == Verdict::Ok => {
-                    blocks(&asked.ranges).for_each(|block| _ = stolen.remove(&block));
-                }
-                Request::Taken(ranges) => {
-                    blocks(ranges).for_each(|block| _ = stolen.remove(&block));
-                }
-                _ => {}
-            }
-        }
-        stolen
-    }
-
     fn offline(&self) -> BTreeSet<u64> {
         (0..8).filter(|block| self.state(*block).0 == State::Offline).collect()
     }
@@ -258,14 +203,16 @@ fn agent(fake: &FakeRoot, device: &FakeDevice, runtime: &TempDir, now: u64) -> A
     let root = fake.root();
     let runtime = RuntimeDir::open(runtime.path()).unwrap();
     let seen = runtime.seen(&root).unwrap();
-    let mut blocks = Blocks::read(&root, &seen).unwrap();
+    let removers = Removers::new(&root, runtime.ejected());
+    let policy = Policy::new(&root, runtime.auto_online());
+    let mut blocks = Blocks::read(&root, &seen, &removers).unwrap();
     let grip = Arc::new(FakeGrip::default());
     let pieces = Pieces::with_grip(&root, runtime.huge_pages(), grip).ok();
     if let Some(pieces) = &pieces {
         pieces.resume();
         enter(pieces, &mut blocks, Conversion::Convert);
     }
-    let plugger = Plugger::new(&root, runtime.auto_online()).with_pieces(pieces.clone());
+    let plugger = Plugger::new(&root, removers.clone(), policy.clone()).with_pieces(pieces.clone());
     let wish = LimitsWish { min: Some(ByteSize::from_mib(384)), ..LimitsWish::default() };
     let controller = Controller::new(Settings {
         block: SIZE,
@@ -299,6 +246,8 @@ fn agent(fake: &FakeRoot, device: &FakeDevice, runtime: &TempDir, now: u64) -> A
         wish,
         watching,
         pieces,
+        removers,
+        policy,
         overcommit: None,
         how_online: StateRequest::OnlineMovable,
         lacks: vec![],

@@ -6,8 +6,8 @@ use memtide_sysfs::memory::{Block, State};
 use memtide_sysfs::{Root, memory};
 use memtide_units::BlockId;
 
-use super::{Blocks, Entry, Hold, OwnStructs};
-use crate::remove::{self, Plug};
+use super::{Blocks, Entry, Hold, OwnStructs, Structs};
+use crate::remove::{Plug, Unplugged};
 
 /// What somebody else did to a block since the last look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,14 +34,15 @@ impl Blocks {
         let blocks = memory::list(root)?;
         let present: BTreeSet<BlockId> = blocks.iter().map(|block| block.id).collect();
         let mut surprises: Vec<Surprise> =
-            self.drop_unplugged(root, &present)?.into_iter().map(Surprise::Gone).collect();
+            self.drop_unplugged(&present)?.into_iter().map(Surprise::Gone).collect();
         let own = OwnStructs::look(root, self.size);
         let in_pieces = self.in_pieces();
         // What becomes of a block that pieces stand for is not the pieces' business.
         for block in blocks.into_iter().filter(|block| !in_pieces.contains(&block.id)) {
-            let (hold, surprise) = self.found(&block);
+            let structs = own.of(block.id);
+            let (hold, surprise) = self.found(&block, structs);
             surprises.extend(surprise);
-            let entry = Entry::new(&block, hold, own.of(block.id));
+            let entry = Entry::new(&block, hold, structs);
             self.entries.insert(block.id, entry);
         }
         Ok(surprises)
@@ -51,30 +52,32 @@ impl Blocks {
     /// stolen.
     fn drop_unplugged(
         &mut self,
-        root: &Root,
         present: &BTreeSet<BlockId>,
     ) -> Result<Vec<BlockId>, memtide_sysfs::Error> {
         let unplugged = if self.entries.values().any(|entry| entry.plug == Plug::Out) {
-            remove::unplugged(root)?
+            self.removers.unplugged()?
         } else {
-            BTreeSet::new()
+            Unplugged::default()
         };
         let is_known = |id: &BlockId, entry: &Entry| {
             present.contains(id)
-                || entry.plug == Plug::Out && unplugged.contains(id)
+                || entry.plug == Plug::Out && unplugged.blocks.contains(id)
                 || entry.pieces.is_some()
         };
         let mut gone = self.offline_by_us();
         self.entries.retain(|id, entry| is_known(id, entry));
         gone.retain(|id| !self.entries.contains_key(id));
+        self.ejected = unplugged.by_host;
         Ok(gone)
     }
 
     /// Whose doing it is that a block is as it was found, and what is strange about that.
-    fn found(&self, block: &Block) -> (Hold, Option<Surprise>) {
+    fn found(&self, block: &Block, structs: Structs) -> (Hold, Option<Surprise>) {
         let before = self.entries.get(&block.id);
         let hold = before.map_or(Hold::Online, |entry| entry.hold);
-        let is_made_anew = before.is_some_and(|entry| entry.is_made_anew(block.inode));
+        // What was removed and came back with its own `struct page`s is not what was stolen either.
+        let is_other = self.is_removed(block.id) && structs == Structs::MayBeInside;
+        let is_made_anew = is_other || before.is_some_and(|e| e.is_made_anew(block.inode));
         match (hold, block.state) {
             (Hold::Leaving | Hold::Stolen | Hold::Returning, state) if is_made_anew => {
                 let hold = if state == State::Offline { Hold::Foreign } else { Hold::Online };

@@ -17,6 +17,14 @@ fn guest() -> FakeRoot {
     fake
 }
 
+fn removers(root: &Root) -> Removers {
+    Removers::new(root, "/nowhere".into())
+}
+
+fn table(root: &Root, seen: &Seen) -> Blocks {
+    Blocks::read(root, seen, &removers(root)).unwrap()
+}
+
 fn offline(fake: &FakeRoot, block: u64) {
     write_state(&fake.root(), BlockId(block), StateRequest::Offline).unwrap();
 }
@@ -33,7 +41,7 @@ fn an_offline_block_is_ours_unless_it_was_so_before_us() {
     let foreign = BTreeSet::from([BlockId(3)]);
     offline(&fake, 4);
     let seen = Seen { foreign, ..Seen::default() };
-    let mut blocks = Blocks::read(&fake.root(), &seen).unwrap();
+    let mut blocks = table(&fake.root(), &seen);
     blocks.keep([BlockId(1)]);
     let fixed = |reason| BlockState::Fixed(reason);
     let expected = [
@@ -57,7 +65,7 @@ fn a_block_that_may_hold_its_own_struct_pages_is_never_ours() {
     fake.put_into_dimm(BlockId(3), "PNP0C80:00");
     fake.put_into_dimm(BlockId(4), "PNP0C80:00");
     fake.put("sys/module/memory_hotplug/parameters/memmap_on_memory", "Y\n");
-    let blocks = Blocks::read(&fake.root(), &Seen::default()).unwrap();
+    let blocks = table(&fake.root(), &Seen::default());
     assert_eq!(blocks.with(Hold::Foreign), [BlockId(3)]);
     assert_eq!(states(&blocks)[4], BlockState::Fixed(FixedReason::OwnStructs));
     assert_eq!(states(&blocks)[2], BlockState::Kernel, "it was there at boot");
@@ -70,7 +78,7 @@ fn removed() -> FakeRoot {
     let memory = GpaRange::new(memtide_units::Gpa(32 << 27), ByteSize::from_mib(384)).unwrap();
     fake.add_dax("dax0.0", BlockSize::X86_SMALL, memory);
     (32..35).for_each(|block| offline(&fake, block));
-    remove::remove(&fake.root(), BlockId(32)).unwrap();
+    removers(&fake.root()).remove(BlockId(32)).unwrap();
     fake
 }
 
@@ -80,14 +88,14 @@ fn what_was_removed_is_stolen_as_before() {
     let root = fake.root();
     let gone = BTreeSet::from([32, 33, 34].map(BlockId));
     let seen = Seen { removed: gone.clone(), ..Seen::default() };
-    let mut blocks = Blocks::read(&root, &seen).unwrap();
+    let mut blocks = table(&root, &seen);
     assert_eq!(blocks.offline_still(&root), [32, 33, 34].map(BlockId));
     assert!(blocks.is_offline(&root, blocks.ranges(&[BlockId(32), BlockId(33)])[0]));
     assert_eq!((blocks.count(), blocks.seen().removed), (8, gone));
     assert_eq!(blocks.refresh(&root).unwrap(), []);
     assert_eq!(blocks.removed().len(), 3);
     // A stranger's removal is not ours, and memory that was taken away does not come back.
-    assert_eq!(Blocks::read(&root, &Seen::default()).unwrap().count(), 5);
+    assert_eq!(table(&root, &Seen::default()).count(), 5);
     fake.remove("sys/bus/dax/devices/dax0.0");
     blocks.refresh(&root).unwrap();
     assert_eq!((blocks.count(), blocks.offline_by_us()), (5, vec![]));
@@ -98,7 +106,7 @@ fn what_somebody_else_plugs_in_again_is_noticed() {
     let fake = removed();
     let root = fake.root();
     let seen = Seen { removed: [32, 33, 34].map(BlockId).into(), ..Seen::default() };
-    let mut blocks = Blocks::read(&root, &seen).unwrap();
+    let mut blocks = table(&root, &seen);
     memtide_sysfs::dax::bind(&root, "dax0.0").unwrap();
     assert_eq!(blocks.offline_still(&root), [], "they are online: a hello must not name them");
     let surprises = blocks.refresh(&root).unwrap();
@@ -111,7 +119,7 @@ fn what_others_do_to_blocks_is_noticed() {
     let fake = guest();
     let root = fake.root();
     offline(&fake, 3);
-    let mut blocks = Blocks::read(&root, &Seen::default()).unwrap();
+    let mut blocks = table(&root, &Seen::default());
     offline(&fake, 4);
     write_state(&root, BlockId(3), StateRequest::OnlineMovable).unwrap();
     let surprises = blocks.refresh(&root).unwrap();
@@ -131,7 +139,7 @@ fn replace(fake: &FakeRoot, block: u64, with: FakeBlock) {
 fn other_memory_in_the_place_of_a_stolen_block_is_not_ours() {
     let fake = guest();
     let root = fake.root();
-    let mut blocks = Blocks::read(&root, &Seen::default()).unwrap();
+    let mut blocks = table(&root, &Seen::default());
     (3..5).for_each(|block| {
         offline(&fake, block);
         blocks.went_offline(&root, BlockId(block), None);
@@ -154,7 +162,7 @@ fn other_memory_in_the_place_of_a_stolen_block_is_not_ours() {
 fn what_is_stolen_right_after_it_was_plugged_in_is_ours() {
     let fake = guest();
     let root = fake.root();
-    let mut blocks = Blocks::read(&root, &Seen::default()).unwrap();
+    let mut blocks = table(&root, &Seen::default());
     let before = blocks.bare_making(BlockId(4));
     replace(&fake, 4, FakeBlock::MOVABLE);
     offline(&fake, 4);
@@ -169,7 +177,7 @@ fn a_block_that_no_device_brought_is_known_to_be_bare_until_it_is_made_anew() {
     let fake = guest();
     let root = fake.root();
     fake.put_into_dimm(BlockId(4), "PNP0C80:00");
-    let mut blocks = Blocks::read(&root, &Seen::default()).unwrap();
+    let mut blocks = table(&root, &Seen::default());
     let making = memory::inode(&root, BlockId(3)).ok();
     assert_eq!([3, 4].map(|block| blocks.bare_making(BlockId(block))), [making, None]);
     // Stolen and brought back it is the same one.
@@ -189,7 +197,7 @@ fn a_block_that_no_device_brought_is_known_to_be_bare_until_it_is_made_anew() {
     assert_eq!([2, 3].map(|block| blocks.bare_making(BlockId(block))), [None, anew]);
     // Where the kernel does not say where blocks came from, none is known to be bare.
     fake.put("sys/bus/dax/devices/dax0.0/size", "many\n");
-    let blocks = Blocks::read(&root, &Seen::default()).unwrap();
+    let blocks = table(&root, &Seen::default());
     assert_eq!(blocks.bare_making(BlockId(3)), None);
 }
 
@@ -199,13 +207,13 @@ fn what_the_agent_removed_itself_comes_back_as_its_own() {
     let root = fake.root();
     let memory = GpaRange::new(memtide_units::Gpa(32 << 27), ByteSize::from_mib(384)).unwrap();
     fake.add_dax("dax0.0", BlockSize::X86_SMALL, memory);
-    let mut blocks = Blocks::read(&root, &Seen::default()).unwrap();
+    let mut blocks = table(&root, &Seen::default());
     let ids = [32, 33, 34].map(BlockId);
     for block in ids {
         offline(&fake, block.0);
         blocks.went_offline(&root, block, None);
     }
-    remove::remove(&root, ids[0]).unwrap();
+    removers(&root).remove(ids[0]).unwrap();
     blocks.note_removed(&root, &ids.into());
     fake.put("sys/devices/system/memory/auto_online_blocks", "offline\n");
     memtide_sysfs::dax::bind(&root, "dax0.0").unwrap();
@@ -218,7 +226,7 @@ fn what_the_agent_removed_itself_comes_back_as_its_own() {
 fn a_block_that_cannot_be_read_is_still_on_its_way() {
     let fake = guest();
     offline(&fake, 4);
-    let mut blocks = Blocks::read(&fake.root(), &Seen::default()).unwrap();
+    let mut blocks = table(&fake.root(), &Seen::default());
     fake.put("sys/devices/system/memory/memory4/state", "");
     blocks.set(&fake.root(), BlockId(4), Hold::Returning);
     assert_eq!(blocks.offline_by_us(), [], "a hello would have the host drop it in use");
@@ -226,7 +234,7 @@ fn a_block_that_cannot_be_read_is_still_on_its_way() {
 
 #[test]
 fn neighbours_become_one_range_and_ranges_become_blocks() {
-    let blocks = Blocks::read(&guest().root(), &Seen::default()).unwrap();
+    let blocks = table(&guest().root(), &Seen::default());
     let ids = [BlockId(0), BlockId(1), BlockId(3)];
     let ranges = blocks.ranges(&ids);
     assert_eq!(ranges.len(), 2);
@@ -238,7 +246,7 @@ fn neighbours_become_one_range_and_ranges_become_blocks() {
 fn what_is_taken_in_pieces_stands_for_its_block() {
     let fake = guest();
     let root = fake.root();
-    let mut blocks = Blocks::read(&root, &Seen::default()).unwrap();
+    let mut blocks = table(&root, &Seen::default());
     blocks.allow_pieces(ByPieces::NeverOffline);
     assert_eq!(states(&blocks)[..2], [BlockState::ByPieces, BlockState::Kernel]);
     blocks.allow_pieces(ByPieces::KernelZones);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use memtide_units::{ByteSize, Instant, Pfn};
 use memtide_wire::block::{Request, Response, Verdict};
+use memtide_wire::config::Plugging;
 
 use super::Link;
 use super::kind::{Coarseness, Grain};
@@ -18,6 +19,7 @@ const GENERATION: usize = 28;
 const HELLO_EPOCH: usize = 32;
 const RECLAIM_UNIT: usize = 36;
 const PIECE: usize = 40;
+const PLUGGING: usize = 44;
 
 /// What the host said last through the configuration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,6 +30,8 @@ pub struct HostConfig {
     pub generation: u32,
     /// Moves when it wants a new hello.
     pub hello_epoch: u32,
+    /// What comes of memory that the guest ejects.
+    pub plugging: Plugging,
 }
 
 impl Link {
@@ -71,7 +75,7 @@ impl Link {
         self.owes_look && !is_hurried
     }
 
-    /// Reads what may have changed in the configuration: one access, or three where something has,
+    /// Reads what may have changed in the configuration: one access, or four where something has,
     /// or where the device may be another than before. A new epoch asks for a new hello, which goes
     /// out before anything else. Call it only when the device has just shown that it lives.
     pub(super) fn look(&mut self) {
@@ -83,7 +87,8 @@ impl Link {
             let balloon = balloon();
             let moved = u32::from(balloon != before.balloon);
             let generation = before.generation.wrapping_add(moved);
-            self.config = HostConfig { balloon, generation, hello_epoch: 0 };
+            let plugging = Plugging::Nobody;
+            self.config = HostConfig { balloon, generation, hello_epoch: 0, plugging };
             return;
         }
         // First: what changes while the rest is read moves it once more, and is seen the next time.
@@ -91,8 +96,9 @@ impl Link {
         if generation == before.generation && !self.needs_hello() {
             return;
         }
-        self.config =
-            HostConfig { balloon: balloon(), generation, hello_epoch: field(HELLO_EPOCH) };
+        let (balloon, hello_epoch) = (balloon(), field(HELLO_EPOCH));
+        let plugging = Plugging::from_code(field(PLUGGING));
+        self.config = HostConfig { balloon, generation, hello_epoch, plugging };
         if self.config.hello_epoch != before.hello_epoch {
             self.greet_again();
         }

@@ -20,6 +20,7 @@
 
 mod carrier;
 mod flights;
+mod greeting;
 mod kind;
 mod look;
 mod outbox;
@@ -72,8 +73,8 @@ pub enum LinkEvent {
 /// What the link asks in the very moment in which it sends: what was true when a request was queued
 /// need not be so any more.
 pub trait Guest {
-    /// The introduction for an epoch.
-    fn introduction(&self, epoch: u32) -> Hello;
+    /// The introduction that the host wants.
+    fn introduction(&self, config: &HostConfig) -> Hello;
     /// Whether all of a range is offline.
     fn is_offline(&self, range: GpaRange) -> bool;
     /// The size of its memory blocks.
@@ -132,6 +133,8 @@ pub struct Link {
     looked: Instant,
     /// What reports in flight name at most.
     drops_at_once: ByteSize,
+    /// Why the last hello was refused, where it was and nobody has asked yet.
+    refused_hello: Option<RefuseReason>,
 }
 
 impl Link {
@@ -150,6 +153,7 @@ impl Link {
             owes_look: false,
             looked: now,
             drops_at_once: ByteSize::ZERO,
+            refused_hello: None,
         }
     }
 
@@ -294,7 +298,10 @@ impl Link {
         match (&request, response.verdict) {
             // Of another epoch: the configuration is looked at before the next one.
             (_, Verdict::Refused(RefuseReason::NoHello)) => *is_greeted = false,
-            (Request::Hello(_), Verdict::Refused(reason)) => return Err(Loss::Hello(reason)),
+            (Request::Hello(_), Verdict::Refused(reason)) => {
+                self.refused_hello = Some(reason);
+                return Err(Loss::Hello(reason));
+            }
             (Request::Hello(_), _) => {
                 *is_greeted = true;
                 self.outbox.set_backlog(carrier.untold());
@@ -343,7 +350,7 @@ impl Link {
     /// What goes out while nothing is in flight.
     fn next_alone(&mut self, guest: &dyn Guest) -> Option<Request> {
         if self.needs_hello() {
-            return Some(Request::Hello(guest.introduction(self.config.hello_epoch)));
+            return Some(Request::Hello(guest.introduction(&self.config)));
         }
         self.outbox.next(self.report_size())
     }
@@ -371,17 +378,6 @@ impl Link {
     /// memory alone, for who has no interrupt.
     pub fn has_news(&self) -> bool {
         matches!(&self.state, State::Up { carrier, .. } if carrier.has_news())
-    }
-
-    fn needs_hello(&self) -> bool {
-        matches!(self.state, State::Up { is_greeted: false, .. })
-    }
-
-    /// Has the next request be a hello: what the host believes must be put right.
-    pub fn greet_again(&mut self) {
-        if let State::Up { is_greeted, .. } = &mut self.state {
-            *is_greeted = false;
-        }
     }
 
     /// Forgets questions that have not been sent: they were answered in another way.

@@ -17,8 +17,8 @@ fn hello(epoch: u32) -> Hello {
 
 /// A guest in which nobody else puts anything online.
 impl<F: Fn(u32) -> Hello> Guest for F {
-    fn introduction(&self, epoch: u32) -> Hello {
-        self(epoch)
+    fn introduction(&self, config: &HostConfig) -> Hello {
+        self(config.hello_epoch)
     }
 
     fn is_offline(&self, _: GpaRange) -> bool {

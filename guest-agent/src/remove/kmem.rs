@@ -7,7 +7,7 @@ use memtide_sysfs::dax::{self, Structs};
 use memtide_sysfs::memory::{self, State};
 use memtide_sysfs::{Error, Root};
 
-use super::{Plug, RemoveError, Remover, Unit};
+use super::{Plug, PlugInError, PluggedBy, RemoveError, Remover, Unit};
 
 /// The way of the DAX bus.
 #[derive(Debug)]
@@ -29,6 +29,7 @@ impl Remover for Kmem {
             blocks: device.blocks(size),
             plug: if device.is_memory() { Plug::In } else { Plug::Out },
             name: device.name,
+            by: PluggedBy::Guest,
         };
         Ok(devices.into_iter().map(unit).filter(|unit| !unit.blocks.is_empty()).collect())
     }
@@ -52,10 +53,10 @@ impl Remover for Kmem {
 
     /// The others of its blocks stay stolen, and the host may drop them again: they must not hold
     /// the `struct page`s of anything.
-    fn plug_in(&self, root: &Root, unit: &Unit) -> Result<(), Error> {
+    fn plug_in(&self, root: &Root, unit: &Unit) -> Result<(), PlugInError> {
         if dax::read(root, &unit.name)?.structs == Structs::MayBeOwn {
             dax::keep_structs_elsewhere(root, &unit.name)?;
         }
-        dax::bind(root, &unit.name)
+        Ok(dax::bind(root, &unit.name)?)
     }
 }

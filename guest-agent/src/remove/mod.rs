@@ -6,20 +6,29 @@
 //! their `struct page`s: boot memory, most of all.
 //!
 //! * [`Kmem`]: devices of the DAX bus.
+//! * [`Acpi`]: DIMMs, which the host plugs in again.
+//! * [`Policy`]: what comes with the block that was granted stays offline.
 //! * [`Plugger`]: bringing back one block of what was removed.
 //!
 //! The kernel is asked anew each time: what is plugged in is its to know, and only that it was the
 //! agent who removed something is in the runtime directory.
 
+mod acpi;
+mod auto_online;
+mod ejected;
 mod kmem;
 mod plug;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::io;
+use std::path::PathBuf;
 
 use memtide_sysfs::{Error, Root};
 use memtide_units::BlockId;
 
+pub use acpi::Acpi;
+pub use auto_online::{Held, Policy, PolicyError};
 pub use kmem::Kmem;
 pub use plug::{PlugError, Plugger};
 
@@ -35,6 +44,15 @@ pub enum Plug {
     Out,
 }
 
+/// Who can plug a unit in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PluggedBy {
+    /// The agent, by itself.
+    Guest,
+    /// The host, which must be asked.
+    Host,
+}
+
 /// Blocks that come and go together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unit {
@@ -44,6 +62,8 @@ pub struct Unit {
     pub blocks: Vec<BlockId>,
     /// Whether they are there.
     pub plug: Plug,
+    /// Who brings them back.
+    pub by: PluggedBy,
 }
 
 impl Unit {
@@ -77,12 +97,26 @@ pub trait Remover: fmt::Debug + Sync {
     /// Plugs it in again. What becomes of its blocks then is what the kernel's policy says.
     ///
     /// # Errors
-    /// What the kernel says.
-    fn plug_in(&self, root: &Root, unit: &Unit) -> Result<(), Error>;
+    /// [`PlugInError`].
+    fn plug_in(&self, root: &Root, unit: &Unit) -> Result<(), PlugInError>;
 }
 
-/// All that there are.
-pub const REMOVERS: &[&dyn Remover] = &[&Kmem];
+/// Why something was not plugged in.
+#[derive(Debug, thiserror::Error)]
+pub enum PlugInError {
+    /// The kernel does not take it.
+    #[error(transparent)]
+    Kernel(#[from] Error),
+    /// It was ejected, and nobody on the host plugs it in.
+    #[error(
+        "it was ejected, and nobody on the host plugs it in: start memtided with the VM's QMP socket \
+         (qmp = \"...\"), or plug in what device_add had plugged in"
+    )]
+    Nobody,
+    /// The host was asked, and did nothing for so long.
+    #[error("it was ejected, and the host did not plug it in within {0} s: see memtided's log")]
+    Late(u64),
+}
 
 /// Why something was not removed.
 #[derive(Debug, thiserror::Error)]
@@ -106,54 +140,112 @@ pub enum RemoveError {
         /// A block of it that is still there.
         block: BlockId,
     },
+    /// What is ejected must be known to whoever comes next.
+    #[error("{unit} is not ejected, since that cannot be written down: {source}")]
+    NotOnFile {
+        /// What was to be removed.
+        unit: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The kernel does not say why.
+    #[error("{unit} was not ejected: its blocks are still there; the kernel's log says why")]
+    NotEjected {
+        /// What was to be removed.
+        unit: String,
+    },
     /// Something else.
     #[error(transparent)]
     Kernel(#[from] Error),
 }
 
-/// The unit that a block belongs to, and how it is removed; `None` where it can only be offline.
-///
-/// # Errors
-/// That the kernel cannot be asked.
-pub fn find(root: &Root, block: BlockId) -> Result<Option<(&'static dyn Remover, Unit)>, Error> {
-    for remover in REMOVERS {
-        let units = remover.units(root)?;
-        if let Some(unit) = units.into_iter().find(|unit| unit.blocks.contains(&block)) {
-            return Ok(Some((*remover, unit)));
-        }
-    }
-    Ok(None)
-}
-
-/// All units of all ways.
-///
-/// # Errors
-/// That the kernel cannot be asked.
-pub fn units(root: &Root) -> Result<Vec<Unit>, Error> {
-    let mut all = Vec::new();
-    for remover in REMOVERS {
-        all.extend(remover.units(root)?);
-    }
-    Ok(all)
+/// All ways that there are, on one kernel.
+#[derive(Clone, Debug)]
+pub struct Removers {
+    root: Root,
+    acpi: Acpi,
 }
 
 /// Blocks that are not there and could be plugged in.
-///
-/// # Errors
-/// That the kernel cannot be asked.
-pub fn unplugged(root: &Root) -> Result<BTreeSet<BlockId>, Error> {
-    let out = units(root)?.into_iter().filter(|unit| unit.plug == Plug::Out);
-    Ok(out.flat_map(|unit| unit.blocks).collect())
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unplugged {
+    /// All of them.
+    pub blocks: BTreeSet<BlockId>,
+    /// Those that only the host plugs in.
+    pub by_host: BTreeSet<BlockId>,
 }
 
-/// Removes the unit that `block` is of.
-///
-/// # Errors
-/// [`RemoveError`]; a block without a unit is left alone.
-pub fn remove(root: &Root, block: BlockId) -> Result<(), RemoveError> {
-    match find(root, block)? {
-        Some((remover, unit)) if unit.plug == Plug::In => remover.remove(root, &unit),
-        _ => Ok(()),
+impl Removers {
+    /// With the file that says what was ejected ([`crate::runtime::RuntimeDir::ejected`]).
+    pub fn new(root: &Root, ejected: PathBuf) -> Self {
+        Self { root: root.clone(), acpi: Acpi::new(ejected) }
+    }
+
+    /// Each of them.
+    pub fn all(&self) -> [&dyn Remover; 2] {
+        [&Kmem, &self.acpi]
+    }
+
+    /// All units of all ways.
+    ///
+    /// # Errors
+    /// That the kernel cannot be asked.
+    pub fn units(&self) -> Result<Vec<Unit>, Error> {
+        let mut all = Vec::new();
+        for remover in self.all() {
+            all.extend(remover.units(&self.root)?);
+        }
+        Ok(all)
+    }
+
+    /// The unit that a block belongs to, and how it is removed; `None` where it can only be offline.
+    ///
+    /// # Errors
+    /// That the kernel cannot be asked.
+    pub fn find(&self, block: BlockId) -> Result<Option<(&dyn Remover, Unit)>, Error> {
+        for remover in self.all() {
+            let units = remover.units(&self.root)?;
+            if let Some(unit) = units.into_iter().find(|unit| unit.blocks.contains(&block)) {
+                return Ok(Some((remover, unit)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Blocks that are not there and could be plugged in.
+    ///
+    /// # Errors
+    /// That the kernel cannot be asked.
+    pub fn unplugged(&self) -> Result<Unplugged, Error> {
+        let mut unplugged = Unplugged::default();
+        for unit in self.units()?.into_iter().filter(|unit| unit.plug == Plug::Out) {
+            unplugged.blocks.extend(&unit.blocks);
+            if unit.by == PluggedBy::Host {
+                unplugged.by_host.extend(&unit.blocks);
+            }
+        }
+        Ok(unplugged)
+    }
+
+    /// Removes the unit that `block` is of.
+    ///
+    /// # Errors
+    /// [`RemoveError`]; a block without a unit is left alone.
+    pub fn remove(&self, block: BlockId) -> Result<(), RemoveError> {
+        match self.find(block)? {
+            Some((remover, unit)) if unit.plug == Plug::In => remover.remove(&self.root, &unit),
+            _ => Ok(()),
+        }
+    }
+
+    /// The host is being asked to plug something in; or it has refused, and nobody need wait for it.
+    pub fn expect_host(&self, is_awaited: bool) {
+        self.acpi.expect(is_awaited);
+    }
+
+    /// The host knows nothing of what was ejected: it is not this guest's any more.
+    pub fn forget_ejected(&self) {
+        self.acpi.forget_all();
     }
 }
 
@@ -168,6 +260,7 @@ mod tests {
             name: "dax0.0".into(),
             blocks: (0..blocks).map(BlockId).collect(),
             plug: Plug::In,
+            by: PluggedBy::Guest,
         };
         assert!(unit(most).is_small() && !unit(most + 1).is_small());
     }

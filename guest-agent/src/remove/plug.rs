@@ -1,18 +1,12 @@
 //! Putting one block online, and plugging it in first where it was removed.
 //!
 //! What comes with it must stay offline: the host has granted one block, and has dropped the others.
-//! Most kernels put plugged memory online at once (`auto_online_blocks`), so that is switched off
-//! for the moment. What it was is in the runtime directory meanwhile: an agent that is killed in
-//! that moment has its successor put it back.
 
-use std::io;
-use std::path::{Path, PathBuf};
-
-use memtide_sysfs::memory::{self, AutoOnline, StateRequest, WriteError};
+use memtide_sysfs::memory::{self, StateRequest, WriteError};
 use memtide_sysfs::{Error, Root};
 use memtide_units::BlockId;
 
-use super::find;
+use super::{PlugInError, Policy, PolicyError, Removers};
 use crate::pieces::{Pieces, PiecesError};
 
 /// Why a block did not come online.
@@ -32,7 +26,7 @@ pub enum PlugError {
         /// What it belongs to.
         unit: String,
         /// What the kernel said.
-        source: Error,
+        source: PlugInError,
     },
     /// What stands for it cannot be given back.
     #[error(transparent)]
@@ -40,29 +34,36 @@ pub enum PlugError {
     /// The kernel could not be asked.
     #[error(transparent)]
     Kernel(#[from] Error),
-    /// What would have to be put back cannot be written down.
-    #[error("{} cannot be written: {source}", .path.display())]
-    Mark {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// What comes with it would go online by itself.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
 }
 
 /// Puts blocks online.
 #[derive(Clone, Debug)]
 pub struct Plugger {
     root: Root,
-    /// There while the policy for plugged memory is changed, and says what it was.
-    mark: PathBuf,
+    removers: Removers,
+    policy: Policy,
     pieces: Option<Pieces>,
 }
 
 impl Plugger {
-    /// With the mark in the runtime directory.
-    pub fn new(root: &Root, mark: PathBuf) -> Self {
-        Self { root: root.clone(), mark, pieces: None }
+    /// By these ways.
+    pub fn new(root: &Root, removers: Removers, policy: Policy) -> Self {
+        Self { root: root.clone(), removers, policy, pieces: None }
+    }
+
+    /// With files that are nowhere: nothing can be ejected, or changed.
+    #[cfg(test)]
+    pub fn for_tests(root: &Root) -> Self {
+        let removers = Removers::new(root, "/nowhere".into());
+        Self::new(root, removers, Policy::new(root, "/nowhere".into()))
+    }
+
+    /// The ways by which what is not there is plugged in.
+    pub fn removers(&self) -> &Removers {
+        &self.removers
     }
 
     /// The same, for blocks that pieces stand for as well.
@@ -92,56 +93,24 @@ impl Plugger {
     }
 
     fn plug_in(&self, block: BlockId) -> Result<(), PlugError> {
-        let Some((remover, unit)) = find(&self.root, block)? else {
+        let Some((remover, unit)) = self.removers.find(block)? else {
             return Err(PlugError::Gone(block));
         };
-        let before = memory::auto_online(&self.root)?;
-        if before != AutoOnline::Offline {
-            let path = self.mark.clone();
-            std::fs::write(&self.mark, before.keyword())
-                .map_err(|source| PlugError::Mark { path, source })?;
-            memory::set_auto_online(&self.root, AutoOnline::Offline)?;
-        }
+        let _held = self.policy.hold()?;
         let plugged = remover.plug_in(&self.root, &unit);
-        if let Err(error) = self.restore() {
-            tracing::warn!("plugged memory stays offline from now on: {error}");
-        }
         plugged.map_err(|source| PlugError::Unit { block, unit: unit.name, source })
-    }
-
-    /// Puts the policy for plugged memory back, where it was the agent who changed it.
-    ///
-    /// # Errors
-    /// What the kernel says; the policy is as before.
-    pub fn restore(&self) -> Result<(), Error> {
-        let Ok(text) = std::fs::read_to_string(&self.mark) else { return Ok(()) };
-        // A mark without a word: killed before it was written, and so before anything was changed.
-        let before = AutoOnline::from_keyword(text.trim());
-        // Anything else was chosen by somebody since.
-        if let Some(before) = before
-            && memory::auto_online(&self.root)? == AutoOnline::Offline
-        {
-            memory::set_auto_online(&self.root, before)?;
-        }
-        remove_mark(&self.mark);
-        Ok(())
-    }
-}
-
-fn remove_mark(mark: &Path) {
-    if let Err(error) = std::fs::remove_file(mark) {
-        tracing::warn!("{} cannot be removed: {error}", mark.display());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::remove::{RemoveError, remove, unplugged};
+    use crate::remove::RemoveError;
     use memtide_sysfs::fake::FakeRoot;
     use memtide_sysfs::memory::{State, write_state};
     use memtide_units::{BlockSize, ByteSize, Gpa, GpaRange};
     use rustix::io::Errno;
+    use std::path::PathBuf;
 
     const POLICY: &str = "sys/devices/system/memory/auto_online_blocks";
     const BIND: &str = "sys/bus/dax/drivers/kmem/bind";
@@ -166,7 +135,7 @@ mod tests {
                 let root = guest.fake.root();
                 write_state(&root, BlockId(block), StateRequest::Offline).unwrap();
             }
-            remove(&guest.fake.root(), BlockId(33)).unwrap();
+            guest.removers().remove(BlockId(33)).unwrap();
             guest
         }
 
@@ -174,8 +143,13 @@ mod tests {
             self.dir.path().join("auto_online")
         }
 
+        fn removers(&self) -> Removers {
+            Removers::new(&self.fake.root(), self.dir.path().join("ejected"))
+        }
+
         fn plugger(&self) -> Plugger {
-            Plugger::new(&self.fake.root(), self.mark())
+            let root = self.fake.root();
+            Plugger::new(&root, self.removers(), Policy::new(&root, self.mark()))
         }
 
         fn states(&self) -> Vec<Option<State>> {
@@ -189,17 +163,17 @@ mod tests {
         let guest = Guest::new();
         let root = guest.fake.root();
         write_state(&root, BlockId(32), StateRequest::Offline).unwrap();
-        let error = remove(&root, BlockId(32)).unwrap_err();
+        let error = guest.removers().remove(BlockId(32)).unwrap_err();
         assert!(matches!(error, RemoveError::InUse { block: BlockId(33), .. }), "{error}");
         assert!(!guest.fake.writes().iter().any(|(file, _)| file.ends_with("unbind")));
-        assert_eq!(unplugged(&root).unwrap(), [].into());
+        assert_eq!(guest.removers().unplugged().unwrap().blocks, [].into());
     }
 
     #[test]
     fn one_block_comes_back_and_the_others_stay_out_of_use() {
         let guest = Guest::removed();
         assert_eq!(guest.states(), [None; 3]);
-        assert_eq!(unplugged(&guest.fake.root()).unwrap().len(), 3);
+        assert_eq!(guest.removers().unplugged().unwrap().blocks.len(), 3);
         guest.plugger().put_online(BlockId(33), StateRequest::OnlineMovable).unwrap();
         let (on, off) = (Some(State::Online), Some(State::Offline));
         assert_eq!(guest.states(), [off, on, off], "the policy says online");
@@ -216,22 +190,6 @@ mod tests {
         let error = guest.plugger().put_online(BlockId(33), StateRequest::Online).unwrap_err();
         assert!(error.to_string().contains("dax0.0"), "{error}");
         assert_eq!((guest.states(), guest.fake.get(POLICY)), (vec![None; 3], "online\n".into()));
-    }
-
-    #[test]
-    fn whoever_comes_after_a_killed_agent_puts_the_policy_back() {
-        let guest = Guest::removed();
-        std::fs::write(guest.mark(), "online_movable").unwrap();
-        guest.fake.put(POLICY, "offline\n");
-        guest.plugger().restore().unwrap();
-        assert_eq!(guest.fake.get(POLICY), "online_movable\n");
-        guest.fake.put(POLICY, "offline\n");
-        guest.plugger().restore().unwrap();
-        assert_eq!(guest.fake.get(POLICY), "offline\n", "this time it was somebody else");
-        std::fs::write(guest.mark(), "online").unwrap();
-        guest.fake.put(POLICY, "online_kernel\n");
-        guest.plugger().restore().unwrap();
-        assert_eq!(guest.fake.get(POLICY), "online_kernel\n");
     }
 
     #[test]

@@ -71,6 +71,16 @@ impl Lack {
         }
     }
 
+    /// Nobody who plugs in what was ejected.
+    pub fn host_that_plugs(blocks: usize) -> Self {
+        Self {
+            what: format!("somebody on the host who plugs in the {blocks} blocks that were ejected"),
+            effect: "they stay stolen, also where memory runs short, until memtided is there again with \
+                     this VM's QMP socket, or whoever runs the VM plugs them in (device_add)"
+                .into(),
+        }
+    }
+
     /// Strict overcommit.
     pub fn strict_overcommit() -> Self {
         Self {

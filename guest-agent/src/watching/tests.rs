@@ -4,6 +4,7 @@ use memtide_sysfs::damon::{Monitor, MonitorConfig, RegionCount};
 use memtide_sysfs::fake::{FakeBlock, FakeDamon, FakeRoot};
 use memtide_units::BlockSize;
 
+use crate::remove::Removers;
 use crate::runtime::RuntimeDir;
 
 const STAT: &str = "sys/module/damon_stat/parameters/enabled";
@@ -32,7 +33,8 @@ impl Guest {
             "Filename Type Size Used Priority\n/dev/vdb partition 1048572 0 -2\n",
         );
         let seen = RuntimeDir::open(dir.path()).unwrap().seen(&fake.root()).unwrap();
-        let blocks = Blocks::read(&fake.root(), &seen).unwrap();
+        let removers = Removers::new(&fake.root(), "/nowhere".into());
+        let blocks = Blocks::read(&fake.root(), &seen, &removers).unwrap();
         let limits = Limits::new(blocks.present(), LimitsWish::default()).unwrap();
         Self { fake, blocks, limits, dir }
     }

@@ -26,7 +26,7 @@ fn guest(available_mib: u64) -> (FakeRoot, Worker) {
     let mut flags = vec![BUDDY; 3 * PAGES];
     flags[2 * PAGES + 7] = SLAB;
     fake.put_page_flags(PAGES, &flags);
-    let plugger = Plugger::new(&fake.root(), "/nowhere".into());
+    let plugger = Plugger::for_tests(&fake.root());
     let worker = Worker::start(&fake.root(), BlockSize::X86_SMALL, plugger).unwrap();
     (fake, worker)
 }
@@ -190,7 +190,7 @@ fn memory_in_pieces_is_taken_no_further_than_the_step_at_work_once_that_is_cance
     let ((begun, begins), (go_on, goes_on)) = (channel(), channel());
     let grip = Arc::new(SlowGrip { begun, goes_on: Mutex::new(goes_on) });
     let pieces = Pieces::with_grip(&fake.root(), dir.path().join("huge_pages"), grip).unwrap();
-    let plugger = Plugger::new(&fake.root(), "/nowhere".into()).with_pieces(Some(pieces.clone()));
+    let plugger = Plugger::for_tests(&fake.root()).with_pieces(Some(pieces.clone()));
     let mut worker = Worker::start(&fake.root(), BlockSize::X86_SMALL, plugger).unwrap();
     let (keep, deadline) = (ByteSize::ZERO, KERNEL_DEADLINE);
     let task = Task::Steal { keep, deadline, look: Look::ForPieces };

@@ -74,7 +74,7 @@ pub(super) fn write(
 }
 
 /// All of it or nothing.
-fn remove(files: &Files, blocks: &[BlockId]) -> io::Result<()> {
+pub(super) fn remove(files: &Files, blocks: &[BlockId]) -> io::Result<()> {
     let state = |block: &BlockId| files.get(&memory::state_file(*block));
     if blocks.iter().all(|block| state(block).is_ok_and(|state| state.trim() == "offline")) {
         blocks.iter().try_for_each(|block| files.remove(&format!("{}/{block}", memory::DIR)))?;
@@ -83,7 +83,7 @@ fn remove(files: &Files, blocks: &[BlockId]) -> io::Result<()> {
 }
 
 /// What the policy for plugged memory says happens to it.
-fn plug_in(
+pub(super) fn plug_in(
     files: &Files,
     state: &mut super::State,
     size: BlockSize,

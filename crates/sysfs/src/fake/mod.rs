@@ -7,6 +7,7 @@
 
 mod damon;
 mod dax;
+mod dimm;
 mod hugetlb;
 mod memory;
 mod pci;
@@ -186,6 +187,7 @@ struct State {
     block_size: Option<BlockSize>,
     damon: damon::Damon,
     dax: dax::Dax,
+    dimms: dimm::Dimms,
     pci: pci::Pci,
 }
 
@@ -227,6 +229,8 @@ impl Writer for Kernel {
             damon::write(&self.files, &mut state.damon, path, text)
         } else if path.starts_with(dax::BUS) {
             dax::write(&self.files, &mut state, path, text)
+        } else if path.starts_with(dimm::DEVICES) {
+            dimm::write(&self.files, &mut state, path)
         } else if path.starts_with(pci::BUS) {
             pci::write(&self.files, &mut state.pci, path, text)
         } else if path == format!("{}/hot_remove", zram::CONTROL) {

@@ -39,14 +39,22 @@ pub fn block_size(root: &Root) -> Result<BlockSize> {
 /// (see [`read`]), so that no block has the files. [`crate::Error::Garbage`].
 pub fn list(root: &Root) -> Result<Vec<Block>> {
     let (mut blocks, mut incomplete) = (Vec::new(), None);
-    for number in root.numbers(DIR, "memory")? {
-        match read(root, BlockId(number)) {
+    for block in numbers(root)? {
+        match read(root, block) {
             Ok(block) => blocks.push(block),
             Err(error) if error.is_missing() => incomplete = Some(error),
             Err(error) => return Err(error),
         }
     }
     incomplete.filter(|_| blocks.is_empty()).map_or(Ok(blocks), Err)
+}
+
+/// The numbers of all blocks, ascending.
+///
+/// # Errors
+/// [`crate::Error::Missing`]: a kernel without memory hotplug.
+pub fn numbers(root: &Root) -> Result<Vec<BlockId>> {
+    Ok(root.numbers(DIR, "memory")?.into_iter().map(BlockId).collect())
 }
 
 /// One block.

@@ -1,0 +1,207 @@
+//! DIMMs of ACPI's: ejected from inside, and plugged in again by the host.
+//!
+//! The kernel lets a DIMM's memory go and tells the firmware (`_EJ0`), the VMM takes it out of the VM.
+//! Nothing in the guest brings it back. So the agent ejects only what the host has said it will plug in
+//! again, and asks for it when some of it was granted (docs/adr/0026).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use memtide_sysfs::memory::{self, State};
+use memtide_sysfs::{Error, Root, dimm};
+use memtide_units::BlockId;
+
+use super::ejected::Ejected;
+use super::{Plug, PlugInError, PluggedBy, RemoveError, Remover, Unit};
+
+/// The kernel ejects a DIMM whose blocks are offline in 0.1 to 0.3 s under emulation.
+const EJECT_DEADLINE: Duration = Duration::from_secs(10);
+/// From asking the host to having the blocks. Others of the agent's returns wait behind it meanwhile.
+const PLUG_DEADLINE: Duration = Duration::from_secs(10);
+/// Between two looks whether it is so far.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// The way of ACPI.
+#[derive(Clone, Debug)]
+pub struct Acpi {
+    ejected: Ejected,
+    /// The host was asked to plug something in, and has not refused.
+    is_awaited: Arc<AtomicBool>,
+}
+
+impl Acpi {
+    /// With the file that says what was ejected.
+    pub(super) fn new(ejected: PathBuf) -> Self {
+        Self { ejected: Ejected::new(ejected), is_awaited: Arc::default() }
+    }
+
+    /// The host is being asked to plug something in; or it has refused, and nobody need wait for it.
+    pub(super) fn expect(&self, is_awaited: bool) {
+        self.is_awaited.store(is_awaited, Ordering::SeqCst);
+    }
+
+    /// Nobody knows any more of what was ejected.
+    pub(super) fn forget_all(&self) {
+        for name in self.ejected.read().into_keys() {
+            self.forget(&name);
+        }
+    }
+
+    fn forget(&self, name: &str) {
+        if let Err(error) = self.ejected.forget(name) {
+            tracing::warn!("{name} stays on file as ejected: {error}");
+        }
+    }
+}
+
+impl Remover for Acpi {
+    fn name(&self) -> &'static str {
+        "ACPI eject"
+    }
+
+    /// What was ejected and is there again is on file until somebody looks; it is what the kernel says.
+    fn units(&self, root: &Root) -> Result<Vec<Unit>, Error> {
+        let is_there = |block: &BlockId| memory::state(root, *block).is_ok();
+        let mut out = self.ejected.read();
+        out.retain(|_, blocks| !blocks.iter().any(is_there));
+        let unit = |plug| move |(name, blocks)| Unit { name, blocks, plug, by: PluggedBy::Host };
+        let plugged = dimm::list(root)?.into_iter().map(unit(Plug::In));
+        Ok(plugged.chain(out.into_iter().map(unit(Plug::Out))).collect())
+    }
+
+    /// Should somebody put a block online between the look and the kernel's own, the kernel takes it
+    /// offline, or leaves all of the DIMM as it was (drivers/acpi/scan.c, `acpi_scan_hot_remove`).
+    fn remove(&self, root: &Root, unit: &Unit) -> Result<(), RemoveError> {
+        let name = || unit.name.clone();
+        for block in &unit.blocks {
+            if memory::state(root, *block)? != State::Offline {
+                return Err(RemoveError::InUse { unit: name(), block: *block });
+            }
+        }
+        self.ejected.add(unit).map_err(|source| RemoveError::NotOnFile { unit: name(), source })?;
+        let is_gone = |block: &BlockId| memory::state(root, *block).is_err_and(|e| e.is_missing());
+        let ejected = dimm::eject(root, &unit.name);
+        let has_gone =
+            ejected.is_ok() && within(EJECT_DEADLINE, || unit.blocks.iter().all(is_gone));
+        if !has_gone {
+            self.forget(&unit.name);
+        }
+        ejected?;
+        if has_gone { Ok(()) } else { Err(RemoveError::NotEjected { unit: name() }) }
+    }
+
+    /// The kernel links the blocks to their DIMM when it is done with them, their going online by
+    /// themselves included (drivers/acpi/acpi_memhotplug.c, `acpi_memory_enable_device`).
+    fn plug_in(&self, root: &Root, unit: &Unit) -> Result<(), PlugInError> {
+        let is_linked = |block: &BlockId| matches!(memory::dimm_of(root, *block), Ok(Some(_)));
+        let is_there = || unit.blocks.iter().all(is_linked);
+        let is_awaited = || self.is_awaited.load(Ordering::SeqCst);
+        if !within(PLUG_DEADLINE, || is_there() || !is_awaited()) {
+            return Err(PlugInError::Late(PLUG_DEADLINE.as_secs()));
+        }
+        if !is_there() {
+            return Err(PlugInError::Nobody);
+        }
+        self.forget(&unit.name);
+        Ok(())
+    }
+}
+
+/// Waits for something to be so; false where it is not in time.
+fn within(deadline: Duration, is_so: impl Fn() -> bool) -> bool {
+    let started = Instant::now();
+    while !is_so() {
+        if started.elapsed() >= deadline {
+            return false;
+        }
+        std::thread::sleep(LOOK);
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memtide_sysfs::fake::FakeRoot;
+    use memtide_sysfs::memory::{StateRequest, write_state};
+    use memtide_units::{BlockSize, ByteSize, Gpa, GpaRange};
+    use rustix::io::Errno;
+
+    const NAME: &str = "PNP0C80:01";
+
+    struct Guest {
+        fake: FakeRoot,
+        acpi: Acpi,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Guest {
+        /// Blocks 32 and 33 are a DIMM, offline.
+        fn new() -> Self {
+            let fake = FakeRoot::new();
+            let memory = GpaRange::new(Gpa(32 << 27), ByteSize::from_mib(256)).unwrap();
+            fake.add_dimm(NAME, BlockSize::X86_SMALL, memory);
+            for block in [32, 33] {
+                write_state(&fake.root(), BlockId(block), StateRequest::Offline).unwrap();
+            }
+            let dir = tempfile::tempdir().unwrap();
+            Self { fake, acpi: Acpi::new(dir.path().join("ejected")), _dir: dir }
+        }
+
+        fn unit(&self) -> Unit {
+            self.acpi.units(&self.fake.root()).unwrap().remove(0)
+        }
+
+        fn remove(&self) -> Result<(), RemoveError> {
+            self.acpi.remove(&self.fake.root(), &self.unit())
+        }
+    }
+
+    #[test]
+    fn what_is_ejected_is_known_and_comes_back() {
+        let guest = Guest::new();
+        let before = guest.unit();
+        guest.remove().unwrap();
+        assert_eq!(guest.unit(), Unit { plug: Plug::Out, ..before.clone() });
+        let root = guest.fake.root();
+        let nobody = guest.acpi.plug_in(&root, &guest.unit());
+        assert!(matches!(nobody, Err(PlugInError::Nobody)), "nobody was asked");
+        guest.acpi.expect(true);
+        std::thread::scope(|scope| {
+            let plugged = scope.spawn(|| guest.acpi.plug_in(&root, &before));
+            guest.fake.plug_in_dimm(NAME);
+            plugged.join().unwrap().unwrap();
+        });
+        assert_eq!(guest.unit(), before);
+        assert_eq!(guest.acpi.ejected.read().len(), 0);
+    }
+
+    #[test]
+    fn a_host_that_refuses_is_not_waited_for() {
+        let guest = Guest::new();
+        guest.remove().unwrap();
+        guest.acpi.expect(true);
+        let (root, unit) = (guest.fake.root(), guest.unit());
+        std::thread::scope(|scope| {
+            let plugged = scope.spawn(|| guest.acpi.plug_in(&root, &unit));
+            guest.acpi.expect(false);
+            assert!(matches!(plugged.join().unwrap(), Err(PlugInError::Nobody)));
+        });
+    }
+
+    #[test]
+    fn what_is_in_use_is_not_ejected_and_what_the_kernel_keeps_is_not_on_file() {
+        let guest = Guest::new();
+        write_state(&guest.fake.root(), BlockId(33), StateRequest::Online).unwrap();
+        let used = guest.remove().unwrap_err();
+        assert!(matches!(used, RemoveError::InUse { block: BlockId(33), .. }), "{used}");
+        assert!(!guest.fake.writes().iter().any(|(file, _)| file.ends_with("eject")));
+        let guest = Guest::new();
+        guest.fake.refuse("sys/bus/acpi/devices/PNP0C80:01/eject", Errno::IO);
+        let error = guest.remove().unwrap_err();
+        assert!(error.to_string().contains(NAME), "{error}");
+        assert_eq!((guest.unit().plug, guest.acpi.ejected.read().len()), (Plug::In, 0));
+    }
+}

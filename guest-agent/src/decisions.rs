@@ -189,7 +189,8 @@ mod tests {
     }
 
     fn steady(available: u64) -> Decision {
-        Decision::Rest(WaitReason::Steady { available: mib(available), needed: mib(700) })
+        let (needed, for_swapped) = (mib(700), ByteSize::ZERO);
+        Decision::Rest(WaitReason::Steady { available: mib(available), needed, for_swapped })
     }
 
     fn steal(block: u64) -> Decision {

@@ -142,7 +142,7 @@ impl Gauges {
         }
         if self.waited_for_swap.is_some_and(|at| now.since(at) < MISSED) {
             // It goes on fitting: no steal brings on what would have blocks asked back.
-            headroom.steal += fitting.unwrap_or_default();
+            headroom.leave_room_for_swapped(fitting.unwrap_or_default());
         }
         Figures {
             online,

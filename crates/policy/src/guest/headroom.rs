@@ -32,6 +32,8 @@ pub struct Headroom {
     pub refill: ByteSize,
     /// This much must be left over after a steal.
     pub steal: ByteSize,
+    /// How much of that is for what is in swap and may come back.
+    pub for_swapped: ByteSize,
 }
 
 impl Headroom {
@@ -57,7 +59,14 @@ impl Headroom {
             low,
             refill: low + half,
             steal: low + block.size() + half,
+            for_swapped: ByteSize::ZERO,
         }
+    }
+
+    /// What is in swap may come back: a steal leaves room for it as well.
+    pub fn leave_room_for_swapped(&mut self, swapped: ByteSize) {
+        self.steal += swapped;
+        self.for_swapped += swapped;
     }
 }
 

@@ -199,6 +199,8 @@ pub enum WaitReason {
         available: ByteSize,
         /// What would have to be available for one more block.
         needed: ByteSize,
+        /// How much of that is room for what is in swap.
+        for_swapped: ByteSize,
     },
     /// What is free reaches the host as it is, so that only what has not been in use for long is
     /// stolen, and there is no such block yet.
@@ -267,8 +269,12 @@ impl fmt::Display for WaitReason {
                 f,
                 "{cache} of page cache are read again and again, one more block needs {missing} more"
             ),
-            Self::Steady { available, needed } => {
-                write!(f, "{available} available, one more block needs {needed}")
+            Self::Steady { available, needed, for_swapped } => {
+                write!(f, "{available} available, one more block needs {needed}")?;
+                match for_swapped.is_zero() {
+                    true => Ok(()),
+                    false => write!(f, ", {for_swapped} of it for what is in swap"),
+                }
             }
             Self::Patient { within } => write!(
                 f,
@@ -347,4 +353,23 @@ impl fmt::Display for Names<'_> {
 /// A time that is left, for people: nobody is told of no seconds while some of one is left.
 pub(super) fn begun_seconds(left: Duration) -> u128 {
     left.as_millis().div_ceil(1_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    #[test]
+    fn what_is_kept_for_swap_is_said() {
+        let mib = ByteSize::from_mib;
+        let told = |for_swapped| {
+            let (available, needed) = (mib(700), mib(1_000));
+            WaitReason::Steady { available, needed, for_swapped }.to_string()
+        };
+        assert_eq!(told(ByteSize::ZERO), "700 MiB available, one more block needs 1000 MiB");
+        let with =
+            "700 MiB available, one more block needs 1000 MiB, 600 MiB of it for what is in swap";
+        assert_eq!(told(mib(600)), with);
+    }
 }

@@ -227,7 +227,7 @@ impl Reclaimer {
         };
         match *reason {
             WaitReason::Measuring => self.still(now),
-            WaitReason::Steady { available, needed } => {
+            WaitReason::Steady { available, needed, .. } => {
                 self.unless_stalled(now, Gain::Block { missing: needed - available })
             }
             WaitReason::CacheInUse { missing, .. } => {
@@ -300,6 +300,7 @@ mod tests {
     const STEADY: Decision = Decision::Rest(WaitReason::Steady {
         available: ByteSize::from_mib(300),
         needed: ByteSize::from_mib(400),
+        for_swapped: ByteSize::ZERO,
     });
     const OVER: Decision =
         Decision::Rest(WaitReason::Pressure { some: PpMillion(2_000), goal: PpMillion(1_000) });

@@ -152,7 +152,11 @@ impl Room<'_> {
             _ if self.memory.available >= needed => {
                 WaitReason::CacheInUse { cache: self.hot_cache, missing: needed - available }
             }
-            _ => WaitReason::Steady { available, needed },
+            _ => {
+                let over = self.is_over_ceiling();
+                let for_swapped = if over { ByteSize::ZERO } else { self.headroom.for_swapped };
+                WaitReason::Steady { available, needed, for_swapped }
+            }
         }
     }
 
@@ -211,6 +215,11 @@ mod tests {
         ByteSize::from_mib(n)
     }
 
+    fn of_steady(available: u64, needed: u64) -> WaitReason {
+        let (available, needed) = (mib(available), mib(needed));
+        WaitReason::Steady { available, needed, for_swapped: ByteSize::ZERO }
+    }
+
     /// 2048 MiB present, minimum 512 MiB; `low` 100 MiB and `steal` 292 MiB at 1000 MiB online.
     fn allowed(online: u64, available: u64, ceiling: u64) -> Result<(u64, bool), WaitReason> {
         caching(online, (available, 0), ceiling)
@@ -247,7 +256,7 @@ mod tests {
     fn plenty_leaves_a_block_and_a_half_over_low() {
         assert_eq!(allowed(1000, 420, 2048), Ok((1, false)));
         assert_eq!(allowed(1000, 548, 2048), Ok((2, false)));
-        let steady = WaitReason::Steady { available: mib(419), needed: mib(420) };
+        let steady = of_steady(419, 420);
         assert_eq!(allowed(1000, 419, 2048), Err(steady));
     }
 
@@ -263,7 +272,7 @@ mod tests {
     fn the_hosts_target_goes_further_but_not_below_low_or_the_minimum() {
         assert_eq!(allowed(1000, 400, 700), Ok((2, true)));
         assert_eq!(allowed(1000, 400, 999), Ok((1, true)));
-        let steady = WaitReason::Steady { available: mib(227), needed: mib(228) };
+        let steady = of_steady(227, 228);
         assert_eq!(allowed(1000, 227, 700), Err(steady));
         assert_eq!(allowed(639, 600, 512), Err(WaitReason::AtMinimum { min: mib(512) }));
         assert_eq!(allowed(640, 250, 512), Ok((1, true)));

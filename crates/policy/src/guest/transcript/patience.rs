@@ -95,7 +95,7 @@ fn who_waits_for_what_was_paged_out_lacks_no_memory_as_long_as_it_fits() {
          60.2  1920 MiB  rest: pressure is being measured
          62.2  1920 MiB  steal memory14, memory13: 1.6 GiB available, 1.3 GiB are kept
          62.3  1920 MiB  stealing goes on
-         62.5  1664 MiB  rest: 1.4 GiB available, one more block needs 1.4 GiB
+         62.5  1664 MiB  rest: 1.4 GiB available, one more block needs 1.4 GiB, 1000 MiB of it for what is in swap
         ",
     );
 }

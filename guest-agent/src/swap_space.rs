@@ -157,19 +157,39 @@ impl SwapSpace {
 
     /// What it takes now; not what is in it. The agent's own device takes no more than its bound on memory leaves.
     pub fn now(self, root: &Root, meminfo: &Meminfo) -> Swap {
-        let (total, free) = (meminfo.swap_total, meminfo.swap_free);
-        match self {
-            Self::Existing => Swap { total, free, ..Swap::default() },
-            Self::Ours(zram) => {
+        let total = meminfo.swap_total;
+        let areas = swaps::read(root).unwrap_or_default();
+        let (content, own) = self.content(root, &areas);
+        let bound = match self {
+            Self::Existing => meminfo.swap_free,
+            Self::Ours(_) => {
                 let most = ByteSize::from_bytes(total.bytes() / MEMORY_SHARE);
-                let content = zram.content(root).unwrap_or_default();
-                let free = free.min((most - content.memory).times(MEMORY_SHARE));
-                Swap { total, free, costs: costs(content), ..Swap::default() }
+                (most - own).times(MEMORY_SHARE)
+            }
+        };
+        Swap { total, free: meminfo.swap_free.min(bound), costs: costs(content), ..Swap::default() }
+    }
+
+    /// What is in all areas, and what memory that takes: nothing on a disk. Also what the agent's own takes.
+    fn content(self, root: &Root, areas: &[SwapArea]) -> (Content, ByteSize) {
+        let (mut all, mut own) = (Content::default(), ByteSize::ZERO);
+        for area in areas {
+            let Some(zram) = area.zram() else {
+                all.stored += area.used;
+                continue;
+            };
+            let content = zram.content(root).unwrap_or_default();
+            all.stored += content.stored;
+            all.memory += content.memory;
+            if self == Self::Ours(zram) {
+                own = content.memory;
             }
         }
+        (all, own)
     }
 }
 
+/// What is in swap on the average takes so much memory.
 fn costs(content: Content) -> Permille {
     if content.stored < ENOUGH_TO_TELL {
         return Permille(0);

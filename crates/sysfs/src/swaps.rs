@@ -2,6 +2,7 @@
 
 use memtide_units::ByteSize;
 
+use crate::zram::Zram;
 use crate::{Error, Result, Root};
 
 const FILE: &str = "proc/swaps";
@@ -37,10 +38,15 @@ impl SwapArea {
         self.kind == SwapKind::Device && self.path.rsplit('/').next() == Some(name)
     }
 
-    /// True where it keeps its content in memory: zram.
+    /// The zram device that it is, where it is one.
+    pub fn zram(&self) -> Option<Zram> {
+        let name = self.path.rsplit('/').next().filter(|_| self.kind == SwapKind::Device)?;
+        name.strip_prefix("zram")?.parse().ok().map(Zram)
+    }
+
+    /// True where it keeps its content in memory.
     pub fn is_in_memory(&self) -> bool {
-        let number = self.path.rsplit('/').next().and_then(|name| name.strip_prefix("zram"));
-        self.kind == SwapKind::Device && number.is_some_and(|number| number.parse::<u32>().is_ok())
+        self.zram().is_some()
     }
 }
 

@@ -191,3 +191,20 @@ fn a_device_whose_memory_is_used_up_is_full() {
     assert_eq!([costs(15, 15), costs(100, 80)], [Permille(0), Permille(800)]);
     assert_eq!(SwapSpace::Existing.now(&guest.fake.root(), &meminfo).free, swap_free);
 }
+
+/// As Fedora sets it up, and as many do beside it.
+#[test]
+fn swap_that_somebody_else_has_in_memory_costs_memory_too() {
+    let guest = Guest::new();
+    let zram = "/dev/zram0 partition 524284 102400 100\n";
+    guest
+        .fake
+        .put("sys/block/zram0/mm_stat", &format!("{} 1 {} 0 0 0 0 0 0\n", 100 << 20, 25 << 20));
+    let costs = |areas: &str| {
+        guest.fake.put("proc/swaps", &format!("{HEAD}{areas}"));
+        SwapSpace::Existing.now(&guest.fake.root(), &Meminfo::default()).costs
+    };
+    assert_eq!(costs(zram), Permille(250));
+    assert_eq!(costs(&format!("{zram}/dev/vdb partition 524284 153600 -2\n")), Permille(100));
+    assert_eq!(costs("/dev/vdb partition 524284 153600 -2\n"), Permille(0));
+}

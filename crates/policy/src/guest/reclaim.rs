@@ -170,7 +170,8 @@ impl Reclaimer {
         self.last
     }
 
-    /// What is wanted, unless what was paged out lately for one more block was needed again and has made no room.
+    /// What is wanted, unless what was paged out lately for one more block, or to be reported to the host, was
+    /// needed again and has made no room.
     fn unless_in_vain(
         &mut self,
         now: Instant,
@@ -191,7 +192,7 @@ impl Reclaimer {
                 wanted
             }
             // What is available is told of this moment.
-            (Reclaim::On(Gain::Block { .. }), Decision::Rest(reason))
+            (Reclaim::On(Gain::Block { .. } | Gain::Reported), Decision::Rest(reason))
                 if *reason != WaitReason::Measuring =>
             {
                 let left = self.left_alone(now, around);
@@ -409,6 +410,26 @@ mod tests {
         assert_eq!(at(182, &STEADY, 920, 22), vain);
         at(190, &Decision::Rest(WaitReason::AfterReturn { left: Duration::from_secs(3) }), 920, 22);
         assert_eq!(at(200, &STEADY, 920, 22), on, "blocks have come back");
+    }
+
+    /// What becomes free reaches the host as it is; and what is needed again reaches it for a moment.
+    #[test]
+    fn what_is_reported_to_the_host_and_needed_again_is_left_alone_too() {
+        let mut reclaimer = Reclaimer::default();
+        let patient = Decision::Rest(WaitReason::Patient { within: Duration::from_secs(600) });
+        let mut at = |s: u64, (available, paged_out, refaulted): (u64, u64, u64)| {
+            let paged_out = ByteSize::from_mib(paged_out);
+            let swap = swap(900).map(|swap| Swap { paged_out, ..swap });
+            let refaulted = Some(ByteSize::from_mib(refaulted));
+            let available = ByteSize::from_mib(available);
+            let around = Around { refaulted, available, ..around(Mode::Tune, swap) };
+            reclaimer.decide(Instant::from_millis(s * 1_000), around, &patient)
+        };
+        let on = Reclaim::On(Gain::Reported);
+        assert_eq!([at(0, (500, 0, 0)), at(50, (600, 100, 2)), at(60, (600, 110, 2))], [on; 3]);
+        assert_eq!(at(110, (600, 116, 5)), on, "the minute before has gained");
+        let left = Duration::from_secs(120);
+        assert_eq!(at(120, (600, 118, 6)), Reclaim::Off(NoReclaim::InVain { left }));
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub struct Args {
     pub budget: Option<String>,
 
     /// A VM whose device process runs already; may be given again for each VM
-    #[arg(long = "vm", value_name = "name=NAME,control=PATH[,min=SIZE][,max=SIZE]")]
+    #[arg(long = "vm", value_name = "name=NAME,control=PATH[,min=SIZE][,max=SIZE][,qmp=PATH]")]
     pub vms: Vec<String>,
 
     /// The device program for VMs with device = "start" [default: beside memtided, or in PATH]

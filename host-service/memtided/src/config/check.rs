@@ -58,6 +58,9 @@ fn one(draft: Draft) -> Result<VmConfig, String> {
         }
     };
     path("control", &control)?;
+    if let Some(qmp) = &draft.qmp {
+        path("qmp", qmp)?;
+    }
     let device = match (draft.start, draft.vhost_socket) {
         (true, Some(vhost_socket)) => Device::Start { vhost_socket },
         (true, None) => {
@@ -67,7 +70,7 @@ fn one(draft: Draft) -> Result<VmConfig, String> {
         }
         (false, _) => Device::Adopt,
     };
-    Ok(VmConfig { name: draft.name, limits, control, device })
+    Ok(VmConfig { name: draft.name, limits, control, device, qmp: draft.qmp })
 }
 
 fn name(name: &str) -> Result<(), String> {
@@ -126,11 +129,12 @@ fn claim(sockets: &mut BTreeMap<PathBuf, String>, vm: &VmConfig) -> Result<(), S
         Device::Start { vhost_socket } => Some(("vhost_socket", vhost_socket)),
         Device::Adopt => None,
     };
-    for (key, path) in vhost.into_iter().chain([("control", &vm.control)]) {
+    let qmp = vm.qmp.as_ref().map(|path| ("qmp", path));
+    for (key, path) in vhost.into_iter().chain([("control", &vm.control)]).chain(qmp) {
         let owner = format!("{key} of {}", vm.name);
         if let Some(other) = sockets.insert(path.clone(), owner) {
             return Err(format!(
-                "{key}: {} is already the {other}: give every device a socket of its own",
+                "{key}: {} is already the {other}: give each a socket of its own",
                 path.display()
             ));
         }

@@ -38,6 +38,7 @@ struct RawVm {
     device: Option<RawDevice>,
     vhost_socket: Option<PathBuf>,
     control: Option<PathBuf>,
+    qmp: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -165,6 +166,7 @@ fn draft(vm: RawVm, place: String) -> Result<Draft, ConfigError> {
         start: device == RawDevice::Start,
         vhost_socket: vm.vhost_socket,
         control: vm.control,
+        qmp: vm.qmp,
         place,
     })
 }

@@ -7,7 +7,7 @@ use memtide_units::ByteSize;
 
 use super::{ConfigError, Draft, parse_budget};
 
-const FORM: &str = "name=NAME,control=PATH[,min=SIZE][,max=SIZE]";
+const FORM: &str = "name=NAME,control=PATH[,min=SIZE][,max=SIZE][,qmp=PATH]";
 
 /// The budget of `--budget`.
 pub(super) fn budget(text: &str) -> Result<Budget, ConfigError> {
@@ -26,6 +26,7 @@ pub(super) fn vm(text: &str) -> Result<Draft, ConfigError> {
         start: false,
         vhost_socket: None,
         control: None,
+        qmp: None,
     };
     let size = |key: &str, value: &str| {
         value.parse::<ByteSize>().map_err(|e| wrong(format!("{key}: {e}")))
@@ -41,6 +42,7 @@ pub(super) fn vm(text: &str) -> Result<Draft, ConfigError> {
             Some(("control", value)) => draft.control = Some(value.into()),
             Some(("min", value)) => draft.min = Some(size("min", value)?),
             Some(("max", value)) => draft.max = Some(size("max", value)?),
+            Some(("qmp", value)) => draft.qmp = Some(value.into()),
             _ => return Err(wrong(format!("{part:?} is not understood: write {FORM}"))),
         }
     }

@@ -51,6 +51,9 @@ pub struct VmConfig {
     pub control: PathBuf,
     /// Who starts the device.
     pub device: Device,
+    /// A QMP socket of the VMM's, to plug in what the guest ejects; without one a guest may eject
+    /// nothing.
+    pub qmp: Option<PathBuf>,
 }
 
 /// Who starts a device process.
@@ -109,6 +112,7 @@ struct Draft {
     start: bool,
     vhost_socket: Option<PathBuf>,
     control: Option<PathBuf>,
+    qmp: Option<PathBuf>,
 }
 
 impl Config {

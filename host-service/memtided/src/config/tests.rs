@@ -28,6 +28,7 @@ fn the_example_file_is_a_configuration() {
     assert_eq!(started.control, PathBuf::from("/run/memtide/web1.sock.ctl"));
     assert_eq!(adopted.device, Device::Adopt);
     assert_eq!(adopted.limits.max(), ByteSize::MAX);
+    assert_eq!((&started.qmp, &adopted.qmp), (&None, &None), "nothing is plugged in unasked");
 }
 
 #[test]
@@ -62,6 +63,11 @@ fn refusals_name_the_line_the_key_and_the_remedy() {
         (vm("min = \"1GiB\"\ndevice = \"start\"\ncontrol = \"/c\""), &["line 3", "vhost_socket"]),
         (vm(&format!("{adopt}max = \"1MiB\"\ncontrol = \"/c\"")), &["line 3", "min", "raise max"]),
         (vm(&format!("{adopt}control = \"c\"")), &["line 3", "control", "from /"]),
+        (vm(&format!("{adopt}control = \"/c\"\nqmp = \"q\"")), &["line 3", "qmp", "from /"]),
+        (
+            vm(&format!("{adopt}control = \"/c\"\nqmp = \"/{}\"", "q".repeat(107))),
+            &["line 3", "qmp", "108 bytes", "shorten"],
+        ),
     ];
     for (text, words) in cases {
         let error = from_file(&text).unwrap_err();
@@ -77,6 +83,11 @@ fn two_vms_share_nothing() {
     assert!(error.contains("taken by another VM") && error.contains("rename"), "{error}");
     let error = from_flags(&["name=a,control=/c/1", "name=b,control=/c/1"]).unwrap_err();
     assert!(error.contains("control of a") && error.contains("of its own"), "{error}");
+    let error = from_flags(&["name=a,control=/c/1,qmp=/c/1"]).unwrap_err();
+    assert!(error.contains("qmp") && error.contains("control of a"), "{error}");
+    let error =
+        from_flags(&["name=a,control=/c/1,qmp=/q", "name=b,control=/c/2,qmp=/q"]).unwrap_err();
+    assert!(error.contains("qmp of a") && error.contains("of its own"), "{error}");
     let api = format!("name=a,control={DEFAULT_SOCKET}");
     let error = from_flags(&[&api]).unwrap_err();
     assert!(error.contains("memtided's own API"), "{error}");
@@ -94,6 +105,14 @@ fn a_flag_that_is_not_understood_shows_the_form() {
     assert!(error.contains("name: it is given twice"), "{error}");
     let error = from_flags(&["name=a,control=/c,min=7"]).unwrap_err();
     assert!(error.contains("min: the size \"7\" has no unit"), "{error}");
+}
+
+#[test]
+fn a_monitor_is_named_in_a_file_or_a_flag() {
+    let vm = "[[vm]]\nname = \"a\"\nmin = \"1GiB\"\ndevice = \"adopt\"\ncontrol = \"/c\"\n";
+    let config = from_file(&format!("{vm}qmp = \"/q\"\n")).unwrap();
+    assert_eq!(config.vms[0].qmp, Some("/q".into()));
+    assert_eq!(from_flags(&["name=a,control=/c,qmp=/q"]).unwrap().vms[0].qmp, Some("/q".into()));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! ```text
 //! device process A <-socket-> link task A -+                        +- HTTP on a unix socket
 //! device process B <-socket-> link task B -+-> keeper (all state) <-+
+//! the VMM of VM A  <--QMP---> VMM link A  -+        |               |
 //! /proc/meminfo, clock, signals -----------+        |               +- state file, systemd
 //!                                                   +-> decisions to the links
 //! ```
@@ -23,6 +24,7 @@ mod socket;
 mod store;
 mod storing;
 mod supervisor;
+mod vmm;
 
 pub use args::Args;
 pub use config::Config;

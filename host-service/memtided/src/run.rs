@@ -12,17 +12,20 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time;
 
-use crate::config::{Config, Device};
+use crate::config::{Config, Device, VmConfig};
 use crate::device::{DeviceLog, Launcher, Link, News, NoDeviceBinary, Process};
 use crate::http::{self, Question};
-use crate::keeper::{Keeper, Outcome};
+use crate::keeper::{Keeper, Outcome, Send, VmOrder};
 use crate::meminfo::{self, MeminfoError};
 use crate::socket::{ApiSocket, SocketError};
 use crate::storing::Storing;
 use crate::supervisor::Supervisor;
+use crate::vmm::{Order, VmmLink, VmmNews};
 
 /// How often the host's memory is read and changes are kept.
 const TICK: Duration = Duration::from_secs(1);
+/// What has to be in the file at once is tried again so soon while an earlier write goes on.
+const SAVE_AGAIN: Duration = Duration::from_millis(10);
 /// News and questions that may wait for the keeper before those who bring more wait themselves.
 const QUEUE: usize = 64;
 
@@ -70,6 +73,11 @@ struct Service {
     config: Config,
     news: mpsc::Receiver<(VmId, News)>,
     requests: Vec<mpsc::UnboundedSender<Request>>,
+    vmm_news: mpsc::Receiver<(VmId, VmmNews)>,
+    /// By VM; none where it has no monitor.
+    orders: Vec<Option<mpsc::UnboundedSender<Order>>>,
+    /// Something has to be in the file at once, and is not.
+    unsaved: bool,
     storing: Storing,
     supervisor: Supervisor,
     stop: [Signal; 2],
@@ -94,6 +102,7 @@ impl Service {
             tokio::spawn(link.run());
             requests.push(send);
         }
+        let (vmm_news, orders) = vmm_links(config);
         if config.vms.is_empty() {
             tracing::warn!("no VM is configured: add [[vm]] to the configuration or give --vm");
         }
@@ -103,6 +112,9 @@ impl Service {
             config: config.clone(),
             news: heard,
             requests,
+            vmm_news,
+            orders,
+            unsaved: false,
             storing,
             supervisor: Supervisor::default(),
             stop: [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?],
@@ -122,6 +134,7 @@ impl Service {
             let [terminate, interrupt] = &mut self.stop;
             let wait = tokio::select! {
                 Some((vm, news)) = self.news.recv() => self.hear(vm, news),
+                Some((vm, news)) = self.vmm_news.recv() => self.hear_vmm(vm, news),
                 Some(question) = questions.recv() => self.answer(question),
                 _ = tick.tick() => self.tick(),
                 () = time::sleep_until(deadline) => self.step(),
@@ -145,6 +158,11 @@ impl Service {
         self.step()
     }
 
+    fn hear_vmm(&mut self, vm: VmId, news: VmmNews) -> Duration {
+        self.keeper.hear_vmm(self.now(), vm, news);
+        self.step()
+    }
+
     fn tick(&mut self) -> Duration {
         match meminfo::read(&self.config.meminfo) {
             Ok(memory) => self.keeper.host_memory(memory),
@@ -158,16 +176,24 @@ impl Service {
 
     /// Lets the policy decide and sends what follows; returns when to do so again at the latest.
     fn step(&mut self) -> Duration {
-        let Outcome { sends, wait } = self.keeper.step(self.now());
-        if sends.iter().any(|send| matches!(send.request, Request::SetTarget { .. })) {
-            // A squeeze that is forgotten would look like an operator's wish at the next start.
-            self.storing.save_soon(self.keeper.to_keep());
+        let Outcome { sends, wait, orders, keep } = self.keeper.step(self.now());
+        // A squeeze that is forgotten would look like an operator's wish at the next start.
+        let is_aim = |send: &Send| matches!(send.request, Request::SetTarget { .. });
+        self.unsaved |= keep || sends.iter().any(is_aim);
+        if self.unsaved {
+            self.unsaved = !self.storing.save_soon(self.keeper.to_keep());
         }
         for send in sends {
             // A link ends with the process only: then nobody needs the request.
             let _ = self.requests[send.vm.0 as usize].send(send.request);
         }
-        wait.unwrap_or(TICK).max(Duration::from_millis(1))
+        for VmOrder { vm, order } in orders {
+            if let Some(link) = &self.orders[vm.0 as usize] {
+                let _ = link.send(order);
+            }
+        }
+        let again = self.unsaved.then_some(SAVE_AGAIN);
+        [wait, again].into_iter().flatten().min().unwrap_or(TICK).max(Duration::from_millis(1))
     }
 
     /// A client that has gone meanwhile needs no answer.
@@ -211,6 +237,19 @@ impl Service {
         self.storing.save_soon(self.keeper.to_keep());
         wait
     }
+}
+
+type VmmLinks = (mpsc::Receiver<(VmId, VmmNews)>, Vec<Option<mpsc::UnboundedSender<Order>>>);
+
+/// Starts a link for each VM with a monitor.
+fn vmm_links(config: &Config) -> VmmLinks {
+    let (news, heard) = mpsc::channel(QUEUE);
+    let link = |(id, vm): (VmId, &VmConfig)| {
+        let (send, orders) = mpsc::unbounded_channel();
+        tokio::spawn(VmmLink::new(id, vm.qmp.clone()?, news.clone(), orders).run());
+        Some(send)
+    };
+    (heard, (0..).map(VmId).zip(&config.vms).map(link).collect())
 }
 
 fn launcher(config: &Config) -> Result<Option<Launcher>, NoDeviceBinary> {

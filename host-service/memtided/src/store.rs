@@ -1,5 +1,5 @@
 //! The small file with what cannot be asked again: changes by the API, and which part of a balloon
-//! is a squeeze that is to be let go.
+//! is a squeeze that is to be let go, and which DIMMs guests have ejected.
 //!
 //! What VMs hold is not in it: devices and guests tell that anew after every start. The file is
 //! replaced as a whole by a rename, so a reader sees the old or the new one. Without a directory to
@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use memtide_api::http::Budget;
 use memtide_units::ByteSize;
 use serde::{Deserialize, Serialize};
+
+use crate::vmm::Dimm;
 
 /// Version of the file's form. Another one is set aside, not guessed at.
 const VERSION: u32 = 1;
@@ -36,6 +38,9 @@ pub struct VmMemory {
     pub keep: Option<ByteSize>,
     /// The part of its balloon that memtided asked for by itself.
     pub squeezed: ByteSize,
+    /// DIMMs that its guest has ejected or is about to: they must be plugged in again some day.
+    #[serde(default)]
+    pub out: Vec<Dimm>,
 }
 
 /// A configured value and what replaced it. The replacement holds only while the configuration
@@ -140,6 +145,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use memtide_units::{Gpa, GpaRange};
 
     fn memory() -> Memory {
         let limits = MinMax { min: ByteSize::from_mib(1), max: ByteSize::MAX };
@@ -148,6 +154,13 @@ mod tests {
             limits: Change::between(limits, changed),
             keep: Some(ByteSize::from_gib(1)),
             squeezed: ByteSize::from_mib(7),
+            out: vec![Dimm {
+                id: None,
+                memdev: "mem1".into(),
+                range: GpaRange::new(Gpa(1 << 32), ByteSize::from_mib(512)).unwrap(),
+                slot: 0,
+                node: 1,
+            }],
         };
         let budget = Change::between(Budget::Host, Budget::Bytes(ByteSize::from_gib(4)));
         Memory { budget, vms: BTreeMap::from([("web1".into(), vm)]) }
@@ -163,6 +176,21 @@ mod tests {
         let names: Vec<_> =
             fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, [FILE], "no temporary file stays behind");
+    }
+
+    #[test]
+    fn a_file_from_before_there_were_dimms_is_understood() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let text =
+            r#"{"version":1,"budget":null,"vms":{"a":{"limits":null,"keep":1,"squeezed":2}}}"#;
+        fs::write(folder.path().join(FILE), text).unwrap();
+        let vm = &store.load().vms["a"];
+        assert_eq!(
+            (vm.keep, vm.squeezed),
+            (Some(ByteSize::from_bytes(1)), ByteSize::from_bytes(2))
+        );
+        assert_eq!(vm.out, []);
     }
 
     #[test]

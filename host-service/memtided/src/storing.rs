@@ -23,16 +23,19 @@ impl Storing {
     }
 
     /// Starts to write `memory` where it is new. While a write goes on nothing is started: call
-    /// again later with what is true then.
-    pub(crate) fn save_soon(&mut self, memory: Memory) {
-        let Some(store) = &self.store else { return };
-        let busy = self.writing.as_ref().is_some_and(|writing| !writing.is_finished());
-        if busy || memory == self.kept {
-            return;
+    /// again later with what is true then. False in that case.
+    pub(crate) fn save_soon(&mut self, memory: Memory) -> bool {
+        let Some(store) = &self.store else { return true };
+        if memory == self.kept {
+            return true;
+        }
+        if self.writing.as_ref().is_some_and(|writing| !writing.is_finished()) {
+            return false;
         }
         self.kept = memory.clone();
         let store = store.clone();
         self.writing = Some(tokio::task::spawn_blocking(move || save(&store, &memory)));
+        true
     }
 
     /// Writes `memory` before it returns: the process ends.

@@ -123,7 +123,12 @@ impl Connection {
             FromDevice::Event { event } => return Some(News::Event(event)),
             FromDevice::Reply(reply) => reply,
         };
-        let call = self.unanswered.remove(&reply.id);
+        // A device that cannot read a call, an older one perhaps, does not know its id either. It
+        // answers in order.
+        let call = match reply.id {
+            0 => self.unanswered.pop_first().map(|(_, call)| call),
+            id => self.unanswered.remove(&id),
+        };
         match reply.result {
             Outcome::Ok(Answer::Status(status)) => Some(News::Status(status)),
             Outcome::Ok(Answer::Done) => None,

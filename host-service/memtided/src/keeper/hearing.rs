@@ -6,6 +6,7 @@ use memtide_policy::host::{Account, Ask, Holdings, Urgency, VmId};
 use memtide_units::{ByteSize, GpaRange, Instant, Pfn};
 
 use super::Keeper;
+use super::ranges::joined;
 use crate::device::News;
 
 impl Keeper {
@@ -37,6 +38,7 @@ impl Keeper {
         self.vm_mut(id).state = VmState::Connected;
         self.vm_mut(id).told = Some(status.target);
         self.vm_mut(id).asked = false;
+        self.vm_mut(id).plugging.attached();
         self.adopt_target(id, &status);
         let open = status.pending.as_ref().map(|pending| ask(now, id, pending));
         self.ledger.observed(id, holdings(&status));
@@ -75,6 +77,7 @@ impl Keeper {
         if let Some(heat) = status.telemetry.as_mut().and_then(|telemetry| telemetry.heat.take()) {
             self.vm_mut(id).access.hear(now, *heat);
         }
+        self.watch_dimms(now, id, &status);
         self.vm_mut(id).device = Some(status);
     }
 
@@ -108,7 +111,8 @@ impl Keeper {
                 }
             }
             Event::Taken { stolen, ranges } => self.taken(now, id, stolen, total(&ranges)),
-            Event::Ejecting { .. } | Event::PlugWanted { .. } => {}
+            Event::Ejecting { ranges } => self.ejecting(id, &ranges),
+            Event::PlugWanted { ranges } => self.vm_mut(id).plugging.dimms.wanted(&ranges),
             Event::Balloon { actual } => {
                 let stock = self.vm(id).device.as_ref().is_some_and(|d| d.driver == Driver::Stock);
                 if stock {
@@ -170,6 +174,10 @@ impl Keeper {
     }
 
     fn refused(&mut self, now: Instant, id: VmId, request: &Request, refusal: &device::Refusal) {
+        if matches!(request, Request::SetPluggable { .. }) {
+            self.pluggable_refused(id, refusal);
+            return;
+        }
         // A decision on a return that its guest has taken back meanwhile, as often as it likes.
         if self.may_log(now, id) {
             tracing::warn!(vm = self.vm(id).name, ?request, "refused by the device: {refusal}");
@@ -188,6 +196,7 @@ impl Keeper {
         vm.state = state;
         vm.told = None;
         vm.asked = false;
+        vm.plugging.dimms.unreachable();
     }
 }
 
@@ -215,8 +224,13 @@ fn holdings(status: &DeviceStatus) -> Holdings {
     }
 }
 
+/// All that is the VM's, whether it is plugged in at the moment or not: a figure that does not move
+/// when the guest ejects memory, which stays stolen, or gets it back.
 fn memory_of(status: &DeviceStatus) -> ByteSize {
-    status.memory.iter().map(|region| region.range.len()).sum()
+    let regions = status.memory.iter().map(|region| region.range);
+    total(&joined(
+        regions.chain(status.pluggable.iter().copied()).chain(status.stolen.iter().copied()),
+    ))
 }
 
 fn total(ranges: &[GpaRange]) -> ByteSize {

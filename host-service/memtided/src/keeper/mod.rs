@@ -6,11 +6,15 @@
 
 mod access;
 mod changes;
+mod dimms;
 mod hearing;
 mod lines;
+mod plugging;
+mod ranges;
 mod view;
 
 pub use changes::Refused;
+pub(crate) use plugging::VmOrder;
 
 use std::collections::BTreeMap;
 
@@ -24,6 +28,7 @@ use memtide_units::{ByteSize, Instant, Pfn};
 use crate::config::{Config, VmConfig};
 use crate::store::{Change, Memory, MinMax, VmMemory};
 use lines::Lines;
+use plugging::Plugging;
 
 /// What a device is to be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +46,10 @@ pub struct Outcome {
     pub sends: Vec<Send>,
     /// Step again after so long at the latest.
     pub wait: Option<std::time::Duration>,
+    /// For the VMs' monitors.
+    pub(crate) orders: Vec<VmOrder>,
+    /// What is to be kept should be written now, not with the next tick.
+    pub(crate) keep: bool,
 }
 
 /// One VM: what the policy does not need to know of it.
@@ -60,6 +69,7 @@ struct Vm {
     told: Option<ByteSize>,
     lines: Lines,
     access: access::Access,
+    plugging: Plugging,
 }
 
 /// All state of memtided.
@@ -74,6 +84,10 @@ pub struct Keeper {
     memory: HostMemory,
     /// Requests that wait for the next step.
     outbox: Vec<Send>,
+    /// The same for the VMs' monitors.
+    orders: Vec<VmOrder>,
+    /// What was heard since must be in the file soon.
+    keep_soon: bool,
 }
 
 impl Keeper {
@@ -88,6 +102,8 @@ impl Keeper {
             budget: kept.budget.map_or(config.budget, |change| change.after(config.budget)),
             memory,
             outbox: Vec::new(),
+            orders: Vec::new(),
+            keep_soon: false,
         };
         for vm in &config.vms {
             let kept = kept.vms.get(&vm.name).cloned().unwrap_or_default();
@@ -115,6 +131,7 @@ impl Keeper {
             told: None,
             lines: Lines::default(),
             access: access::Access::default(),
+            plugging: Plugging::new(vm.qmp.is_some(), &kept.out),
         });
     }
 
@@ -139,6 +156,7 @@ impl Keeper {
             limits: Change::between(configured, min_max(self.limits(id))),
             keep: self.targets.keep(id),
             squeezed: self.targets.squeezed(id),
+            out: self.vm(id).plugging.dimms.to_keep(),
         }
     }
 
@@ -157,8 +175,11 @@ impl Keeper {
         for target in targets.targets {
             sends.extend(self.aim(now, &target));
         }
+        self.order_plugs(now);
         let wait = [gate.wait, targets.wait].into_iter().flatten().min();
-        Outcome { sends, wait }
+        let (orders, keep) =
+            (std::mem::take(&mut self.orders), std::mem::take(&mut self.keep_soon));
+        Outcome { sends, wait, orders, keep }
     }
 
     fn told(&mut self, now: Instant, decision: &host::Decision, report: &[Held]) -> Send {

@@ -1,12 +1,13 @@
 //! What clients see.
 
-use memtide_api::device::{self, PendingReturn};
+use memtide_api::device::{self, DeviceStatus, PendingReturn};
 use memtide_api::http::{
     Budget, BudgetSource, GateCounters, HeldReturn, HostStatus, VmState, VmStatus,
 };
 use memtide_policy::host::{Account, Held, HostObservation, Urgency, VmId};
 use memtide_units::ByteSize;
 
+use super::ranges::{joined, total};
 use super::{Keeper, policy_budget};
 
 impl Keeper {
@@ -44,12 +45,14 @@ impl Keeper {
             memory: of(|h| h.memory),
             committed: account.map_or(ByteSize::ZERO, Account::committed),
             stolen: of(|h| h.stolen),
+            ejected: vm.device.as_deref().map_or(ByteSize::ZERO, ejected),
             resident: of(|h| h.resident),
             min: limits.min(),
             max: limits.max(),
             target: vm.wanted,
             held: vm.held.as_ref().map(|held| self.held_return(id, held)),
             gate: self.counters(id),
+            plugging: vm.plugging.trouble(),
             device: vm.device.clone(),
         }
     }
@@ -102,4 +105,11 @@ impl Keeper {
             held_ms_max: u64::try_from(tally.held_max.as_millis()).unwrap_or(u64::MAX),
         }
     }
+}
+
+/// What is stolen and not in the VM at the moment.
+fn ejected(status: &DeviceStatus) -> ByteSize {
+    let regions = status.memory.iter().map(|region| region.range);
+    let present = joined(regions.clone());
+    total(&joined(regions.chain(status.stolen.iter().copied()))) - total(&present)
 }

@@ -1,0 +1,177 @@
+//! Plugging in again what guests have ejected: between the device's words, the VMM's, and the
+//! records of [`Dimms`].
+
+use memtide_api::device::{DeviceStatus, Refusal, Request};
+use memtide_policy::host::VmId;
+use memtide_units::{GpaRange, Instant};
+
+use super::Keeper;
+use super::dimms::{Change, Dimms, Why};
+use super::ranges::joined;
+use crate::vmm::{Dimm, Order, VmmNews};
+
+/// What a VM's monitor is to be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct VmOrder {
+    /// Whose.
+    pub(crate) vm: VmId,
+    /// What.
+    pub(crate) order: Order,
+}
+
+/// What the keeper knows of one VM's DIMMs and its monitor.
+#[derive(Debug)]
+pub(super) struct Plugging {
+    /// There is a monitor. Without one what is kept stays as it is.
+    has_monitor: bool,
+    pub(super) dimms: Dimms,
+    /// A look is under way.
+    looking: bool,
+    /// Why the monitor cannot be used.
+    unusable: Option<String>,
+    /// The device does not take ranges, and why: not asked again before it is attached anew.
+    refused: Option<String>,
+    /// What was last said about that.
+    said: Option<String>,
+}
+
+impl Plugging {
+    /// Nothing is known but what an earlier life kept.
+    pub(super) fn new(has_monitor: bool, kept: &[Dimm]) -> Self {
+        let dimms = Dimms::new(kept);
+        Self { has_monitor, dimms, looking: false, unusable: None, refused: None, said: None }
+    }
+
+    /// Another connection, perhaps to another device.
+    pub(super) fn attached(&mut self) {
+        self.refused = None;
+    }
+
+    /// Why nothing can be plugged in, for a person.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.unusable.as_ref().or(self.refused.as_ref()).cloned()
+    }
+
+    /// What the device should be told, where it believes something else.
+    fn pluggable(&self, status: &DeviceStatus) -> Option<Vec<GpaRange>> {
+        let wanted = self.dimms.pluggable().filter(|_| self.refused.is_none())?;
+        (wanted != joined(status.pluggable.iter().copied())).then_some(wanted)
+    }
+}
+
+impl Keeper {
+    /// The link to a VM's monitor has news.
+    pub(crate) fn hear_vmm(&mut self, now: Instant, id: VmId, news: VmmNews) {
+        match news {
+            VmmNews::Dimms(dimms) => self.looked(now, id, dimms),
+            VmmNews::Plug { memdev, outcome } => {
+                let change = self.vm_mut(id).plugging.dimms.plugged(now, &memdev, outcome);
+                change.into_iter().for_each(|change| self.log_change(now, id, &change));
+            }
+            VmmNews::Unusable(why) => self.cannot_look(id, why),
+        }
+    }
+
+    fn looked(&mut self, now: Instant, id: VmId, dimms: Vec<Dimm>) {
+        let vm = self.vm_mut(id);
+        vm.plugging.looking = false;
+        if vm.plugging.unusable.take().is_some() {
+            tracing::info!(vm = vm.name, "its VMM can be asked again");
+        }
+        for change in vm.plugging.dimms.seen(dimms) {
+            self.log_change(now, id, &change);
+        }
+    }
+
+    fn cannot_look(&mut self, id: VmId, why: String) {
+        let vm = self.vm_mut(id);
+        vm.plugging.looking = false;
+        if vm.plugging.unusable.as_ref() != Some(&why) {
+            tracing::warn!(vm = vm.name, "nothing can be plugged in: {why}");
+        }
+        vm.plugging.unusable = Some(why);
+    }
+
+    /// The device has told how it is.
+    pub(super) fn watch_dimms(&mut self, now: Instant, id: VmId, status: &DeviceStatus) {
+        let plugging = &mut self.vm_mut(id).plugging;
+        if !plugging.has_monitor {
+            return;
+        }
+        let look = plugging.dimms.observed(now, status);
+        let pluggable = plugging.pluggable(status);
+        if look {
+            self.look_at_vmm(id);
+        }
+        if let Some(ranges) = pluggable {
+            self.send(id, Request::SetPluggable { ranges });
+        }
+    }
+
+    /// One look at a time; a monitor that cannot be used is tried at the link's own pace.
+    fn look_at_vmm(&mut self, id: VmId) {
+        let plugging = &mut self.vm_mut(id).plugging;
+        if plugging.unusable.is_none() && !std::mem::replace(&mut plugging.looking, true) {
+            self.orders.push(VmOrder { vm: id, order: Order::Look });
+        }
+    }
+
+    /// The guest is about to eject this: known to the file before it is gone.
+    pub(super) fn ejecting(&mut self, id: VmId, ranges: &[GpaRange]) {
+        self.keep_soon |= self.vm_mut(id).plugging.dimms.ejecting(ranges);
+    }
+
+    /// Whatever has to be plugged in, as orders.
+    pub(super) fn order_plugs(&mut self, now: Instant) {
+        for id in self.ids() {
+            let plugging = &mut self.vm_mut(id).plugging;
+            if !plugging.has_monitor {
+                continue;
+            }
+            let due = plugging.dimms.due(now).into_iter();
+            let order = |dimm| VmOrder { vm: id, order: Order::Plug(dimm) };
+            self.orders.extend(due.map(order));
+        }
+    }
+
+    /// A device that is older than this call refuses it: asked once, and said once.
+    pub(super) fn pluggable_refused(&mut self, id: VmId, refusal: &Refusal) {
+        let why = format!(
+            "its device does not let its guest eject memory: {refusal}; a vhost-user-balloon of \
+             this memtided's version does, from the next start of the VM on"
+        );
+        let vm = self.vm_mut(id);
+        if vm.plugging.said.as_ref() != Some(&why) {
+            tracing::warn!(vm = vm.name, "{why}");
+            vm.plugging.said = Some(why.clone());
+        }
+        vm.plugging.refused = Some(why);
+    }
+
+    fn log_change(&mut self, now: Instant, id: VmId, change: &Change) {
+        if !self.may_log(now, id) {
+            return;
+        }
+        let vm = &self.vm(id).name;
+        match change {
+            Change::Ejected(dimm) => tracing::info!(vm, "ejected by its guest: {dimm}"),
+            Change::Unplugged(dimm) => tracing::info!(vm, "unplugged by somebody else: {dimm}"),
+            Change::Plugged(dimm, Why::Wanted) => {
+                tracing::info!(vm, "plugged in again: {dimm} (its guest waits for it)");
+            }
+            Change::Plugged(dimm, Why::Alone) => {
+                tracing::info!(vm, "plugged in again: {dimm} (nobody holds it)");
+            }
+            Change::Back(dimm) => tracing::info!(vm, "plugged in by somebody else: {dimm}"),
+            Change::Replaced(dimm) => {
+                tracing::warn!(vm, "forgotten, since another DIMM lies at its place: {dimm}");
+            }
+            Change::NoBackend(dimm, why) => {
+                tracing::warn!(vm, "forgotten, since its memory backend is gone: {dimm}: {why}");
+            }
+            Change::Failed(dimm, why) => {
+                tracing::warn!(vm, "not plugged in, tried again: {dimm}: {why}");
+            }
+        }
+    }
+}

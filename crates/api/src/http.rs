@@ -65,6 +65,9 @@ pub struct VmStatus {
     pub committed: ByteSize,
     /// What is stolen.
     pub stolen: ByteSize,
+    /// What of it is not in the VM now: its guest has ejected it.
+    #[serde(default)]
+    pub ejected: ByteSize,
     /// What is resident on the host, from the backing.
     pub resident: ByteSize,
     /// Guaranteed.
@@ -77,6 +80,10 @@ pub struct VmStatus {
     pub held: Option<HeldReturn>,
     /// What the gate did for it.
     pub gate: GateCounters,
+    /// Why memory that its guest ejects cannot be plugged in again, where that is configured and not
+    /// so.
+    #[serde(default)]
+    pub plugging: Option<String>,
     /// The device's own words.
     pub device: Option<Box<DeviceStatus>>,
 }

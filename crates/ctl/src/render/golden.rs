@@ -67,6 +67,7 @@ fn web1() -> VmStatus {
         memory: mib(4096),
         committed: mib(1280),
         stolen: mib(2816),
+        ejected: ByteSize::ZERO,
         resident: mib(1100),
         min: mib(512),
         max: ByteSize::MAX,
@@ -84,6 +85,7 @@ fn web1() -> VmStatus {
             held_ms_max: 12_340,
             ..GateCounters::default()
         },
+        plugging: None,
         device: Some(Box::new(device_status())),
     }
 }
@@ -100,6 +102,21 @@ fn db() -> VmStatus {
         max: mib(2048),
         target: mib(64),
         ..VmStatus::default()
+    }
+}
+
+/// A VM that has ejected a DIMM, while somebody else holds the monitor.
+fn ejected() -> VmStatus {
+    VmStatus {
+        ejected: mib(512),
+        held: None,
+        plugging: Some(
+            "greeting over the QMP socket /run/memtide/web1.qmp failed: it sent none: a monitor \
+             serves one client at a time, and another one holds this; give memtided a monitor of \
+             its own: -qmp unix:PATH,server=on,wait=off"
+                .into(),
+        ),
+        ..web1()
     }
 }
 
@@ -130,4 +147,5 @@ fn status_without_vms_says_what_to_do() {
 fn one_vm() {
     check("vm.txt", &super::vm(&web1(), Colour::Never));
     check("vm-lost.txt", &super::vm(&db(), Colour::Never));
+    check("vm-ejected.txt", &super::vm(&ejected(), Colour::Never));
 }

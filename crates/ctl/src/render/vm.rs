@@ -13,7 +13,7 @@ pub(crate) fn vm(vm: &VmStatus, colour: Colour) -> String {
     let mut text = heading(vm, colour);
     text += &line("memory", &format!("{} given by the VMM", vm.memory));
     text += &line("holds", &format!("{} that it may use without asking", vm.committed));
-    text += &line("stolen", &vm.stolen.to_string());
+    text += &line("stolen", &stolen(vm));
     text += &line("resident", &format!("{} on the host", vm.resident));
     text += &line("min", &format!("{} guaranteed", vm.min));
     text += &line("max", &limit(vm.max));
@@ -29,7 +29,18 @@ pub(crate) fn vm(vm: &VmStatus, colour: Colour) -> String {
         text.push('\n');
         text += &held(&vm.name, waits, colour);
     }
+    if let Some(why) = &vm.plugging {
+        let head = format!("{}: what its guest ejects cannot be plugged in again", vm.name);
+        text += &format!("\n{}\n{}", colour.paint(Tone::Attention, &head), wrapped(why, 2));
+    }
     text
+}
+
+fn stolen(vm: &VmStatus) -> String {
+    if vm.ejected.is_zero() {
+        return vm.stolen.to_string();
+    }
+    format!("{}, {} of it ejected by its guest", vm.stolen, vm.ejected)
 }
 
 fn heading(vm: &VmStatus, colour: Colour) -> String {

@@ -23,6 +23,8 @@ struct State {
     controller: Option<UnixStream>,
     heard: Vec<Request>,
     decisions: Vec<(u32, Decision)>,
+    /// It is older than `set_pluggable`.
+    is_old: bool,
     ended: bool,
 }
 
@@ -114,6 +116,16 @@ impl FakeDevice {
         state.emit(event);
     }
 
+    /// Its status is another from now on.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut DeviceStatus)) {
+        change(&mut self.state().status);
+    }
+
+    /// It cannot read `set_pluggable`.
+    pub(crate) fn is_old(&self) {
+        self.state().is_old = true;
+    }
+
     pub(crate) fn set_resident(&self, resident: ByteSize) {
         self.state().status.resident = resident;
     }
@@ -183,6 +195,16 @@ impl State {
         }
     }
 
+    fn reply(&mut self, call: &Call, stream: &UnixStream) -> Reply {
+        let result = self.handle(&call.call, stream);
+        if self.is_old && matches!(call.call, Request::SetPluggable { .. }) {
+            let message = "a line is not understood: unknown variant `set_pluggable`".into();
+            let refusal = Refusal { name: "bad-request".into(), message };
+            return Reply { id: 0, result: Outcome::Error(refusal) };
+        }
+        Reply { id: call.id, result }
+    }
+
     fn handle(&mut self, request: &Request, stream: &UnixStream) -> Outcome {
         self.heard.push(request.clone());
         match request {
@@ -198,6 +220,7 @@ impl State {
             Request::SetMin { min } => self.status.min = *min,
             Request::SetLocalRule { rule } => self.status.local_rule = *rule,
             Request::AskHello => self.say_hello(),
+            Request::SetPluggable { .. } if self.is_old => {}
             Request::SetPluggable { ranges } => self.status.pluggable.clone_from(ranges),
             Request::Decide { ticket, decision } => return self.decide(*ticket, decision),
         }
@@ -250,8 +273,7 @@ fn serve(mut stream: UnixStream, shared: &Mutex<State>) {
             if state.ended {
                 return;
             }
-            let result = state.handle(&call.call, &stream);
-            let reply = FromDevice::Reply(Reply { id: call.id, result });
+            let reply = FromDevice::Reply(state.reply(&call, &stream));
             let _ = stream.write_all(&to_line(&reply).unwrap());
         }
     }

@@ -4,7 +4,9 @@
 mod access;
 mod daemon;
 mod dishonest;
+mod ejected;
 mod fake_device;
+mod fake_qmp;
 mod started;
 mod supervised;
 

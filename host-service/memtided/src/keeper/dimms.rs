@@ -5,7 +5,7 @@
 //!              the guest tells that it ejects          a look: gone
 //!      +-> In --------------------------> Leaving ---------------------> Out
 //!      |    |                               | a look: there, and not        |
-//!      +----|-------------------------------+ all of it stolen              |
+//!      +----|-------------------------------+ all of it stolen, for long     |
 //!      +----|---------------------------------------------------------------+
 //!      |    | a look: gone             plugged in again, or a look: there
 //!      +- Missed --> forgotten by the next look: an operator unplugged it
@@ -77,7 +77,7 @@ impl Dimms {
             if entry.may_be_out() || room == 0 {
                 continue;
             }
-            (entry.place, entry.is_stolen) = (Place::Leaving, true);
+            (entry.place, entry.is_stolen, entry.stays) = (Place::Leaving, true, None);
             room -= 1;
             is_new = true;
         }
@@ -118,7 +118,7 @@ impl Dimms {
     }
 
     /// The VM has these DIMMs now, and no others.
-    pub(super) fn seen(&mut self, dimms: Vec<Dimm>) -> Vec<Change> {
+    pub(super) fn seen(&mut self, now: Instant, dimms: Vec<Dimm>) -> Vec<Change> {
         self.looked = true;
         let mut present: BTreeMap<String, Dimm> =
             dimms.into_iter().map(|dimm| (dimm.memdev.clone(), dimm)).collect();
@@ -126,7 +126,7 @@ impl Dimms {
         let mut changes = Vec::new();
         self.entries.retain(|memdev, entry| {
             let (stays, change) = match present.remove(memdev) {
-                Some(dimm) => (true, entry.is_there(dimm)),
+                Some(dimm) => (true, entry.is_there(now, dimm)),
                 None => entry.is_missing(&taken),
             };
             changes.extend(change);
@@ -167,8 +167,10 @@ impl Dimms {
                 Some(Change::Plugged(dimm, why))
             }
             PlugOutcome::WasThere => {
-                // Its guest may have been too early: it asks again.
-                entry.calm();
+                if entry.may_be_out() {
+                    // Its guest has let go of it, and the VMM has not yet.
+                    entry.later(now);
+                }
                 None
             }
             PlugOutcome::NoBackend(text) => {
@@ -187,14 +189,22 @@ impl Dimms {
         if !self.looked {
             return None;
         }
-        let ranges = |which: fn(&Entry) -> bool| {
-            self.entries.values().filter(move |entry| which(entry)).map(|entry| entry.dimm.range)
-        };
-        let all = joined(ranges(|entry| entry.place != Place::Missed));
-        let out: Vec<GpaRange> = ranges(Entry::may_be_out).collect();
+        let all = joined(self.ranges(|entry| entry.place != Place::Missed));
+        let out = self.owed();
         let (first, rest): (Vec<GpaRange>, Vec<GpaRange>) =
             all.into_iter().partition(|range| touches(&out, *range));
         Some(joined(first.into_iter().chain(rest).take(PLUGGABLE_MAX)))
+    }
+
+    /// What of that is out, or may be at any moment.
+    pub(super) fn owed(&self) -> Vec<GpaRange> {
+        let mut owed = joined(self.ranges(Entry::may_be_out));
+        owed.truncate(PLUGGABLE_MAX);
+        owed
+    }
+
+    fn ranges(&self, which: fn(&Entry) -> bool) -> impl Iterator<Item = GpaRange> {
+        self.entries.values().filter(move |entry| which(entry)).map(|entry| entry.dimm.range)
     }
 }
 

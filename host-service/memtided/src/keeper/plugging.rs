@@ -1,6 +1,8 @@
 //! Plugging in again what guests have ejected: between the device's words, the VMM's, and the
 //! records of [`Dimms`].
 
+use std::time::Duration;
+
 use memtide_api::device::{DeviceStatus, Refusal, Request};
 use memtide_policy::host::VmId;
 use memtide_units::{GpaRange, Instant};
@@ -9,6 +11,10 @@ use super::Keeper;
 use super::dimms::{Change, Dimms, Why};
 use super::ranges::joined;
 use crate::vmm::{Dimm, Order, VmmNews};
+
+/// A monitor that cannot be used for so long is no promise: what is in is no longer let go. Shorter
+/// troubles, such as another client for a moment, are not worth a word to the guest.
+const BLIND_MAX: Duration = Duration::from_secs(30);
 
 /// What a VM's monitor is to be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,8 +33,8 @@ pub(super) struct Plugging {
     pub(super) dimms: Dimms,
     /// A look is under way.
     looking: bool,
-    /// Why the monitor cannot be used.
-    unusable: Option<String>,
+    /// Why the monitor cannot be used, and since when.
+    unusable: Option<(String, Instant)>,
     /// The device does not take ranges, and why: not asked again before it is attached anew.
     refused: Option<String>,
     /// What was last said about that.
@@ -49,12 +55,17 @@ impl Plugging {
 
     /// Why nothing can be plugged in, for a person.
     pub(super) fn trouble(&self) -> Option<String> {
-        self.unusable.as_ref().or(self.refused.as_ref()).cloned()
+        let unusable = self.unusable.as_ref().map(|(why, _)| why);
+        unusable.or(self.refused.as_ref()).cloned()
     }
 
     /// What the device should be told, where it believes something else.
-    fn pluggable(&self, status: &DeviceStatus) -> Option<Vec<GpaRange>> {
-        let wanted = self.dimms.pluggable().filter(|_| self.refused.is_none())?;
+    fn pluggable(&self, now: Instant, status: &DeviceStatus) -> Option<Vec<GpaRange>> {
+        let mut wanted = self.dimms.pluggable().filter(|_| self.refused.is_none())?;
+        let is_blind = |(_, since): &(String, Instant)| now.since(*since) >= BLIND_MAX;
+        if self.unusable.as_ref().is_some_and(is_blind) {
+            wanted = self.dimms.owed();
+        }
         (wanted != joined(status.pluggable.iter().copied())).then_some(wanted)
     }
 }
@@ -68,28 +79,33 @@ impl Keeper {
                 let change = self.vm_mut(id).plugging.dimms.plugged(now, &memdev, outcome);
                 change.into_iter().for_each(|change| self.log_change(now, id, &change));
             }
-            VmmNews::Unusable(why) => self.cannot_look(id, why),
+            VmmNews::Unusable(why) => self.cannot_look(now, id, why),
         }
     }
 
     fn looked(&mut self, now: Instant, id: VmId, dimms: Vec<Dimm>) {
-        let vm = self.vm_mut(id);
-        vm.plugging.looking = false;
-        if vm.plugging.unusable.take().is_some() {
-            tracing::info!(vm = vm.name, "its VMM can be asked again");
+        let plugging = &mut self.vm_mut(id).plugging;
+        plugging.looking = false;
+        let could_not = plugging.unusable.take().is_some();
+        let changes = plugging.dimms.seen(now, dimms);
+        if could_not && self.may_log(now, id) {
+            tracing::info!(vm = self.vm(id).name, "its VMM can be asked again");
         }
-        for change in vm.plugging.dimms.seen(dimms) {
+        for change in changes {
             self.log_change(now, id, &change);
         }
     }
 
-    fn cannot_look(&mut self, id: VmId, why: String) {
-        let vm = self.vm_mut(id);
-        vm.plugging.looking = false;
-        if vm.plugging.unusable.as_ref() != Some(&why) {
-            tracing::warn!(vm = vm.name, "nothing can be plugged in: {why}");
+    fn cannot_look(&mut self, now: Instant, id: VmId, why: String) {
+        let plugging = &mut self.vm_mut(id).plugging;
+        plugging.looking = false;
+        let before = plugging.unusable.take();
+        let since = before.as_ref().map_or(now, |(_, since)| *since);
+        plugging.unusable = Some((why.clone(), since));
+        let is_new = before.is_none_or(|(old, _)| old != why);
+        if is_new && self.may_log(now, id) {
+            tracing::warn!(vm = self.vm(id).name, "nothing can be plugged in: {why}");
         }
-        vm.plugging.unusable = Some(why);
     }
 
     /// The device has told how it is.
@@ -99,7 +115,7 @@ impl Keeper {
             return;
         }
         let look = plugging.dimms.observed(now, status);
-        let pluggable = plugging.pluggable(status);
+        let pluggable = plugging.pluggable(now, status);
         if look {
             self.look_at_vmm(id);
         }
@@ -175,3 +191,6 @@ impl Keeper {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

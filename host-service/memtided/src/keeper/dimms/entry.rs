@@ -15,6 +15,9 @@ const ALONE_WITH_AGENT: Duration = Duration::from_secs(15);
 /// No agent drives the device: long enough for a guest that boots to start its agent, which may
 /// know better.
 const ALONE_WITHOUT_AGENT: Duration = Duration::from_secs(60);
+/// An announced DIMM that is there, and not all stolen, for so long was not ejected. Until then it
+/// may go: the guest's kernel has let go of it before QEMU has.
+const SETTLED: Duration = Duration::from_secs(20);
 /// After a failure; doubled each time.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
@@ -30,6 +33,8 @@ pub(super) struct Entry {
     pub(super) wanted: bool,
     /// It is out, nobody holds it, and since when.
     pub(super) alone: Option<(Left, Instant)>,
+    /// It was announced and is there, not all of it stolen, and since when.
+    pub(super) stays: Option<Instant>,
     /// It is being plugged in, and why; `again` where the guest has told meanwhile that it ejects it.
     pub(super) plugging: Option<Why>,
     pub(super) again: bool,
@@ -78,6 +83,7 @@ impl Entry {
             is_stolen: place == Place::Leaving,
             wanted: false,
             alone: None,
+            stays: None,
             plugging: None,
             again: false,
             pause: RETRY_FIRST,
@@ -98,11 +104,16 @@ impl Entry {
 
     /// An attempt failed; the next one comes later each time. True where the reason is another one.
     pub(super) fn failed(&mut self, now: Instant, why: &str) -> bool {
-        self.not_before = Some(now + self.pause);
-        self.pause = (self.pause * 2).min(RETRY_MAX);
+        self.later(now);
         let is_new = self.failure.as_deref() != Some(why);
         self.failure = Some(why.into());
         is_new
+    }
+
+    /// The next attempt comes later, and the one after that later still.
+    pub(super) fn later(&mut self, now: Instant) {
+        self.not_before = Some(now + self.pause);
+        self.pause = (self.pause * 2).min(RETRY_MAX);
     }
 
     /// Does anything speak for plugging it in, now that the device was heard?
@@ -138,16 +149,11 @@ impl Entry {
         }
     }
 
-    pub(super) fn is_there(&mut self, dimm: Dimm) -> Option<Change> {
+    pub(super) fn is_there(&mut self, now: Instant, dimm: Dimm) -> Option<Change> {
         self.dimm = dimm;
         match self.place {
             Place::In | Place::Missed => self.place = Place::In,
-            // To eject takes a moment, and what is on its way back is not stolen as a whole.
-            Place::Leaving if self.is_stolen => {}
-            Place::Leaving => {
-                self.place = Place::In;
-                self.calm();
-            }
+            Place::Leaving => self.still_there(now),
             Place::Out => {
                 self.place = Place::In;
                 self.calm();
@@ -155,6 +161,19 @@ impl Entry {
             }
         }
         None
+    }
+
+    /// To eject takes a moment.
+    fn still_there(&mut self, now: Instant) {
+        if self.is_stolen {
+            self.stays = None;
+            return;
+        }
+        let since = *self.stays.get_or_insert(now);
+        if now.since(since) >= SETTLED {
+            (self.place, self.stays) = (Place::In, None);
+            self.calm();
+        }
     }
 
     /// Whether to remember it, and what to say. The first look that misses a DIMM may be ahead of

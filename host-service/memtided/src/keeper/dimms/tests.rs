@@ -40,7 +40,7 @@ fn status(stolen: &[u64]) -> DeviceStatus {
 fn three() -> Dimms {
     let mut dimms = Dimms::default();
     dimms.observed(at(0), &status(&[0, 1, 2]));
-    assert_eq!(dimms.seen(vec![dimm(0), dimm(1), dimm(2)]), []);
+    assert_eq!(dimms.seen(at(0), vec![dimm(0), dimm(1), dimm(2)]), []);
     dimms
 }
 
@@ -48,7 +48,7 @@ fn three() -> Dimms {
 fn one_out() -> Dimms {
     let mut dimms = three();
     assert!(dimms.ejecting(&[range(1)]));
-    assert_eq!(dimms.seen(vec![dimm(0), dimm(2)]), [Change::Ejected(dimm(1))]);
+    assert_eq!(dimms.seen(at(0), vec![dimm(0), dimm(2)]), [Change::Ejected(dimm(1))]);
     dimms
 }
 
@@ -62,7 +62,7 @@ fn nothing_is_pluggable_before_a_look_and_then_all_that_is_in_or_out() {
     assert!(dimms.observed(at(0), &status(&[1])), "the VMM is to be looked at");
     assert!(!dimms.observed(at(1), &status(&[1])), "once");
     assert_eq!(dimms.pluggable(), None);
-    dimms.seen(vec![dimm(0), dimm(2)]);
+    dimms.seen(at(0), vec![dimm(0), dimm(2)]);
     assert_eq!(dimms.pluggable(), Some(vec![whole(0, 3)]), "neighbours are joined");
     let gone = DeviceStatus::default();
     dimms.observed(at(2), &gone);
@@ -77,9 +77,9 @@ fn nothing_is_pluggable_before_a_look_and_then_all_that_is_in_or_out() {
 fn what_does_not_fit_one_call_is_cut_and_what_is_out_is_in_it() {
     let every_second = || (0..200).step_by(2).map(dimm);
     let mut dimms = Dimms::default();
-    dimms.seen(every_second().collect());
+    dimms.seen(at(0), every_second().collect());
     dimms.ejecting(&[range(198)]);
-    dimms.seen(every_second().filter(|dimm| dimm.range != range(198)).collect());
+    dimms.seen(at(0), every_second().filter(|dimm| dimm.range != range(198)).collect());
     let pluggable = dimms.pluggable().unwrap();
     assert_eq!(pluggable.len(), PLUGGABLE_MAX);
     assert_eq!(pluggable.last(), Some(&range(198)));
@@ -89,11 +89,11 @@ fn what_does_not_fit_one_call_is_cut_and_what_is_out_is_in_it() {
 #[test]
 fn what_an_operator_unplugs_is_forgotten_and_never_plugged_in() {
     let mut dimms = three();
-    assert_eq!(dimms.seen(vec![dimm(0), dimm(2)]), []);
+    assert_eq!(dimms.seen(at(0), vec![dimm(0), dimm(2)]), []);
     assert_eq!(dimms.pluggable(), Some(vec![range(0), range(2)]));
     dimms.wanted(&[range(1)]);
     assert_eq!(dimms.due(at(1)), []);
-    assert_eq!(dimms.seen(vec![dimm(0), dimm(2)]), [Change::Unplugged(dimm(1))]);
+    assert_eq!(dimms.seen(at(0), vec![dimm(0), dimm(2)]), [Change::Unplugged(dimm(1))]);
     for second in 0..120 {
         dimms.observed(at(second), &status(&[]));
         assert_eq!(dimms.due(at(second)), []);
@@ -104,9 +104,9 @@ fn what_an_operator_unplugs_is_forgotten_and_never_plugged_in() {
 #[test]
 fn a_word_that_comes_after_the_look_counts() {
     let mut dimms = three();
-    dimms.seen(vec![dimm(0), dimm(2)]);
+    dimms.seen(at(0), vec![dimm(0), dimm(2)]);
     assert!(dimms.ejecting(&[range(1)]));
-    assert_eq!(dimms.seen(vec![dimm(0), dimm(2)]), [Change::Ejected(dimm(1))]);
+    assert_eq!(dimms.seen(at(0), vec![dimm(0), dimm(2)]), [Change::Ejected(dimm(1))]);
 }
 
 #[test]
@@ -120,14 +120,21 @@ fn a_dimm_is_marked_when_all_of_it_is_named_and_kept_at_once() {
 }
 
 #[test]
-fn a_mark_stays_while_it_is_stolen_and_goes_when_it_is_there_and_is_not() {
+fn a_mark_goes_when_the_dimm_is_there_and_not_all_stolen_for_long() {
     let mut dimms = three();
+    let all = || vec![dimm(0), dimm(1), dimm(2)];
     dimms.ejecting(&[range(1)]);
-    dimms.seen(vec![dimm(0), dimm(1), dimm(2)]);
-    assert_eq!(dimms.to_keep(), [dimm(1)], "to eject takes a moment");
-    dimms.observed(at(1), &status(&[0]));
-    assert_eq!(dimms.to_keep(), [dimm(1)], "it may be gone all the same");
-    dimms.seen(vec![dimm(0), dimm(1), dimm(2)]);
+    dimms.seen(at(100), all());
+    assert_eq!(dimms.to_keep(), [dimm(1)], "stolen: it may go at any time");
+    dimms.observed(at(101), &status(&[0]));
+    dimms.seen(at(102), all());
+    dimms.observed(at(103), &status(&[0, 1]));
+    dimms.seen(at(104), all());
+    dimms.observed(at(105), &status(&[0]));
+    dimms.seen(at(106), all());
+    dimms.seen(at(125), all());
+    assert_eq!(dimms.to_keep(), [dimm(1)], "its guest may have let go of it before the VMM");
+    dimms.seen(at(126), all());
     assert_eq!(dimms.to_keep(), []);
 }
 
@@ -139,7 +146,7 @@ fn a_look_is_wanted_when_an_announced_dimm_leaves_the_memory() {
     let mut without = status(&[0, 1, 2]);
     without.memory.remove(1);
     assert!(dimms.observed(at(2), &without));
-    dimms.seen(vec![dimm(0), dimm(2)]);
+    dimms.seen(at(0), vec![dimm(0), dimm(2)]);
     assert!(!dimms.observed(at(3), &without), "it is known");
 }
 
@@ -152,7 +159,7 @@ fn what_is_wanted_is_plugged_in_at_once_and_once() {
     assert_eq!(dimms.due(at(1)), [], "it is under way");
     let change = dimms.plugged(at(2), "mem1", PlugOutcome::Done);
     assert_eq!(change, Some(Change::Plugged(dimm(1), Why::Wanted)));
-    assert_eq!(dimms.seen(vec![dimm(0), dimm(1), dimm(2)]), []);
+    assert_eq!(dimms.seen(at(0), vec![dimm(0), dimm(1), dimm(2)]), []);
     dimms.wanted(&[whole(0, 3)]);
     assert_eq!(dimms.due(at(3)), [], "all is in");
     assert_eq!(dimms.to_keep(), []);
@@ -162,13 +169,33 @@ fn what_is_wanted_is_plugged_in_at_once_and_once() {
 fn what_may_be_out_is_asked_for_before_a_look_has_shown_it() {
     let mut dimms = three();
     dimms.ejecting(&[range(1)]);
+    dimms.observed(at(1), &status(&[0]));
     dimms.wanted(&[range(1)]);
     assert_eq!(dimms.due(at(1)), [dimm(1)]);
+    dimms.seen(at(1), vec![dimm(0), dimm(1), dimm(2)]);
     assert_eq!(dimms.plugged(at(1), "mem1", PlugOutcome::WasThere), None);
-    dimms.seen(vec![dimm(0), dimm(1), dimm(2)]);
-    assert_eq!(dimms.due(at(1)), [], "until it asks again");
+    assert_eq!(dimms.due(at(1)), []);
+    assert_eq!(dimms.due(at(2)), [dimm(1)], "it goes a moment later");
+    let changes = dimms.seen(at(2), vec![dimm(0), dimm(2)]);
+    assert_eq!(changes, [Change::Ejected(dimm(1))]);
+    assert!(dimms.plugged(at(2), "mem1", PlugOutcome::Done).is_some());
+}
+
+#[test]
+fn what_is_there_after_all_is_no_longer_asked_for() {
+    let mut dimms = three();
+    dimms.ejecting(&[range(1)]);
     dimms.wanted(&[range(1)]);
-    assert_eq!(dimms.due(at(2)), [dimm(1)]);
+    let mut orders = 0;
+    for second in 1..200 {
+        dimms.observed(at(second), &status(&[0]));
+        for _ in dimms.due(at(second)) {
+            orders += 1;
+            dimms.seen(at(second), vec![dimm(0), dimm(1), dimm(2)]);
+            dimms.plugged(at(second), "mem1", PlugOutcome::WasThere);
+        }
+    }
+    assert_eq!((orders, dimms.to_keep()), (6, vec![]), "after 1, 2, 4, 8, 16 seconds more");
 }
 
 #[test]
@@ -187,7 +214,7 @@ fn a_dimm_that_is_ejected_while_it_is_plugged_in_is_remembered() {
     dimms.ejecting(&[range(1)]);
     dimms.plugged(at(2), "mem1", PlugOutcome::Done);
     assert_eq!(dimms.to_keep(), [dimm(1)]);
-    dimms.seen(vec![dimm(0), dimm(2)]);
+    dimms.seen(at(0), vec![dimm(0), dimm(2)]);
     dimms.wanted(&[range(1)]);
     assert_eq!(dimms.due(at(3)), [dimm(1)]);
 }
@@ -284,10 +311,10 @@ fn nothing_is_plugged_in_where_nobody_can_be_reached() {
 #[test]
 fn what_is_there_again_is_in_and_what_is_replaced_is_forgotten() {
     let mut dimms = one_out();
-    assert_eq!(dimms.seen(vec![dimm(0), dimm(1), dimm(2)]), [Change::Back(dimm(1))]);
+    assert_eq!(dimms.seen(at(0), vec![dimm(0), dimm(1), dimm(2)]), [Change::Back(dimm(1))]);
     let mut dimms = one_out();
     let other = Dimm { memdev: "other".into(), ..dimm(1) };
-    let changes = dimms.seen(vec![dimm(0), other, dimm(2)]);
+    let changes = dimms.seen(at(0), vec![dimm(0), other, dimm(2)]);
     assert_eq!(changes, [Change::Replaced(dimm(1))]);
     dimms.observed(at(0), &status(&[]));
     assert_eq!(dimms.due(at(100)), []);

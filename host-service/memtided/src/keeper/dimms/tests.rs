@@ -309,6 +309,16 @@ fn nothing_is_plugged_in_where_nobody_can_be_reached() {
 }
 
 #[test]
+fn a_wish_waits_for_a_vmm_that_is_away() {
+    let mut dimms = one_out();
+    dimms.wanted(&[range(1)]);
+    dimms.observed(at(1), &DeviceStatus { vmm_connected: false, ..status(&[]) });
+    assert_eq!(dimms.due(at(100)), []);
+    dimms.observed(at(101), &status(&[]));
+    assert_eq!(dimms.due(at(101)), [dimm(1)]);
+}
+
+#[test]
 fn what_is_there_again_is_in_and_what_is_replaced_is_forgotten() {
     let mut dimms = one_out();
     assert_eq!(dimms.seen(at(0), vec![dimm(0), dimm(1), dimm(2)]), [Change::Back(dimm(1))]);

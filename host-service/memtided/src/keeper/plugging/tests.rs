@@ -126,7 +126,8 @@ fn the_books_do_not_move_when_a_region_goes() {
 
     // Part of it is granted, and it is not plugged in yet.
     let mut granted = status();
-    (granted.memory.pop(), granted.stolen.pop());
+    granted.memory.pop();
+    granted.stolen.pop();
     granted.pluggable = vec![dimm(0).range, dimm(1).range];
     keeper.hear(Instant::default(), VM, News::Status(granted));
     let granted = keeper.vm_status(VM);

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use arbitrary::{Arbitrary, Unstructured};
 use memtide_agent::dma::{Area, PAGE, PAGES, Pages};
-use memtide_agent::link::{Guest, Link, LinkEvent};
+use memtide_agent::link::{Guest, HostConfig, Link, LinkEvent};
 use memtide_agent::virtio::caps::{Layout, Place};
 use memtide_agent::virtio::mmio::Registers;
 use memtide_agent::virtio::transport::Transport;

@@ -206,10 +206,14 @@ impl Agent {
     pub(super) fn note_plugged(&mut self) {
         let blocks = &self.parts.blocks;
         let is_awaited = |block: &BlockId| blocks.is_ejected(*block);
-        if !blocks.with(Hold::Returning).iter().any(is_awaited) {
-            self.ejection.awaited.clear();
-            self.ejection.held = None;
+        if blocks.with(Hold::Returning).iter().any(is_awaited) {
+            return;
         }
+        for name in std::mem::take(&mut self.ejection.awaited) {
+            let is_back = self.ejection.trust == Trust::Given;
+            tracing::info!("{name} {}", if is_back { "is plugged in again" } else { "stays out" });
+        }
+        self.ejection.held = None;
     }
 
     /// Says so where what was ejected could not be brought back now.

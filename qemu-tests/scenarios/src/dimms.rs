@@ -9,21 +9,17 @@ use std::time::{Duration, Instant};
 use memtide_api::device::DeviceStatus;
 use memtide_lab::cargo::Built;
 use memtide_lab::{Kernel, Lab};
-use memtide_units::{ByteSize, Gpa};
+use memtide_units::ByteSize;
 use serde_json::json;
 
 use crate::checks::Checks;
+use crate::dimm::{self, ABOVE, BLOCKS, DIMM, STRUCTS};
 use crate::error::ScenarioError;
 use crate::guest_side::{GuestOptions, Shape, Unit};
 use crate::torture::Arena;
 use crate::wait::{self, Look};
 
 const MEMORY: ByteSize = ByteSize::from_gib(1);
-const DIMM: ByteSize = ByteSize::from_mib(512);
-/// QEMU plugs in from there on: it is the end of the hole below it.
-const ABOVE: Gpa = Gpa(4 << 30);
-/// 64 bytes for each page of it, in pages.
-const STRUCTS: u64 = DIMM.bytes() / 4096 * 64 / 4096;
 /// What the DIMM's memory is called the first and the second time. The second is made while the first is
 /// still there: emulated processors keep the code that they have translated by the place of its memory in
 /// QEMU, also when that has been taken away, and would run it in new memory at the same place
@@ -55,26 +51,15 @@ fn shell(arena: &Arena, script: &str) -> Result<String, ScenarioError> {
     arena.guest.shell(script, COMMAND)
 }
 
-/// Makes the memory of a DIMM.
-fn make(arena: &Arena, memory: &str) -> Result<(), ScenarioError> {
-    let (kind, size) = ("memory-backend-memfd", DIMM.bytes());
-    let backend = json!({ "qom-type": kind, "id": memory, "size": size, "share": true });
-    arena.guest.qmp("object-add", backend).map(drop)
-}
-
 fn plug(arena: &Arena, memory: &str) -> Result<(), ScenarioError> {
-    let dimm = json!({ "driver": "pc-dimm", "id": "dimm", "memdev": memory });
-    arena.guest.qmp("device_add", dimm)?;
-    online(arena, "the guest has the new memory", 4)
+    dimm::plug(&arena.guest, memory)?;
+    online(arena, "the guest has the new memory")
 }
 
-fn online(arena: &Arena, what: &str, wanted: usize) -> Result<(), ScenarioError> {
-    wait::until(what, SOON, || {
-        let text = shell(arena, "cd /sys/devices/system/memory; grep -l online memory*/state")?;
-        let number =
-            |name: &str| name.strip_prefix("memory")?.strip_suffix("/state")?.parse::<u64>().ok();
-        let above = text.lines().filter_map(number).filter(|block| *block >= ABOVE.0 >> 27).count();
-        Ok(if above == wanted { Look::Found(()) } else { Look::NotYet(text) })
+fn online(arena: &Arena, what: &str) -> Result<(), ScenarioError> {
+    wait::until_so(what, SOON, || {
+        let (count, text) = dimm::online(&arena.guest)?;
+        Ok((count == BLOCKS, text))
     })
 }
 
@@ -85,28 +70,22 @@ fn of_dimm(status: &DeviceStatus) -> ByteSize {
 
 fn stolen(arena: &Arena) -> Result<(), ScenarioError> {
     shell(arena, "echo online_movable > /sys/devices/system/memory/auto_online_blocks")?;
-    make(arena, FIRST)?;
+    dimm::make(&arena.guest, FIRST)?;
     plug(arena, FIRST)?;
     arena.guest.write_file("/etc/memtide/agent.toml", "min = \"512MiB\"\nswap = \"off\"\n")?;
     shell(arena, "systemctl start memtide-agent")?;
     arena.await_device("all of it is stolen", SOON, |status| of_dimm(status) == DIMM).map(drop)
 }
 
-/// Pages that hold `struct page`s.
-fn struct_pages(arena: &Arena) -> Result<u64, ScenarioError> {
-    let script = "awk '/^nr_memmap_/ { sum += $2 } END { print sum }' /proc/vmstat";
-    Ok(shell(arena, script)?.trim().parse().unwrap_or(0))
-}
-
 fn gone(arena: &Arena) -> Result<(), ScenarioError> {
-    let (before, started) = (struct_pages(arena)?, Instant::now());
+    let (before, started) = (dimm::structs(&arena.guest)?, Instant::now());
     arena.guest.qmp("device_del", json!({ "id": "dimm" }))?;
     arena.guest.machine().qmp().wait_event("DEVICE_DELETED", SOON)?;
     println!("unplugged in {} ms", started.elapsed().as_millis());
-    make(arena, SECOND)?;
+    dimm::make(&arena.guest, SECOND)?;
     arena.guest.qmp("object-del", json!({ "id": FIRST }))?;
     wait::until("its struct pages are gone", SOON, || {
-        let now = struct_pages(arena)?;
+        let now = dimm::structs(&arena.guest)?;
         let is_so = now + STRUCTS == before;
         Ok(if is_so { Look::Found(()) } else { Look::NotYet(format!("{now} of {before}")) })
     })
@@ -133,5 +112,5 @@ fn back(arena: &Arena) -> Result<(), ScenarioError> {
     arena.await_device("it is stolen again", SOON, |status| of_dimm(status) > ByteSize::ZERO)?;
     shell(arena, "/opt/memtide/bin/memtide-agent restore")?;
     arena.await_device("nothing is stolen", SOON, |status| status.stolen.is_empty())?;
-    online(arena, "all of it is online", 4)
+    online(arena, "all of it is online")
 }

@@ -48,8 +48,21 @@ impl HostSide {
         logs: &Path,
         limits: HostLimits,
     ) -> Result<Self, ScenarioError> {
+        Self::start_with(programs, dir, logs, (limits, ""))
+    }
+
+    /// The same, with these lines about the VM besides.
+    ///
+    /// # Errors
+    /// As [`HostSide::start`].
+    pub fn start_with(
+        programs: &Built,
+        dir: &Path,
+        logs: &Path,
+        (limits, lines): (HostLimits, &str),
+    ) -> Result<Self, ScenarioError> {
         let config = dir.join("memtided.toml");
-        let text = config_text(dir, limits);
+        let text = config_text(dir, limits) + lines;
         std::fs::write(&config, text)
             .map_err(|source| ScenarioError::File { path: config.clone(), source })?;
         let memtided = spawn_memtided(programs, dir, &config, logs)?;

@@ -13,8 +13,8 @@ use memtide_lab::{Kernel, Lab};
 use memtide_scenarios::checks::Checks;
 use memtide_scenarios::torture::Torture;
 use memtide_scenarios::{
-    contents, device_death, dimms, end_to_end, huge_pages, lockdown, pieces, plain_balloon,
-    reclaim, removal, screen, stock_driver, truth, two_balloons,
+    contents, device_death, dimms, ejection, end_to_end, huge_pages, lockdown, pieces,
+    plain_balloon, reclaim, removal, screen, stock_driver, truth, two_balloons,
 };
 
 use super::{Tally, last_lines};
@@ -77,6 +77,9 @@ fn scenarios() -> Vec<Scenario> {
         push("truth", kernel, Story::Plain(truth::play), Length::Long);
     }
     push("plain-balloon", Kernel::V6_12, Story::Plain(plain_balloon::play), Length::Long);
+    for kernel in [Kernel::V6_12, Kernel::V6_1] {
+        push("ejection", kernel, Story::Plain(ejection::play), Length::Long);
+    }
     let mut add = |name: &str, kernel, story| push(name, kernel, story, Length::Short);
     for kernel in Kernel::ALL.into_iter().rev() {
         add("stock-driver", kernel, Story::Plain(stock_driver::play));
@@ -90,6 +93,7 @@ fn scenarios() -> Vec<Scenario> {
     add("contents", NEWEST, Story::Plain(contents::play));
     add("device-death", NEWEST, Story::Plain(device_death::play));
     add("dimms", NEWEST, Story::Plain(dimms::play));
+    add("ejection", NEWEST, Story::Plain(ejection::play));
     add("huge-pages", NEWEST, Story::Plain(huge_pages::play));
     add("lockdown", NEWEST, Story::Plain(lockdown::play));
     add("pieces", NEWEST, Story::Plain(pieces::play));

@@ -147,7 +147,7 @@ impl Keeper {
 
     /// Asks the device how it is, once until it answers: a guest that does a hundred things makes
     /// for one question.
-    fn look(&mut self, id: VmId) {
+    pub(super) fn look(&mut self, id: VmId) {
         if !std::mem::replace(&mut self.vm_mut(id).asked, true) {
             self.send(id, Request::Status);
         }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use memtide_api::device::{DeviceStatus, Refusal, Request};
+use memtide_api::http::VmState;
 use memtide_policy::host::VmId;
 use memtide_units::{GpaRange, Instant};
 
@@ -61,12 +62,23 @@ impl Plugging {
 
     /// What the device should be told, where it believes something else.
     fn pluggable(&self, now: Instant, status: &DeviceStatus) -> Option<Vec<GpaRange>> {
-        let mut wanted = self.dimms.pluggable().filter(|_| self.refused.is_none())?;
+        let believed = joined(status.pluggable.iter().copied());
+        let wanted = self.promise(now, &believed).filter(|_| self.refused.is_none())?;
+        (wanted != believed).then_some(wanted)
+    }
+
+    /// What can be promised. Where the VMM has not been seen that is nothing new; what somebody else
+    /// promised, an earlier memtided perhaps, is withdrawn where it cannot be kept.
+    fn promise(&self, now: Instant, believed: &[GpaRange]) -> Option<Vec<GpaRange>> {
+        let seen = self.dimms.pluggable();
         let is_blind = |(_, since): &(String, Instant)| now.since(*since) >= BLIND_MAX;
-        if self.unusable.as_ref().is_some_and(is_blind) {
-            wanted = self.dimms.owed();
+        if !self.has_monitor {
+            (!believed.is_empty()).then(Vec::new)
+        } else if self.unusable.as_ref().is_some_and(is_blind) {
+            (seen.is_some() || !believed.is_empty()).then(|| self.dimms.owed())
+        } else {
+            seen
         }
-        (wanted != joined(status.pluggable.iter().copied())).then_some(wanted)
     }
 }
 
@@ -94,6 +106,16 @@ impl Keeper {
         for change in changes {
             self.log_change(now, id, &change);
         }
+        self.hurry(now, id);
+    }
+
+    /// The device is told when it has said how it is: that is asked for where it knows too little.
+    fn hurry(&mut self, now: Instant, id: VmId) {
+        let vm = self.vm(id);
+        let differs = |status: &DeviceStatus| vm.plugging.pluggable(now, status).is_some();
+        if vm.state == VmState::Connected && vm.device.as_deref().is_some_and(differs) {
+            self.look(id);
+        }
     }
 
     fn cannot_look(&mut self, now: Instant, id: VmId, why: String) {
@@ -111,10 +133,7 @@ impl Keeper {
     /// The device has told how it is.
     pub(super) fn watch_dimms(&mut self, now: Instant, id: VmId, status: &DeviceStatus) {
         let plugging = &mut self.vm_mut(id).plugging;
-        if !plugging.has_monitor {
-            return;
-        }
-        let look = plugging.dimms.observed(now, status);
+        let look = plugging.has_monitor && plugging.dimms.observed(now, status);
         let pluggable = plugging.pluggable(now, status);
         if look {
             self.look_at_vmm(id);
@@ -124,10 +143,9 @@ impl Keeper {
         }
     }
 
-    /// One look at a time; a monitor that cannot be used is tried at the link's own pace.
+    /// One look at a time.
     fn look_at_vmm(&mut self, id: VmId) {
-        let plugging = &mut self.vm_mut(id).plugging;
-        if plugging.unusable.is_none() && !std::mem::replace(&mut plugging.looking, true) {
+        if !std::mem::replace(&mut self.vm_mut(id).plugging.looking, true) {
             self.orders.push(VmOrder { vm: id, order: Order::Look });
         }
     }

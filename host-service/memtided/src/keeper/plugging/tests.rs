@@ -47,6 +47,21 @@ fn a_monitor_that_is_gone_for_long_promises_what_is_out_and_no_more() {
     assert_eq!(plugging.pluggable(at(30), &status), Some(vec![dimm(1).range]));
 }
 
+#[test]
+fn a_promise_that_cannot_be_kept_is_withdrawn_and_no_other_is_made_unseen() {
+    let at = |seconds| Instant::default() + Duration::from_secs(seconds);
+    let mut status = DeviceStatus { vmm_connected: true, ..DeviceStatus::default() };
+    let without = Plugging::new(false, &[]);
+    let mut unseen = Plugging::new(true, &[dimm(1)]);
+    unseen.unusable = Some(("held".into(), at(0)));
+    assert_eq!(without.pluggable(at(60), &status), None);
+    assert_eq!(unseen.pluggable(at(60), &status), None);
+    status.pluggable = vec![dimm(0).range, dimm(1).range];
+    assert_eq!(without.pluggable(at(60), &status), Some(vec![]));
+    assert_eq!(unseen.pluggable(at(29), &status), None);
+    assert_eq!(unseen.pluggable(at(60), &status), Some(vec![dimm(1).range]));
+}
+
 const VM: VmId = VmId(0);
 
 fn config(qmp: Option<&str>) -> Config {
@@ -98,7 +113,8 @@ fn from_the_first_look_to_a_plug() {
     assert_eq!(orders(keeper.step(now)), [Order::Look]);
     keeper.hear_vmm(now, VM, VmmNews::Dimms(vec![dimm(0), dimm(1)]));
     let Outcome { sends, keep, .. } = keeper.step(now);
-    assert!(sends.is_empty() && !keep, "the next status will tell");
+    let ask = |send: &crate::keeper::Send| send.request == Request::Status;
+    assert!(sends.iter().all(ask) && sends.len() == 1 && !keep, "the next status will tell");
     keeper.hear(now, VM, News::Status(status()));
     let told = Request::SetPluggable { ranges: vec![dimm(0).range, dimm(1).range] };
     assert!(keeper.step(now).sends.iter().any(|send| send.request == told));

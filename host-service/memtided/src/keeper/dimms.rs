@@ -74,10 +74,11 @@ impl Dimms {
         let mut is_new = false;
         for entry in self.entries.values_mut().filter(|entry| covers(&named, entry.dimm.range)) {
             entry.again = entry.plugging.is_some();
+            (entry.is_stolen, entry.stays) = (true, None);
             if entry.may_be_out() || room == 0 {
                 continue;
             }
-            (entry.place, entry.is_stolen, entry.stays) = (Place::Leaving, true, None);
+            entry.place = Place::Leaving;
             room -= 1;
             is_new = true;
         }

@@ -134,7 +134,12 @@ fn a_mark_goes_when_the_dimm_is_there_and_not_all_stolen_for_long() {
     dimms.seen(at(106), all());
     dimms.seen(at(125), all());
     assert_eq!(dimms.to_keep(), [dimm(1)], "its guest may have let go of it before the VMM");
+    dimms.ejecting(&[range(1)]);
+    dimms.observed(at(126), &status(&[0]));
     dimms.seen(at(126), all());
+    dimms.seen(at(145), all());
+    assert_eq!(dimms.to_keep(), [dimm(1)], "it told so again");
+    dimms.seen(at(146), all());
     assert_eq!(dimms.to_keep(), []);
 }
 

@@ -17,6 +17,9 @@ use crate::vmm::{Dimm, Order, VmmNews};
 /// troubles, such as another client for a moment, are not worth a word to the guest.
 const BLIND_MAX: Duration = Duration::from_secs(30);
 
+/// The same is not said twice within this time: a status may be older than the word.
+const SAY_AGAIN: Duration = Duration::from_secs(2);
+
 /// What a VM's monitor is to be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct VmOrder {
@@ -36,6 +39,8 @@ pub(super) struct Plugging {
     looking: bool,
     /// Why the monitor cannot be used, and since when.
     unusable: Option<(String, Instant)>,
+    /// What the device was told last, and when.
+    told: Option<(Instant, Vec<GpaRange>)>,
     /// The device does not take ranges, and why: not asked again before it is attached anew.
     refused: Option<String>,
     /// What was last said about that.
@@ -46,12 +51,20 @@ impl Plugging {
     /// Nothing is known but what an earlier life kept.
     pub(super) fn new(has_monitor: bool, kept: &[Dimm]) -> Self {
         let dimms = Dimms::new(kept);
-        Self { has_monitor, dimms, looking: false, unusable: None, refused: None, said: None }
+        Self {
+            has_monitor,
+            dimms,
+            looking: false,
+            unusable: None,
+            told: None,
+            refused: None,
+            said: None,
+        }
     }
 
     /// Another connection, perhaps to another device.
     pub(super) fn attached(&mut self) {
-        self.refused = None;
+        (self.told, self.refused) = (None, None);
     }
 
     /// Why nothing can be plugged in, for a person.
@@ -64,7 +77,10 @@ impl Plugging {
     fn pluggable(&self, now: Instant, status: &DeviceStatus) -> Option<Vec<GpaRange>> {
         let believed = joined(status.pluggable.iter().copied());
         let wanted = self.promise(now, &believed).filter(|_| self.refused.is_none())?;
-        (wanted != believed).then_some(wanted)
+        let is_told =
+            |(at, told): &(Instant, Vec<GpaRange>)| *told == wanted && now.since(*at) < SAY_AGAIN;
+        let is_known = wanted == believed || self.told.as_ref().is_some_and(is_told);
+        (!is_known).then_some(wanted)
     }
 
     /// What can be promised. Where the VMM has not been seen that is nothing new; what somebody else
@@ -135,11 +151,12 @@ impl Keeper {
         let plugging = &mut self.vm_mut(id).plugging;
         let look = plugging.has_monitor && plugging.dimms.observed(now, status);
         let pluggable = plugging.pluggable(now, status);
+        if let Some(ranges) = pluggable {
+            plugging.told = Some((now, ranges.clone()));
+            self.send(id, Request::SetPluggable { ranges });
+        }
         if look {
             self.look_at_vmm(id);
-        }
-        if let Some(ranges) = pluggable {
-            self.send(id, Request::SetPluggable { ranges });
         }
     }
 

@@ -117,7 +117,13 @@ fn from_the_first_look_to_a_plug() {
     assert!(sends.iter().all(ask) && sends.len() == 1 && !keep, "the next status will tell");
     keeper.hear(now, VM, News::Status(status()));
     let told = Request::SetPluggable { ranges: vec![dimm(0).range, dimm(1).range] };
-    assert!(keeper.step(now).sends.iter().any(|send| send.request == told));
+    let is_told = |outcome: Outcome| outcome.sends.iter().any(|send| send.request == told);
+    assert!(is_told(keeper.step(now)));
+    keeper.hear(now, VM, News::Status(status()));
+    assert!(!is_told(keeper.step(now)), "this status may be older");
+    let later = now + SAY_AGAIN;
+    keeper.hear(later, VM, News::Status(status()));
+    assert!(is_told(keeper.step(later)), "it does not know it still");
 
     keeper.hear(now, VM, News::Event(Event::Ejecting { ranges: vec![dimm(1).range] }));
     assert!(keeper.step(now).keep, "before it can be gone");

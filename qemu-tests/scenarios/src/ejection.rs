@@ -53,10 +53,13 @@ pub fn play(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks 
 
 fn going(checks: &mut Checks, story: &mut Story) {
     checks.step("what is stolen whole is ejected", story.until_ejected());
-    let now = dimm::structs(&story.guest).unwrap_or(0);
-    let is_gone = now + STRUCTS == story.structs;
-    println!("pages of struct pages: {} before, {now} after", story.structs);
-    checks.check("its struct pages are gone", is_gone, format!("{now} of {}", story.structs));
+    // Before 6.11 the kernel does not count them.
+    if story.structs > 0 {
+        let now = dimm::structs(&story.guest).unwrap_or(0);
+        let is_gone = now + STRUCTS == story.structs;
+        println!("pages of struct pages: {} before, {now} after", story.structs);
+        checks.check("its struct pages are gone", is_gone, format!("{now} of {}", story.structs));
+    }
     let left = story.guest.qmp("query-memory-devices", json!({}));
     let is_out = left.as_ref().is_ok_and(|left| left.as_array().is_some_and(Vec::is_empty));
     checks.check("the VM has no DIMM", is_out, format!("{left:?}"));

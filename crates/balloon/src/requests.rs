@@ -361,15 +361,16 @@ impl Balloon {
         Ok(set)
     }
 
-    /// All that is the guest's memory, whether the VMM has it in the VM now or not: regions come and go,
-    /// and what was ejected is stolen like any other.
+    /// All that counts as the guest's memory, whether the VMM has it in the VM now or not: regions come and
+    /// go, and what was ejected is stolen like any other.
     fn whole_memory(&self) -> RangeSet {
         let ejected = self.pluggable.iter().chain(self.stolen.iter());
         self.memory.ranges().chain(ejected).collect()
     }
 
+    /// Ranges that are in the VM, or that somebody plugs in again.
     fn check_known(&self, ranges: &[GpaRange]) -> Result<(), Refusal> {
-        let memory = self.whole_memory();
+        let memory: RangeSet = self.memory.ranges().chain(self.pluggable.iter()).collect();
         match ranges.iter().find(|range| !memory.contains(**range)) {
             Some(range) => refused(RefuseReason::OutsideMemory, range.to_string()),
             None => Ok(()),

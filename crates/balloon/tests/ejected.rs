@@ -142,9 +142,10 @@ fn without_a_controller_nothing_is_ejected_and_what_is_out_is_not_forgotten() {
     assert_eq!(world.hello(vec![dimm()]), Verdict::Ok);
     world.balloon.controller_attached();
     assert_eq!(world.plugging(), Plugging::Ready);
-    // Nothing of it is pluggable any more: what is known to be stolen may be named for all that.
+    // Nobody plugs it in any more: it is outside of memory.
     world.balloon.set_pluggable([].into_iter().collect());
-    assert_eq!((world.plugging(), world.hello(vec![dimm()])), (Plugging::Nobody, Verdict::Ok));
+    let named = world.hello(vec![dimm()]);
+    assert_eq!((world.plugging(), named), (Plugging::Nobody, refused(RefuseReason::OutsideMemory)));
 }
 
 /// A device's process that is started anew knows nothing of what is out.

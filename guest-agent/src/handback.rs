@@ -211,7 +211,16 @@ fn ours(root: &Root, runtime: &RuntimeDir) -> Result<Vec<BlockId>, RunError> {
         return Ok(Vec::new());
     }
     let removers = removers(root, runtime);
-    let mut ours = Blocks::read(root, &runtime.seen(root)?, &removers)?.offline_by_us();
+    let blocks = Blocks::read(root, &runtime.seen(root)?, &removers)?;
+    let (ejected, mut ours): (Vec<_>, Vec<_>) =
+        blocks.offline_by_us().into_iter().partition(|block| blocks.is_ejected(*block));
+    if !ejected.is_empty() {
+        tracing::warn!(
+            "{} blocks were ejected, and only the host brings them back: memtided does within a minute when \
+             no agent drives the balloon",
+            ejected.len()
+        );
+    }
     ours.extend(left_in_pieces(root, runtime).iter().flat_map(Pieces::left));
     Ok(ours)
 }
@@ -272,7 +281,7 @@ impl Returning {
 
     /// After each turn; true when it is over.
     pub(crate) fn proceed(&mut self, agent: &mut Agent, now: Instant) -> bool {
-        if agent.has_nothing_stolen() {
+        if agent.has_all_that_can_come() {
             return true;
         }
         match self.taking_ends {

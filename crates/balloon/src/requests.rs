@@ -130,9 +130,12 @@ impl Balloon {
             let detail = format!("the hello is of epoch {}, the device's is {epoch}", hello.epoch);
             return refused(RefuseReason::NoHello, detail);
         }
-        let map = self.checked_blocks(&hello.stolen, hello.block_size)?;
-        self.check_known(&hello.stolen)?;
-        Ok(Response::Drop(Todo::new(map.iter()), Then::Hello { hello, map }))
+        let all = [&hello.stolen[..], &hello.ejected].concat();
+        let map = self.checked_blocks(&all, hello.block_size)?;
+        self.check_known(&all)?;
+        // What was ejected was dropped before. Should it have come back meanwhile, its guest may use it.
+        let there = self.checked_blocks(&hello.stolen, hello.block_size)?;
+        Ok(Response::Drop(Todo::new(there.iter()), Then::Hello { hello, map }))
     }
 
     /// Drops the blocks, then writes them down, then answers. A block that is stolen already is

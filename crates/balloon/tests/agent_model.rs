@@ -96,6 +96,7 @@ impl World {
     fn hello_of_blocks(&mut self, size: ByteSize) -> Response {
         let stolen = self.offline.iter().map(|number| block(*number)).collect();
         self.ask(&Request::Hello(Hello {
+            ejected: Vec::new(),
             epoch: self.balloon.hello_epoch(),
             block_size: BlockSize::new(size).unwrap(),
             present: BLOCK.times(BLOCKS),

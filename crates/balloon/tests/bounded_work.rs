@@ -155,6 +155,7 @@ impl World {
 fn hello() -> Request {
     let (block, whole) = (BlockSize::new(ByteSize::from_mib(128)).unwrap(), ByteSize::from_gib(64));
     Request::Hello(Hello {
+        ejected: Vec::new(),
         epoch: 1,
         block_size: block,
         present: whole,

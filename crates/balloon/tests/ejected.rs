@@ -24,6 +24,7 @@ fn dimm() -> GpaRange {
 struct World {
     balloon: Balloon,
     host: FakeHost,
+    there: Vec<GpaRange>,
 }
 
 impl World {
@@ -32,7 +33,7 @@ impl World {
         let settings = Settings { local_rule: LocalRule::Hold, ..Settings::default() };
         let mut balloon = Balloon::new(settings, Instant::from_millis(0));
         balloon.set_rings(Rings::WithBlock);
-        let mut world = Self { balloon, host: FakeHost::default() };
+        let mut world = Self { balloon, host: FakeHost::default(), there: vec![] };
         world.set_memory([blocks(0, BOOT), dimm()]);
         world.balloon.controller_attached();
         world.balloon.set_pluggable([dimm()].into_iter().collect());
@@ -52,6 +53,7 @@ impl World {
     }
 
     fn set_memory<const N: usize>(&mut self, ranges: [GpaRange; N]) {
+        self.there = ranges.to_vec();
         self.balloon.set_memory(ranges, ByteSize::from_kib(4));
     }
 
@@ -60,7 +62,9 @@ impl World {
         self.balloon.answer(&request.encode(1), &mut moment).verdict
     }
 
+    /// Names what is not there as ejected.
     fn hello(&mut self, stolen: Vec<GpaRange>) -> Verdict {
+        let (stolen, ejected) = stolen.into_iter().partition(|range| self.there.contains(range));
         self.ask(&Request::Hello(Hello {
             epoch: self.balloon.hello_epoch(),
             block_size: BlockSize::new(BLOCK).unwrap(),
@@ -69,6 +73,7 @@ impl World {
             min: ByteSize::ZERO,
             max: ByteSize::MAX,
             stolen,
+            ejected,
         }))
     }
 
@@ -165,4 +170,27 @@ fn who_can_plug_in_has_the_agent_introduce_itself_anew() {
     let epoch = world.balloon.hello_epoch();
     world.balloon.set_pluggable([dimm(), blocks(40, 4)].into_iter().collect());
     assert_eq!(world.balloon.hello_epoch(), epoch, "it knew that it may name such");
+}
+
+/// The VMM may plug it in at any moment, and its guest may use it then: also while the hello is on its way.
+#[test]
+fn what_is_named_as_ejected_is_never_dropped() {
+    let mut world = World::without_dimm();
+    world.balloon.ask_hello();
+    let hello = Request::Hello(Hello {
+        epoch: world.balloon.hello_epoch(),
+        block_size: BlockSize::new(BLOCK).unwrap(),
+        present: BLOCK.times(BOOT + DIMM_BLOCKS),
+        online: BLOCK.times(BOOT),
+        min: ByteSize::ZERO,
+        max: ByteSize::MAX,
+        stolen: vec![blocks(6, 2)],
+        ejected: vec![dimm()],
+    });
+    world.set_memory([blocks(0, BOOT), dimm()]);
+    world.host = FakeHost::default();
+    assert_eq!(world.ask(&hello), Verdict::Ok);
+    assert_eq!(world.balloon.stolen().total(), BLOCK.times(DIMM_BLOCKS + 2));
+    assert!(!world.host.dropped.is_empty());
+    assert!(world.host.dropped.iter().all(|range| range.intersection(dimm()).is_none()));
 }

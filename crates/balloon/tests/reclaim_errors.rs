@@ -37,6 +37,7 @@ fn ask(guest: &mut Guest, request: &Request) -> Response {
 fn hello(guest: &mut Guest, stolen: Vec<GpaRange>) -> Verdict {
     guest.balloon.set_rings(Rings::WithBlock);
     let request = Request::Hello(Hello {
+        ejected: Vec::new(),
         epoch: guest.balloon.hello_epoch(),
         block_size: BlockSize::new(ByteSize::from_bytes(BLOCK)).unwrap(),
         present: ByteSize::from_bytes(MEMORY),

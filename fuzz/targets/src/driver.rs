@@ -96,6 +96,7 @@ struct Kernel;
 impl Guest for Kernel {
     fn introduction(&self, config: &HostConfig) -> Hello {
         Hello {
+            ejected: Vec::new(),
             epoch: config.hello_epoch,
             block_size: BlockSize::X86_SMALL,
             present: ByteSize::from_gib(1),

@@ -76,7 +76,9 @@ impl Agent {
 
     /// Takes everything back without a grant; false where that is not safe.
     pub(crate) fn take_all(&mut self) -> bool {
-        let blocks = self.parts.blocks.offline_by_us();
+        let mut blocks = self.parts.blocks.offline_by_us();
+        // Nobody in the guest can take these.
+        blocks.retain(|block| !self.parts.blocks.is_ejected(*block));
         if !self.parts.link.settle() {
             return false;
         }

@@ -18,18 +18,23 @@ pub(super) struct Books<'a> {
 
 impl Guest for Books<'_> {
     /// What is offline by the agent's doing, and stays so until a grant.
-    /// What was ejected is named to a device that knows of such memory: to any other it is none.
+    /// What was ejected is named to a device that knows of such memory: to any other it is none. And it is
+    /// named apart: the host may plug it in at any moment, and must not drop it then.
     fn introduction(&self, config: &HostConfig) -> Hello {
         let Self { root, blocks, limits } = self;
-        let mut out = blocks.offline_still(root);
+        let out = blocks.offline_still(root);
+        let (mut ejected, there): (Vec<_>, Vec<_>) =
+            out.into_iter().partition(|block| blocks.is_ejected(*block));
         if config.plugging == Plugging::Nobody {
-            out.retain(|block| !blocks.is_ejected(*block));
+            ejected.clear();
         }
-        let mut stolen = blocks.given(&out);
-        if stolen.len() > RANGES_MAX {
+        let ejected = blocks.ranges(&ejected);
+        let mut stolen = blocks.given(&there);
+        let most = RANGES_MAX.saturating_sub(ejected.len());
+        if stolen.len() > most {
             // The host then believes that the guest uses more than it does: safe.
-            tracing::error!("{} stolen ranges, and the host hears of {RANGES_MAX}", stolen.len());
-            stolen.truncate(RANGES_MAX);
+            tracing::error!("{} stolen ranges, and the host hears of {most}", stolen.len());
+            stolen.truncate(most);
         }
         Hello {
             epoch: config.hello_epoch,
@@ -39,6 +44,7 @@ impl Guest for Books<'_> {
             min: limits.min(),
             max: limits.max(),
             stolen,
+            ejected,
         }
     }
 

@@ -1,34 +1,35 @@
-//! What only the host brings back: asked before it is ejected, and asked for when it is granted.
+//! What only the host brings back: asked before it is ejected.
 //!
 //! ```text
 //!   stolen whole, at rest --Eject--> ok --> the kernel ejects it
 //!   a block of it granted --Plug---> ok --> the host plugs it in --> that block goes online
 //! ```
-//! Plugged memory goes online by itself on most kernels. From asking for it until all that was granted of
-//! it is back it does not, so that the others of its blocks stay stolen.
+//! The second line is in `plugs`.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use memtide_policy::guest::{DeviceState, Mode, StealFailure};
+use memtide_policy::guest::{DeviceState, Mode};
 use memtide_sysfs::memory;
-use memtide_units::{BlockId, Instant};
+use memtide_units::{BlockId, ByteSize, Instant};
 use memtide_wire::block::{RefuseReason, Request, Response, Verdict};
 use memtide_wire::config::Plugging;
 
 use super::Agent;
-use super::removal::AFTER_FAILURE;
+use super::plugs::Plugs;
 use crate::blocks::Hold;
-use crate::remove::{Held, Plug, PluggedBy, Unit};
+use crate::remove::{Held, Unit};
 use crate::status::Lack;
-use crate::worker::Failure;
 
 /// What is stolen whole is ejected when it has been for so long. To have it plugged in again takes 130 ms under
 /// emulation where an offline block is back in 20, and has QEMU and both kernels at work: not in turns.
 const AT_REST: Duration = Duration::from_secs(20);
-
-/// After the host has not plugged in what it was asked for, nobody relies on it for so long.
-const AFTER_NO: Duration = Duration::from_secs(10);
+/// What could not be ejected is left alone for so long; others may go.
+const AFTER_NO: Duration = Duration::from_secs(600);
+/// After the host has not plugged in what it was asked for, nobody relies on it for so long; twice as long each
+/// further time, up to the last.
+const DISTRUST_FIRST: Duration = Duration::from_secs(10);
+const DISTRUST_LAST: Duration = Duration::from_secs(600);
 
 /// Whether the host does what it said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,14 +46,24 @@ enum Trust {
 #[derive(Debug, Default)]
 pub(super) struct Ejection {
     /// What is stolen whole, and since when.
-    rested: Option<(String, Instant)>,
-    /// What the host is asked about, or has agreed to.
+    rested: BTreeMap<String, Instant>,
+    /// What could not be ejected, and until when it is left alone.
+    shunned: BTreeMap<String, Instant>,
+    /// What the host is asked about.
     asked: Option<Unit>,
-    /// What the host is plugging in, and the policy that keeps it offline meanwhile.
-    awaited: BTreeSet<String>,
-    held: Option<Held>,
+    /// What is being removed.
+    going: Option<Unit>,
+    pub(super) plugs: Plugs,
     trust: Trust,
+    distrust: Option<Duration>,
     lack: Option<Lack>,
+}
+
+impl Ejection {
+    /// With a policy for plugged memory that an agent before this one has left held.
+    pub(super) fn resume(held: Option<Held>) -> Self {
+        Self { plugs: Plugs::resume(held), ..Self::default() }
+    }
 }
 
 impl Agent {
@@ -67,7 +78,11 @@ impl Agent {
     /// What was ejected counts as stolen, and may be asked back, while the host would plug it in.
     pub(super) fn judge_host(&mut self, now: Instant) {
         self.ejection.trust = match self.ejection.trust {
-            Trust::Lost => Trust::Back(now + AFTER_NO),
+            Trust::Lost => {
+                let pause = self.ejection.distrust.unwrap_or(DISTRUST_FIRST);
+                self.ejection.distrust = Some(pause.saturating_mul(2).min(DISTRUST_LAST));
+                Trust::Back(now + pause)
+            }
             Trust::Back(at) if now >= at => Trust::Given,
             same => same,
         };
@@ -75,66 +90,94 @@ impl Agent {
         self.parts.blocks.set_host_plugs(plugs);
     }
 
+    /// The host has done what it said, or has not.
+    pub(super) fn trust_host(&mut self, is_right: bool) {
+        if is_right {
+            self.ejection.distrust = None;
+        } else {
+            self.ejection.trust = Trust::Lost;
+        }
+    }
+
+    /// Forgets of how long units have rested those that are not whole any more.
+    pub(super) fn note_whole(&mut self, whole: &[Unit]) {
+        self.ejection.rested.retain(|name, _| whole.iter().any(|unit| unit.name == *name));
+    }
+
     /// Whether a unit may be ejected now. What the guest is guaranteed must not depend on the host's
     /// service, nor what it keeps for itself.
     pub(super) fn may_eject(&mut self, now: Instant, unit: &Unit) -> bool {
-        let blocks = &self.parts.blocks;
-        let size = blocks.size().size();
-        let out = size.times((blocks.ejected().len() + unit.blocks.len()) as u64);
-        let keeps = self.parts.controller.settings().limits.min().max(self.parts.link.guaranteed());
-        if !self.host_plugs()
-            || blocks.present() - out < keeps
-            || memory::may_hold_own_structs(&self.parts.root)
-        {
-            return false;
-        }
-        let since = match &self.ejection.rested {
-            Some((name, since)) if *name == unit.name => *since,
-            _ => now,
-        };
-        self.ejection.rested = Some((unit.name.clone(), since));
-        now.since(since) >= AT_REST
+        let since = *self.ejection.rested.entry(unit.name.clone()).or_insert(now);
+        let is_shunned = self.ejection.shunned.get(&unit.name).is_some_and(|until| now < *until);
+        self.host_plugs()
+            && self.ejection.asked.is_none()
+            && !is_shunned
+            && now.since(since) >= AT_REST
+            && self.left_without(unit) >= self.kept()
+            && !memory::may_hold_own_structs(&self.parts.root)
     }
 
-    /// Nothing is stolen whole that could be ejected.
-    pub(super) fn nothing_rests(&mut self) {
-        self.ejection.rested = None;
+    /// What the guest could have without the host's service, with this unit gone as well.
+    fn left_without(&self, unit: &Unit) -> ByteSize {
+        let blocks = &self.parts.blocks;
+        let out = blocks.ejected().len() + blocks.with(Hold::Foreign).len() + unit.blocks.len();
+        blocks.present() - blocks.size().size().times(out as u64)
+    }
+
+    fn kept(&self) -> ByteSize {
+        let limits = self.parts.controller.settings().limits;
+        limits.min().max(self.parts.link.guaranteed())
     }
 
     /// Asks the host whether it will plug this in again; it is ejected when that is answered.
     pub(super) fn ask_to_eject(&mut self, unit: Unit) {
-        if self.ejection.asked.is_none() {
-            self.parts.link.post(Request::Eject(self.parts.blocks.ranges(&unit.blocks)));
-            self.ejection.asked = Some(unit);
-        }
+        self.parts.link.post(Request::Eject(self.parts.blocks.ranges(&unit.blocks)));
+        self.ejection.asked = Some(unit);
     }
 
     /// The host's word on that. Meanwhile somebody may have asked for its blocks.
     pub(super) fn on_eject_answer(&mut self, now: Instant, response: Response) {
         let Some(unit) = self.ejection.asked.take() else { return };
-        if let Verdict::Refused(reason) = response.verdict {
-            if reason != RefuseReason::NoHello {
-                tracing::info!("{} is not ejected: the host says that {reason}", unit.name);
+        match response.verdict {
+            Verdict::Ok => {}
+            Verdict::Refused(RefuseReason::NoHello) => return,
+            other => {
+                tracing::info!("{} is not ejected: the host says {other:?}", unit.name);
+                return self.shun(now, unit.name);
             }
-            self.due.removal = now + AFTER_FAILURE;
-            return;
         }
         let is_asked_for = self.mode == Mode::Restore || self.returns.ticket().is_some();
         let is_still_so = self.parts.blocks.can_be_removed(&unit.blocks);
         if is_asked_for || !is_still_so || self.parts.hands.is_busy() {
             return;
         }
-        self.ejection.rested = None;
-        if let Err(error) = self.remove_unit(&unit) {
-            tracing::error!("{} is not ejected: {error}", unit.name);
-            self.due.removal = now + AFTER_FAILURE;
+        match self.remove_unit(&unit) {
+            Ok(()) => self.ejection.going = Some(unit),
+            Err(error) => {
+                tracing::error!("{} is not ejected: {error}", unit.name);
+                self.shun(now, unit.name);
+            }
         }
+    }
+
+    /// A removal has ended. True where it was an ejection: others may go, whatever came of it.
+    pub(super) fn ejection_ended(&mut self, now: Instant, is_out: bool) -> bool {
+        let Some(unit) = self.ejection.going.take() else { return false };
+        self.ejection.rested.remove(&unit.name);
+        if !is_out {
+            self.shun(now, unit.name);
+        }
+        true
+    }
+
+    fn shun(&mut self, now: Instant, name: String) {
+        self.ejection.shunned.retain(|_, until| now < *until);
+        self.ejection.shunned.insert(name, now + AFTER_NO);
     }
 
     /// What was asked of a device that was lost is not answered.
     pub(super) fn ejection_lost(&mut self) {
         self.ejection.asked = None;
-        self.parts.removers.expect_host(false);
     }
 
     /// The host knows nothing of what was ejected: it is not this guest's any more, and a hello must not
@@ -149,71 +192,7 @@ impl Agent {
             ejected.len()
         );
         self.parts.removers.forget_ejected();
-        ejected.into_iter().for_each(|block| self.is_gone(block));
-    }
-
-    /// Has the host plug in what a block belongs to, where it was ejected. The block itself is put online
-    /// by whoever waits for it.
-    pub(super) fn have_plugged_in(&mut self, block: BlockId) -> Result<(), Failure> {
-        let failed = |why: &dyn ToString| Failure {
-            is_offline: true,
-            ..Failure::new(StealFailure::Busy, why.to_string())
-        };
-        let found = self.parts.removers.find(block).map_err(|error| failed(&error))?;
-        let unit = match found {
-            Some((_, unit)) if unit.plug == Plug::Out && unit.by == PluggedBy::Host => unit,
-            _ => return Ok(()),
-        };
-        if self.ejection.awaited.contains(&unit.name) {
-            return Ok(());
-        }
-        if !self.host_plugs() {
-            return Err(failed(&"it was ejected, and nobody on the host plugs it in now"));
-        }
-        if memory::may_hold_own_structs(&self.parts.root) {
-            return Err(failed(
-                &"it was ejected, and would come back with its own struct pages in it: write N to \
-                  /sys/module/memory_hotplug/parameters/memmap_on_memory",
-            ));
-        }
-        if self.ejection.held.is_none() {
-            let held = self.parts.policy.hold().map_err(|error| failed(&error))?;
-            self.ejection.held = Some(held);
-        }
-        tracing::info!("{} was ejected, and is asked for", unit.name);
-        self.parts.removers.expect_host(true);
-        self.parts.link.post(Request::Plug(self.parts.blocks.ranges(&unit.blocks)));
-        self.ejection.awaited.insert(unit.name);
-        Ok(())
-    }
-
-    pub(super) fn on_plug_answer(&mut self, response: Response) {
-        if let Verdict::Refused(reason) = response.verdict {
-            tracing::warn!("the host does not plug in what was ejected: {reason}");
-            // Whoever waits for it need not.
-            self.parts.removers.expect_host(false);
-        }
-    }
-
-    /// A block that was ejected does not come back.
-    pub(super) fn note_not_plugged(&mut self, block: BlockId) {
-        if self.parts.blocks.is_ejected(block) {
-            self.ejection.trust = Trust::Lost;
-        }
-    }
-
-    /// A block is back, or will not be.
-    pub(super) fn note_plugged(&mut self) {
-        let blocks = &self.parts.blocks;
-        let is_awaited = |block: &BlockId| blocks.is_ejected(*block);
-        if blocks.with(Hold::Returning).iter().any(is_awaited) {
-            return;
-        }
-        for name in std::mem::take(&mut self.ejection.awaited) {
-            let is_back = self.ejection.trust == Trust::Given;
-            tracing::info!("{name} {}", if is_back { "is plugged in again" } else { "stays out" });
-        }
-        self.ejection.held = None;
+        ejected.into_iter().for_each(|block: BlockId| self.is_gone(block));
     }
 
     /// Says so where what was ejected could not be brought back now.

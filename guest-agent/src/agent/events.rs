@@ -37,6 +37,7 @@ impl Agent {
                 tracing::warn!("the device was lost: {why}");
                 self.counters.device_losses += 1;
                 self.ejection_lost();
+                self.plugs_lost();
                 if self.parts.link.take_refused_hello() == Some(RefuseReason::OutsideMemory) {
                     self.forget_ejected();
                 }
@@ -131,11 +132,9 @@ impl Agent {
             Request::Hello(hello) => {
                 if response.verdict == Verdict::Ok {
                     self.counters.hellos += 1;
-                    tracing::info!(
-                        "the host knows this guest, with {} ranges stolen",
-                        hello.stolen.len()
-                    );
-                    self.have_told(&hello.stolen);
+                    let told = [&hello.stolen[..], &hello.ejected].concat();
+                    tracing::info!("the host knows this guest, with {} ranges stolen", told.len());
+                    self.have_told(&told);
                     self.look_after_the_drop(&hello.stolen);
                 }
             }
@@ -150,7 +149,7 @@ impl Agent {
             }
             Request::Telemetry(_) => {}
             Request::Eject(_) => self.on_eject_answer(now, response),
-            Request::Plug(_) => self.on_plug_answer(response),
+            Request::Plug(_) => self.on_plug_answer(&request, response),
             Request::Cancel { .. } | Request::Taken(_) | Request::Goodbye => {
                 if let Verdict::Refused(reason) = response.verdict {
                     tracing::debug!("the host refused a notice: {reason}");
@@ -215,10 +214,7 @@ impl Agent {
     pub(super) fn bring_back(&mut self, block: BlockId) {
         self.forget_reports(&self.parts.blocks.given(&[block]));
         self.parts.blocks.set(&self.parts.root, block, Hold::Returning);
-        if self.parts.blocks.is_ejected(block)
-            && let Err(failure) = self.have_plugged_in(block)
-        {
-            self.on_return_ended(block, Err(failure));
+        if self.parts.blocks.is_ejected(block) && self.waits_for_host(block) {
             return;
         }
         let task = Task::Return(self.parts.how_online);
@@ -266,7 +262,24 @@ impl Agent {
         self.outcomes.push(Outcome::StealFailed(block, failure.kind));
     }
 
+    /// Whether a block that was ejected is waited for now, or cannot come back.
+    fn waits_for_host(&mut self, block: BlockId) -> bool {
+        match self.plug_in_first(block) {
+            Ok(is_awaited) => is_awaited,
+            Err(failure) => {
+                // Not asked for again at once.
+                self.trust_host(false);
+                self.stays_ejected(block, &failure);
+                true
+            }
+        }
+    }
+
     fn on_return_ended(&mut self, block: BlockId, result: Result<(), Failure>) {
+        // It was granted while it was being ejected.
+        if result.is_err() && self.parts.blocks.is_ejected(block) && self.waits_for_host(block) {
+            return;
+        }
         let was_unasked = self.unasked.remove(&block);
         match result {
             Ok(()) => {
@@ -285,12 +298,16 @@ impl Agent {
             }
             Err(failure) => {
                 tracing::warn!("{block} could not be put online: {}", failure.text);
-                self.note_not_plugged(block);
                 // It is offline, and the host thinks it is not.
                 self.on_offline(block, None);
                 self.outcomes.push(Outcome::Denied);
             }
         }
+        self.return_has_ended(block);
+    }
+
+    /// A block is back, or will not be.
+    pub(super) fn return_has_ended(&mut self, block: BlockId) {
         self.note_plugged();
         if self.returns.one_done(block) {
             self.outcomes.push(Outcome::Returned);

@@ -11,6 +11,7 @@
 //! * `grain`: what becomes of pieces where the device takes none, or an administrator wants them.
 //! * `removal`: what is stolen whole loses its `struct page`s.
 //! * `ejection`: the host's part in that, where it has one.
+//! * `plugs`: the way back from there.
 //! * `access`: what DAMON has seen, and who watches if it ends.
 //! * `report`: telemetry for the host, the status for people.
 //! * `books`: what is true of blocks in the moment in which something is sent.
@@ -25,6 +26,7 @@ mod events;
 mod grain;
 mod leaving;
 mod observe;
+mod plugs;
 mod removal;
 mod report;
 mod rest;
@@ -51,7 +53,7 @@ use crate::overcommit::{Need, Overcommit};
 use crate::pace::{Pace, timed};
 use crate::pieces::Pieces;
 use crate::processor_time::ProcessorTime;
-use crate::remove::{Policy, Removers};
+use crate::remove::{Held, Policy, Removers};
 use crate::returns::Returns;
 use crate::runtime::{RuntimeDir, Seen};
 use crate::senses::{Reading, Senses};
@@ -118,6 +120,8 @@ pub struct Parts {
     pub policy: Policy,
     /// Lets programs map more than what is online, where the agent may.
     pub overcommit: Option<Overcommit>,
+    /// That policy, as an agent before this one has left it held.
+    pub held: Option<Held>,
     /// How a stolen block is put online.
     pub how_online: StateRequest,
     /// What this guest lacks.
@@ -185,7 +189,8 @@ pub struct Agent {
 
 impl Agent {
     /// An agent of these parts.
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(mut parts: Parts) -> Self {
+        let ejection = Ejection::resume(parts.held.take());
         let mut heat = HeatMap::new(parts.blocks.size());
         if parts.watching.damon().is_some() {
             heat.expect();
@@ -201,7 +206,7 @@ impl Agent {
             by_pieces: None,
             coarse: None,
             adopted: None,
-            ejection: Ejection::default(),
+            ejection,
             closeness: None,
             reading: Reading::default(),
             processors: ProcessorTime::default(),
@@ -251,6 +256,7 @@ impl Agent {
         }
         // An interrupt may come for an answer that the turn which asked has taken in already.
         let is_hosts = self.listen(now, woken) == Heard::Something || woken.by_device;
+        self.see_to_plugs(now);
         if is_hosts && self.may_rest_on(now, woken) {
             return Ok(self.pause(now));
         }
@@ -412,6 +418,13 @@ impl Agent {
     pub fn has_nothing_stolen(&self) -> bool {
         let blocks = &self.parts.blocks;
         blocks.offline_by_us().is_empty() && blocks.with(Hold::Returning).is_empty()
+    }
+
+    /// The same, but for what was ejected while nobody plugs it in.
+    pub fn has_all_that_can_come(&self) -> bool {
+        let blocks = &self.parts.blocks;
+        let is_out = |block: &BlockId| blocks.is_ejected(*block) && !self.host_plugs();
+        blocks.offline_by_us().iter().all(is_out) && blocks.with(Hold::Returning).is_empty()
     }
 
     /// Has large mappings allowed while blocks are stolen, or about to be, and at no other time.

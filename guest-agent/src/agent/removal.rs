@@ -16,7 +16,7 @@ use crate::run::RunError;
 use crate::worker::Failure;
 
 /// What could not be removed is left alone for so long: somebody uses it.
-pub(super) const AFTER_FAILURE: Duration = Duration::from_secs(60);
+const AFTER_FAILURE: Duration = Duration::from_secs(60);
 
 impl Agent {
     /// Removes one thing that can be; the next look finds the next. Call it while none of the
@@ -39,19 +39,18 @@ impl Agent {
         let is_whole = |unit: &Unit| {
             unit.plug == Plug::In && unit.is_small() && blocks.can_be_removed(&unit.blocks)
         };
-        match units.into_iter().find(is_whole) {
-            Some(unit) if unit.by == PluggedBy::Guest => self.remove_unit(&unit),
-            Some(unit) => {
-                if self.may_eject(now, &unit) {
-                    self.ask_to_eject(unit);
-                }
-                Ok(())
+        let whole: Vec<Unit> = units.into_iter().filter(is_whole).collect();
+        self.note_whole(&whole);
+        for unit in whole {
+            if unit.by == PluggedBy::Guest {
+                return self.remove_unit(&unit);
             }
-            None => {
-                self.nothing_rests();
-                Ok(())
+            if self.may_eject(now, &unit) {
+                self.ask_to_eject(unit);
+                break;
             }
         }
+        Ok(())
     }
 
     pub(super) fn remove_unit(&mut self, unit: &Unit) -> Result<(), RunError> {
@@ -70,11 +69,14 @@ impl Agent {
     pub(super) fn on_removed(&mut self, now: Instant, block: BlockId, result: Result<(), Failure>) {
         // Whatever came of it: what is not there any more is removed.
         self.parts.blocks.note_removed(&self.parts.root, &self.parts.seen.removed);
+        let was_ejection = self.ejection_ended(now, result.is_ok());
         match result {
             Ok(()) => self.counters.removals += 1,
             Err(failure) => {
                 tracing::warn!("what {block} belongs to was not removed: {}", failure.text);
-                self.due.removal = now + AFTER_FAILURE;
+                if !was_ejection {
+                    self.due.removal = now + AFTER_FAILURE;
+                }
             }
         }
     }

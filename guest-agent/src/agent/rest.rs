@@ -126,12 +126,14 @@ impl Agent {
         let still = |free: ByteSize| Still { latest, free, every };
         self.still = self.rest.while_free.filter(|_| may_lie_still).map(still);
         let look = self.parts.hands.is_stealing().then(|| until(since + BATCH_LOOK));
-        until(self.rest.until).min(latest).min(look.unwrap_or(latest))
+        let plugs = self.ejection.plugs.pause().unwrap_or(latest);
+        until(self.rest.until).min(latest).min(look.unwrap_or(latest)).min(plugs)
     }
 
     /// An answer or a block is waited for.
     fn is_busy(&self) -> bool {
-        !self.parts.link.is_idle() || self.parts.hands.is_busy()
+        let awaits_host = self.ejection.plugs.pause().is_some();
+        awaits_host || !self.parts.link.is_idle() || self.parts.hands.is_busy()
     }
 
     /// What lets the next turn wait longer than the last one said.

@@ -66,8 +66,12 @@ struct World {
     returns: Verdict,
     steals: Verdict,
     ejects: Verdict,
-    /// The DIMM that the host plugs in when it is asked.
-    plugs: Option<&'static str>,
+    /// What it says when it is asked to plug something in.
+    agrees: Verdict,
+    /// The DIMMs that it plugs in when it has agreed.
+    plugs: Vec<&'static str>,
+    /// What happens to plugged memory by itself, when the host was asked.
+    policies: Vec<String>,
     guaranteed: ByteSize,
     answers: bool,
     /// Steals are read and not answered.
@@ -117,7 +121,9 @@ impl World {
             returns: ok,
             steals: ok,
             ejects: ok,
-            plugs: None,
+            agrees: ok,
+            plugs: vec![],
+            policies: vec![],
             guaranteed: ByteSize::from_mib(384),
             answers: true,
             loses_steals: false,
@@ -246,6 +252,7 @@ fn agent(fake: &FakeRoot, device: &FakeDevice, runtime: &TempDir, now: u64) -> A
         wish,
         watching,
         pieces,
+        held: removers.unplugged().unwrap().by_host.first().and_then(|_| policy.adopt()),
         removers,
         policy,
         overcommit: None,

@@ -5,6 +5,7 @@ use memtide_wire::block::{HoldReason, ReturnRequest, Telemetry, Urgency};
 
 fn hello(epoch: u32) -> Hello {
     Hello {
+        ejected: Vec::new(),
         epoch,
         block_size: BlockSize::X86_SMALL,
         present: ByteSize::from_gib(1),

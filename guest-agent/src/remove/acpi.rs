@@ -5,8 +5,6 @@
 //! again, and asks for it when some of it was granted (docs/adr/0026).
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use memtide_sysfs::memory::{self, State};
@@ -17,9 +15,8 @@ use super::ejected::Ejected;
 use super::{Plug, PlugInError, PluggedBy, RemoveError, Remover, Unit};
 
 /// The kernel ejects a DIMM whose blocks are offline in 0.1 to 0.3 s under emulation.
-const EJECT_DEADLINE: Duration = Duration::from_secs(10);
-/// From asking the host to having the blocks. Others of the agent's returns wait behind it meanwhile.
-const PLUG_DEADLINE: Duration = Duration::from_secs(10);
+const EJECT_DEADLINE: Duration =
+    if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(10) };
 /// Between two looks whether it is so far.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -27,19 +24,12 @@ const LOOK: Duration = Duration::from_millis(5);
 #[derive(Clone, Debug)]
 pub struct Acpi {
     ejected: Ejected,
-    /// The host was asked to plug something in, and has not refused.
-    is_awaited: Arc<AtomicBool>,
 }
 
 impl Acpi {
     /// With the file that says what was ejected.
     pub(super) fn new(ejected: PathBuf) -> Self {
-        Self { ejected: Ejected::new(ejected), is_awaited: Arc::default() }
-    }
-
-    /// The host is being asked to plug something in; or it has refused, and nobody need wait for it.
-    pub(super) fn expect(&self, is_awaited: bool) {
-        self.is_awaited.store(is_awaited, Ordering::SeqCst);
+        Self { ejected: Ejected::new(ejected) }
     }
 
     /// Nobody knows any more of what was ejected.
@@ -49,7 +39,7 @@ impl Acpi {
         }
     }
 
-    fn forget(&self, name: &str) {
+    pub(super) fn forget(&self, name: &str) {
         if let Err(error) = self.ejected.forget(name) {
             tracing::warn!("{name} stays on file as ejected: {error}");
         }
@@ -61,18 +51,22 @@ impl Remover for Acpi {
         "ACPI eject"
     }
 
-    /// What was ejected and is there again is on file until somebody looks; it is what the kernel says.
+    /// What was ejected and is there again is on file until somebody looks. Blocks come one by one: each that
+    /// is missing still is out.
     fn units(&self, root: &Root) -> Result<Vec<Unit>, Error> {
-        let is_there = |block: &BlockId| memory::state(root, *block).is_ok();
+        let is_missing =
+            |block: &BlockId| memory::state(root, *block).is_err_and(|error| error.is_missing());
         let mut out = self.ejected.read();
-        out.retain(|_, blocks| !blocks.iter().any(is_there));
+        out.values_mut().for_each(|blocks| blocks.retain(is_missing));
+        out.retain(|_, blocks| !blocks.is_empty());
         let unit = |plug| move |(name, blocks)| Unit { name, blocks, plug, by: PluggedBy::Host };
         let plugged = dimm::list(root)?.into_iter().map(unit(Plug::In));
         Ok(plugged.chain(out.into_iter().map(unit(Plug::Out))).collect())
     }
 
     /// Should somebody put a block online between the look and the kernel's own, the kernel takes it
-    /// offline, or leaves all of the DIMM as it was (drivers/acpi/scan.c, `acpi_scan_hot_remove`).
+    /// offline, or leaves all of the DIMM as it was (drivers/acpi/scan.c, `acpi_scan_hot_remove`). It would try
+    /// for ever where a page of it does not move.
     fn remove(&self, root: &Root, unit: &Unit) -> Result<(), RemoveError> {
         let name = || unit.name.clone();
         for block in &unit.blocks {
@@ -92,21 +86,20 @@ impl Remover for Acpi {
         if has_gone { Ok(()) } else { Err(RemoveError::NotEjected { unit: name() }) }
     }
 
-    /// The kernel links the blocks to their DIMM when it is done with them, their going online by
-    /// themselves included (drivers/acpi/acpi_memhotplug.c, `acpi_memory_enable_device`).
+    /// Whoever needs it has the host plug it in before.
     fn plug_in(&self, root: &Root, unit: &Unit) -> Result<(), PlugInError> {
-        let is_linked = |block: &BlockId| matches!(memory::dimm_of(root, *block), Ok(Some(_)));
-        let is_there = || unit.blocks.iter().all(is_linked);
-        let is_awaited = || self.is_awaited.load(Ordering::SeqCst);
-        if !within(PLUG_DEADLINE, || is_there() || !is_awaited()) {
-            return Err(PlugInError::Late(PLUG_DEADLINE.as_secs()));
-        }
-        if !is_there() {
+        if !is_there(root, unit) {
             return Err(PlugInError::Nobody);
         }
         self.forget(&unit.name);
         Ok(())
     }
+}
+
+/// Whether all blocks of a DIMM are there. The kernel links them to it when it is done with them, their going
+/// online by themselves included (drivers/acpi/acpi_memhotplug.c, `acpi_memory_enable_device`).
+pub(super) fn is_there(root: &Root, unit: &Unit) -> bool {
+    unit.blocks.iter().all(|block| matches!(memory::dimm_of(root, *block), Ok(Some(_))))
 }
 
 /// Waits for something to be so; false where it is not in time.
@@ -124,7 +117,7 @@ fn within(deadline: Duration, is_so: impl Fn() -> bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use memtide_sysfs::fake::FakeRoot;
+    use memtide_sysfs::fake::{FakeBlock, FakeRoot};
     use memtide_sysfs::memory::{StateRequest, write_state};
     use memtide_units::{BlockSize, ByteSize, Gpa, GpaRange};
     use rustix::io::Errno;
@@ -168,27 +161,21 @@ mod tests {
         let root = guest.fake.root();
         let nobody = guest.acpi.plug_in(&root, &guest.unit());
         assert!(matches!(nobody, Err(PlugInError::Nobody)), "nobody was asked");
-        guest.acpi.expect(true);
-        std::thread::scope(|scope| {
-            let plugged = scope.spawn(|| guest.acpi.plug_in(&root, &before));
-            guest.fake.plug_in_dimm(NAME);
-            plugged.join().unwrap().unwrap();
-        });
+        guest.fake.plug_in_dimm_unlinked(NAME);
+        let early = guest.acpi.plug_in(&root, &before);
+        assert!(matches!(early, Err(PlugInError::Nobody)), "the kernel is still at it");
+        guest.fake.link_dimm(NAME);
+        guest.acpi.plug_in(&root, &before).unwrap();
         assert_eq!(guest.unit(), before);
         assert_eq!(guest.acpi.ejected.read().len(), 0);
     }
 
     #[test]
-    fn a_host_that_refuses_is_not_waited_for() {
+    fn each_block_that_is_missing_is_out() {
         let guest = Guest::new();
         guest.remove().unwrap();
-        guest.acpi.expect(true);
-        let (root, unit) = (guest.fake.root(), guest.unit());
-        std::thread::scope(|scope| {
-            let plugged = scope.spawn(|| guest.acpi.plug_in(&root, &unit));
-            guest.acpi.expect(false);
-            assert!(matches!(plugged.join().unwrap(), Err(PlugInError::Nobody)));
-        });
+        guest.fake.add_blocks(BlockSize::X86_SMALL, [(32, FakeBlock::OFFLINE)]);
+        assert_eq!(guest.unit().blocks, [BlockId(33)], "they come one by one");
     }
 
     #[test]
@@ -202,6 +189,11 @@ mod tests {
         guest.fake.refuse("sys/bus/acpi/devices/PNP0C80:01/eject", Errno::IO);
         let error = guest.remove().unwrap_err();
         assert!(error.to_string().contains(NAME), "{error}");
+        assert_eq!((guest.unit().plug, guest.acpi.ejected.read().len()), (Plug::In, 0));
+        let guest = Guest::new();
+        guest.fake.refuse_block(BlockId(33), Errno::BUSY);
+        let error = guest.remove().unwrap_err();
+        assert!(matches!(error, RemoveError::NotEjected { .. }), "{error}");
         assert_eq!((guest.unit().plug, guest.acpi.ejected.read().len()), (Plug::In, 0));
     }
 }

@@ -59,6 +59,15 @@ impl Policy {
         Ok(Held(self.clone()))
     }
 
+    /// Holds it on where an agent before this one has left it held.
+    pub fn adopt(&self) -> Option<Held> {
+        if !self.mark.exists() {
+            return None;
+        }
+        *self.holders.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Some(Held(self.clone()))
+    }
+
     fn switch_off(&self) -> Result<(), PolicyError> {
         let before = memory::auto_online(&self.root)?;
         if before != AutoOnline::Offline {

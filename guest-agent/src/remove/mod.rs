@@ -107,15 +107,12 @@ pub enum PlugInError {
     /// The kernel does not take it.
     #[error(transparent)]
     Kernel(#[from] Error),
-    /// It was ejected, and nobody on the host plugs it in.
+    /// It was ejected, and is not there again.
     #[error(
         "it was ejected, and nobody on the host plugs it in: start memtided with the VM's QMP socket \
          (qmp = \"...\"), or plug in what device_add had plugged in"
     )]
     Nobody,
-    /// The host was asked, and did nothing for so long.
-    #[error("it was ejected, and the host did not plug it in within {0} s: see memtided's log")]
-    Late(u64),
 }
 
 /// Why something was not removed.
@@ -238,9 +235,14 @@ impl Removers {
         }
     }
 
-    /// The host is being asked to plug something in; or it has refused, and nobody need wait for it.
-    pub fn expect_host(&self, is_awaited: bool) {
-        self.acpi.expect(is_awaited);
+    /// Whether the host has plugged a unit in, and the kernel is done with it.
+    pub fn is_plugged_in(&self, unit: &Unit) -> bool {
+        acpi::is_there(&self.root, unit)
+    }
+
+    /// A unit that was ejected is there again.
+    pub fn is_back(&self, unit: &Unit) {
+        self.acpi.forget(&unit.name);
     }
 
     /// The host knows nothing of what was ejected: it is not this guest's any more.

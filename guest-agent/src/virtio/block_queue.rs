@@ -278,6 +278,7 @@ mod tests {
         let size = BlockSize::X86_SMALL;
         let stolen = (0..2000).map(|n| size.range(BlockId(2 * n)).unwrap()).collect();
         Request::Hello(Hello {
+            ejected: Vec::new(),
             epoch: 1,
             block_size: size,
             present: ByteSize::from_gib(512),

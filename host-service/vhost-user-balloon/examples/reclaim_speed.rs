@@ -114,6 +114,7 @@ impl Bench {
 
     fn hello(&mut self) {
         let hello = Request::Hello(Hello {
+            ejected: Vec::new(),
             epoch: self.balloon.hello_epoch(),
             block_size: BlockSize::X86_SMALL,
             present: ByteSize::from_bytes(self.bytes),

@@ -226,6 +226,7 @@ impl Vm {
         let (_, epoch) = self.frontend.get_config(HELLO_EPOCH, 4, flags, &[0; 4]).map_err(vhost)?;
         let epoch = epoch.try_into().map(u32::from_le_bytes).unwrap_or_default();
         let hello = Hello {
+            ejected: Vec::new(),
             epoch,
             block_size: BlockSize::X86_SMALL,
             present: MEMORY,

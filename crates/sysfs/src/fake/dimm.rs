@@ -29,13 +29,30 @@ impl FakeRoot {
     /// The host plugs a DIMM in again that was ejected: its blocks are there, as the policy for plugged
     /// memory has it.
     pub fn plug_in_dimm(&self, name: &str) {
+        self.plug_in_dimm_unlinked(name);
+        self.link_dimm(name);
+    }
+
+    /// The blocks of a DIMM, plugged in or not.
+    pub fn dimm_of(&self, name: &str) -> Vec<BlockId> {
+        self.kernel.state().dimms[name].1.clone()
+    }
+
+    /// The blocks are there, and the kernel is not done with them.
+    pub fn plug_in_dimm_unlinked(&self, name: &str) {
         let mut state = self.kernel.state();
         let (size, blocks) = state.dimms.get(name).cloned().expect("the test has added it");
         for block in &blocks {
             dax::plug_in(&self.kernel.files, &mut state, size, *block)
                 .expect("the fake's files can be written");
         }
-        drop(state);
+    }
+}
+
+impl FakeRoot {
+    /// The kernel is done with a DIMM's blocks.
+    pub fn link_dimm(&self, name: &str) {
+        let (_, blocks) = self.kernel.state().dimms[name].clone();
         blocks.iter().for_each(|block| self.put_into_dimm(*block, name));
     }
 }

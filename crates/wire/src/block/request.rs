@@ -24,7 +24,8 @@ struct Header {
 #[repr(C)]
 struct HelloHead {
     epoch: U32,
-    reserved: U32,
+    /// So many of the ranges, the last ones, were ejected.
+    ejected: U32,
     block_size: U64,
     present: U64,
     online: U64,
@@ -74,6 +75,9 @@ pub struct Hello {
     pub max: ByteSize,
     /// What it holds offline, in address order.
     pub stolen: Vec<GpaRange>,
+    /// What was ejected, and is stolen for that: it is not there, and nothing of it is to be dropped, also if
+    /// the VMM has it in the VM again by now.
+    pub ejected: Vec<GpaRange>,
 }
 
 /// How badly a return is wanted. The host grants the more urgent first.
@@ -258,6 +262,9 @@ fn decode_hello(body: &[u8]) -> Result<Hello, DecodeError> {
     let (head, rest) =
         HelloHead::read_from_prefix(body).map_err(|_| DecodeError::Short(body.len()))?;
     let size = |field: U64| ByteSize::from_bytes(field.get());
+    let mut stolen = decode_ranges(rest)?;
+    let there = stolen.len().checked_sub(head.ejected.get() as usize);
+    let ejected = stolen.split_off(there.ok_or(DecodeError::Field("number of ejected ranges"))?);
     let block_size =
         BlockSize::new(size(head.block_size)).map_err(|_| DecodeError::Field("block size"))?;
     Ok(Hello {
@@ -267,7 +274,8 @@ fn decode_hello(body: &[u8]) -> Result<Hello, DecodeError> {
         online: size(head.online),
         min: size(head.min),
         max: size(head.max),
-        stolen: decode_ranges(rest)?,
+        stolen,
+        ejected,
     })
 }
 
@@ -275,14 +283,14 @@ fn encode_hello(hello: &Hello) -> Vec<u8> {
     let field = |size: ByteSize| U64::new(size.bytes());
     let head = HelloHead {
         epoch: U32::new(hello.epoch),
-        reserved: U32::ZERO,
+        ejected: U32::new(u32::try_from(hello.ejected.len()).unwrap_or(u32::MAX)),
         block_size: field(hello.block_size.size()),
         present: field(hello.present),
         online: field(hello.online),
         min: field(hello.min),
         max: field(hello.max),
     };
-    encode_ranges(head.as_bytes().to_vec(), &hello.stolen)
+    encode_ranges(encode_ranges(head.as_bytes().to_vec(), &hello.stolen), &hello.ejected)
 }
 
 fn decode_return(body: &[u8]) -> Result<ReturnRequest, DecodeError> {
@@ -314,17 +322,20 @@ mod tests {
 
     fn requests() -> impl Strategy<Value = Request> {
         prop_oneof![
-            (any::<u32>(), 21_u32..40, ranges()).prop_map(|(epoch, shift, stolen)| {
-                Request::Hello(Hello {
-                    epoch,
-                    block_size: BlockSize::new(ByteSize::from_bytes(1 << shift)).unwrap(),
-                    present: ByteSize::from_gib(4),
-                    online: ByteSize::from_gib(3),
-                    min: ByteSize::from_gib(1),
-                    max: ByteSize::from_gib(4),
-                    stolen,
-                })
-            }),
+            (any::<u32>(), 21_u32..40, ranges(), ranges()).prop_map(
+                |(epoch, shift, stolen, ejected)| {
+                    Request::Hello(Hello {
+                        ejected,
+                        epoch,
+                        block_size: BlockSize::new(ByteSize::from_bytes(1 << shift)).unwrap(),
+                        present: ByteSize::from_gib(4),
+                        online: ByteSize::from_gib(3),
+                        min: ByteSize::from_gib(1),
+                        max: ByteSize::from_gib(4),
+                        stolen,
+                    })
+                }
+            ),
             ranges().prop_map(Request::Steal),
             ranges().prop_map(Request::Taken),
             ranges().prop_map(Request::Eject),
@@ -364,6 +375,7 @@ mod tests {
             .map(|n| block.range(memtide_units::BlockId(2 * n)).unwrap())
             .collect();
         let hello = Request::Hello(Hello {
+            ejected: Vec::new(),
             epoch: 1,
             block_size: block,
             present: ByteSize::from_gib(512),

@@ -208,6 +208,7 @@ impl Ask {
     pub(super) fn bytes(&self, epoch: u32) -> Vec<u8> {
         let request = match self {
             Self::Hello(blocks) => Request::Hello(Hello {
+                ejected: Vec::new(),
                 epoch,
                 block_size: BlockSize::new(ByteSize::from_mib(2)).expect("it is one"),
                 present: ByteSize::from_mib(16),

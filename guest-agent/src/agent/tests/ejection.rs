@@ -4,6 +4,8 @@ use memtide_sysfs::memory;
 use memtide_units::Gpa;
 use memtide_wire::config::Plugging;
 
+use crate::blocks::Hold;
+
 use super::*;
 
 const NAME: &str = "PNP0C80:00";
@@ -17,7 +19,7 @@ fn world(plugging: Plugging) -> World {
     world.fake.add_dimm(NAME, SIZE, memory);
     world.fake.put_page_flags(0, &[1 << 10; 11 * PAGES]);
     world.fake.set_meminfo(meminfo(11 * 128, 100));
-    world.plugs = Some(NAME);
+    world.plugs = vec![NAME];
     says(&world, plugging);
     world.restart();
     world
@@ -39,6 +41,18 @@ fn states(world: &World) -> Vec<Option<State>> {
     DIMM.iter().map(|block| memory::state(&world.fake.root(), BlockId(*block)).ok()).collect()
 }
 
+/// Waits until a block is online. From now on the guest keeps what it has.
+fn comes_back(world: &mut World, block: u64) -> bool {
+    let parts = &mut world.agent.parts;
+    parts.wish.min = Some(parts.blocks.present());
+    let limits = Limits::new(parts.blocks.present(), parts.wish).unwrap();
+    parts.controller.set_limits(limits);
+    (0..200).any(|_| {
+        world.step(Woken::default());
+        matches!(memory::state(&world.fake.root(), BlockId(block)), Ok(State::Online))
+    })
+}
+
 fn asked_to_eject(world: &World) -> usize {
     world.heard.iter().filter(|request| matches!(request, Request::Eject(_))).count()
 }
@@ -47,16 +61,31 @@ fn asked_to_plug(world: &World) -> usize {
     world.heard.iter().filter(|request| matches!(request, Request::Plug(_))).count()
 }
 
-/// What the next hello names.
-fn named(world: &mut World) -> BTreeSet<u64> {
+/// Whether the next hello names it, as there or as ejected.
+fn names_dimm_anyhow(world: &mut World) -> [bool; 3] {
     world.heard.clear();
+    greet(world);
+    let believed = world.believed();
+    DIMM.map(|block| believed.contains(&block))
+}
+
+fn greet(world: &mut World) {
     world.device.configure(|config| {
         let next = config.extension.hello_epoch.get() + 1;
         config.extension.hello_epoch.set(next);
     });
     world.run(500);
+}
+
+/// What the next hello names.
+fn named(world: &mut World) -> BTreeSet<u64> {
+    world.heard.clear();
+    greet(world);
     let hello = world.heard.iter().rev().find_map(|request| match request {
-        Request::Hello(hello) => Some(blocks(&hello.stolen).collect()),
+        Request::Hello(hello) => {
+            assert!(blocks(&hello.stolen).all(|block| block < 8), "what is out is named apart");
+            Some(blocks(&hello.stolen).chain(blocks(&hello.ejected)).collect())
+        }
         _ => None,
     });
     hello.expect("the agent introduces itself")
@@ -131,7 +160,7 @@ fn one_block_comes_back_with_its_dimm_and_the_others_stay_stolen() {
         world.run(50);
     }
     assert_eq!(states(&world)[0], Some(State::Online), "{:?}", world.heard);
-    assert_eq!(asked_to_plug(&world), 1);
+    assert_eq!(world.policies, ["offline"].map(|policy| policy.to_owned() + "\n"));
     world.run(100);
     assert_eq!(world.fake.get(POLICY), "online\n", "as it was");
     assert!(states(&world).contains(&Some(State::Offline)), "{:?}", states(&world));
@@ -169,16 +198,15 @@ fn while_nobody_plugs_in_it_is_neither_asked_for_nor_forgotten() {
 #[test]
 fn a_refusal_is_not_waited_for_and_it_is_stolen_still() {
     let mut world = ejected();
-    world.plugs = None;
+    world.agrees = Verdict::Refused(RefuseReason::NotPluggable);
     let started = std::time::Instant::now();
     world.agent.set_mode(Mode::Restore);
     world.run(5_000);
     assert!(started.elapsed() < Duration::from_secs(9), "the deadline is ten");
     assert_eq!(asked_to_plug(&world), 1);
     assert_eq!(states(&world), [None; 3]);
-    assert_eq!(world.fake.get(POLICY), "online\n");
     assert_eq!((names_dimm(&mut world), lacks(&world)), ([true; 3], true));
-    world.plugs = Some(NAME);
+    world.agrees = Verdict::Ok;
     world.run(20_000);
     assert_eq!(states(&world), [Some(State::Online); 3], "it is asked again");
 }
@@ -222,4 +250,155 @@ fn the_successor_of_a_killed_agent_knows_what_was_ejected() {
     world.run(30_000);
     let taken = world.heard.iter().any(|request| matches!(request, Request::Taken(_)));
     assert_eq!((states(&world), taken), (vec![Some(State::Online); 3], true));
+}
+
+/// It has agreed, and is late: what comes then stays offline all the same.
+#[test]
+fn a_host_that_is_late_finds_that_nothing_goes_online_by_itself() {
+    let mut world = ejected();
+    world.plugs = vec![];
+    world.agent.bring_back(BlockId(9));
+    world.run(5_000);
+    let others = world.agent.parts.blocks.with(Hold::Stolen);
+    assert!(!others.is_empty());
+    world.agent.bring_back(others[0]);
+    assert!(comes_back(&mut world, others[0].0), "nobody waits for it but who wants it");
+    world.run(6_000);
+    let believed = world.believed();
+    assert!(
+        DIMM.iter().all(|block| believed.contains(block)),
+        "nothing of it is back: {believed:?}"
+    );
+    assert_eq!(world.fake.get(POLICY), "offline\n");
+    world.fake.plug_in_dimm(NAME);
+    world.run(100);
+    assert_eq!(states(&world), [Some(State::Offline); 3]);
+    assert_eq!(names_dimm_anyhow(&mut world), [true; 3]);
+    world.run(31_000);
+    assert_eq!(world.fake.get(POLICY), "online\n");
+}
+
+#[test]
+fn the_policy_is_not_held_for_ever() {
+    let mut world = ejected();
+    world.plugs = vec![];
+    world.agent.bring_back(BlockId(9));
+    world.run(11_000);
+    assert_eq!(world.fake.get(POLICY), "offline\n");
+    world.run(61_000);
+    assert_eq!(world.fake.get(POLICY), "online\n");
+}
+
+/// kill -9 between the question and the memory.
+#[test]
+fn the_successor_of_an_agent_that_had_asked_reckons_with_what_comes() {
+    let mut world = ejected();
+    world.plugs = vec![];
+    world.agent.bring_back(BlockId(9));
+    world.run(500);
+    // As a kill leaves it: what would put it back does not run.
+    let mark = world.runtime.path().join("auto_online");
+    let before = std::fs::read(&mark).unwrap();
+    let fake = &world.fake;
+    world.agent.set_mode(Mode::Tune);
+    std::fs::remove_file(&mark).unwrap();
+    fake.put(POLICY, "offline\n");
+    let spare = tempfile::tempdir().unwrap();
+    let placeholder = agent(&world.fake, &FakeDevice::new(), &spare, world.now);
+    drop(std::mem::replace(&mut world.agent, placeholder));
+    std::fs::write(&mark, before).unwrap();
+    world.fake.put(POLICY, "offline\n");
+    world.restart();
+    world.run(200);
+    world.fake.plug_in_dimm(NAME);
+    world.run(100);
+    assert_eq!(states(&world), [Some(State::Offline); 3]);
+    world.run(40_000);
+    assert_eq!(world.fake.get(POLICY), "online\n");
+}
+
+#[test]
+fn blocks_that_the_kernel_is_not_done_with_are_left_alone() {
+    let mut world = ejected();
+    world.plugs = vec![];
+    world.agent.bring_back(BlockId(9));
+    world.run(500);
+    world.fake.plug_in_dimm_unlinked(NAME);
+    world.run(500);
+    assert_eq!(states(&world), [Some(State::Offline); 3]);
+    world.fake.link_dimm(NAME);
+    assert!(comes_back(&mut world, 9));
+    let (on, off) = (Some(State::Online), Some(State::Offline));
+    assert_eq!(states(&world), [off, on, off]);
+}
+
+/// Whichever of the two the kernel is at first.
+#[test]
+fn what_is_granted_while_it_is_being_ejected_comes_back() {
+    let mut world = world(Plugging::Ready);
+    while asked_to_eject(&world) == 0 {
+        world.run(50);
+        assert!(world.now < 90_000, "{:?}", world.heard);
+    }
+    world.agent.bring_back(BlockId(9));
+    assert!(comes_back(&mut world, 9), "{:?}", states(&world));
+    assert!(world.agent.host_plugs(), "the host has done nothing wrong");
+}
+
+#[test]
+fn what_is_asked_for_meanwhile_is_not_ejected() {
+    let mut world = world(Plugging::Ready);
+    while world.device.waiting().is_none_or(|request| !matches!(request, Request::Eject(_))) {
+        world.turn(Woken::default());
+        world.settle();
+        if !matches!(world.device.waiting(), Some(Request::Eject(_))) {
+            world.host();
+        }
+        world.now += STEP_MS;
+        assert!(world.now < 90_000);
+    }
+    world.agent.set_mode(Mode::Restore);
+    world.run(10_000);
+    assert_eq!((states(&world), world.agent.counters.removals), (vec![Some(State::Online); 3], 0));
+}
+
+/// One that cannot be ejected, and one that can.
+#[test]
+fn one_dimm_does_not_stand_in_the_way_of_another() {
+    const OTHER: &str = "PNP0C80:01";
+    let mut world = world(Plugging::Ready);
+    let memory = GpaRange::new(Gpa(11 << 27), ByteSize::from_mib(256)).unwrap();
+    world.fake.add_dimm(OTHER, SIZE, memory);
+    world.fake.put_page_flags(0, &[1 << 10; 13 * PAGES]);
+    world.fake.set_meminfo(meminfo(13 * 128, 100));
+    world.fake.refuse(&format!("sys/bus/acpi/devices/{NAME}/eject"), Errno::IO);
+    world.restart();
+    world.run(90_000);
+    assert_eq!(states(&world), [Some(State::Offline); 3]);
+    let other = [11, 12].map(|block| memory::state(&world.fake.root(), BlockId(block)).is_err());
+    assert_eq!((other, asked_to_eject(&world)), ([true; 2], 2), "each was tried once");
+    // Each is waited for by itself.
+    world.fake.allow(&format!("sys/bus/acpi/devices/{NAME}/eject"));
+    world.run(700_000);
+    assert_eq!(states(&world), [None; 3]);
+    world.plugs = vec![OTHER];
+    world.agent.bring_back(BlockId(8));
+    world.agent.bring_back(BlockId(11));
+    assert!(comes_back(&mut world, 11));
+    assert_eq!(states(&world), [None; 3]);
+}
+
+#[test]
+fn what_would_hold_its_own_struct_pages_is_not_asked_for_and_not_ours() {
+    let mut world = ejected();
+    world.fake.put("sys/module/memory_hotplug/parameters/memmap_on_memory", "Y\n");
+    world.agent.set_mode(Mode::Restore);
+    world.run(5_000);
+    assert_eq!((asked_to_plug(&world), states(&world)), (0, vec![None; 3]));
+    world.fake.put(POLICY, "offline\n");
+    world.fake.plug_in_dimm(NAME);
+    world.run(100);
+    assert_eq!(names_dimm_anyhow(&mut world), [false; 3]);
+    world.run(31_000);
+    assert!(DIMM.iter().all(|block| world.agent.parts.seen.foreign.contains(&BlockId(*block))));
 }

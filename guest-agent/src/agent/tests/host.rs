@@ -19,8 +19,7 @@ impl World {
             }
             let (returns, steals, ejects) = (self.returns, self.steals, self.ejects);
             let (hellos, min) = (self.hellos, self.guaranteed);
-            let plugs =
-                self.plugs.map_or(Verdict::Refused(RefuseReason::NotPluggable), |_| Verdict::Ok);
+            let plugs = self.agrees;
             let respond = |sequence, request: &Request| match request {
                 Request::Return(_) => answer(sequence, returns),
                 Request::Steal(_) => answer(sequence, steals),
@@ -30,13 +29,23 @@ impl World {
                 _ => Response { min, ..answer(sequence, Verdict::Ok) },
             };
             let Some((_, request)) = self.device.answer(respond) else { return };
-            if let (Request::Plug(_), Some(dimm)) = (&request, self.plugs) {
-                self.fake.plug_in_dimm(dimm);
+            if let Request::Plug(ranges) = &request {
+                self.was_asked_to_plug(ranges);
             }
             if !matches!(request, Request::Telemetry(_)) {
                 self.heard.push(request);
             }
             self.turn(Woken::default());
+        }
+    }
+
+    fn was_asked_to_plug(&mut self, ranges: &[GpaRange]) {
+        self.policies.push(self.fake.get("sys/devices/system/memory/auto_online_blocks"));
+        let first = blocks(ranges).next().unwrap();
+        for name in &self.plugs {
+            if self.agrees == Verdict::Ok && self.fake.dimm_of(name).contains(&BlockId(first)) {
+                self.fake.plug_in_dimm(name);
+            }
         }
     }
 
@@ -62,7 +71,9 @@ impl World {
         let mut stolen = BTreeSet::new();
         for request in &self.heard {
             match request {
-                Request::Hello(hello) => stolen = blocks(&hello.stolen).collect(),
+                Request::Hello(hello) => {
+                    stolen = blocks(&hello.stolen).chain(blocks(&hello.ejected)).collect();
+                }
                 Request::Steal(ranges) if self.steals == Verdict::Ok => {
                     stolen.extend(blocks(ranges));
                 }

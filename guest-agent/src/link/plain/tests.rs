@@ -37,6 +37,7 @@ impl Pair {
     fn pump(&mut self) -> Vec<(Request, Verdict)> {
         let stolen = self.stolen.clone();
         let hello = |epoch| Hello {
+            ejected: Vec::new(),
             epoch,
             block_size: SIZE,
             present: ByteSize::from_gib(1),

@@ -43,7 +43,8 @@ pub(crate) fn wanted_rule(rule: api::LocalRule) -> balloon::LocalRule {
 }
 
 pub(crate) fn hello(hello: &block::Hello) -> api::AgentHello {
-    let stolen: balloon::RangeSet = hello.stolen.iter().copied().collect();
+    let stolen = hello.stolen.iter().chain(&hello.ejected);
+    let stolen: balloon::RangeSet = stolen.copied().collect();
     api::AgentHello {
         epoch: hello.epoch,
         block_size: hello.block_size.size(),

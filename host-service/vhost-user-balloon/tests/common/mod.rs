@@ -142,6 +142,7 @@ pub fn block(number: u64) -> GpaRange {
 
 pub fn hello(epoch: u32, stolen: Vec<GpaRange>) -> BlockRequest {
     BlockRequest::Hello(Hello {
+        ejected: Vec::new(),
         epoch,
         block_size: BlockSize::new(BLOCK).unwrap(),
         present: MEMORY,

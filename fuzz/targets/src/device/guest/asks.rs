@@ -129,6 +129,7 @@ impl World<'_> {
         }
         let stolen = self.given.borrow().offline.iter().map(|number| block(*number)).collect();
         self.ask(Request::Hello(Hello {
+            ejected: Vec::new(),
             epoch: self.balloon.hello_epoch(),
             block_size: BlockSize::new(BLOCK).expect("it is one"),
             present: ByteSize::from_mib(34),

@@ -163,6 +163,7 @@ impl Ask {
         };
         match self {
             Self::Hello { shift, blocks } => Request::Hello(Hello {
+                ejected: Vec::new(),
                 epoch,
                 block_size: BlockSize::new(BLOCK.times(1 << (shift % 4))).expect("it is one"),
                 present: ByteSize::from_mib(34),

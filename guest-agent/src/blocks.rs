@@ -365,9 +365,6 @@ impl Blocks {
             return true;
         }
         match memory::state(root, block) {
-            // What the host has plugged in again may hold its own `struct page`s, where somebody has switched
-            // that on meanwhile.
-            Ok(State::Offline) if self.is_removed(block) => !memory::may_hold_own_structs(root),
             Ok(state) => state == State::Offline,
             Err(error) => error.is_missing() && self.is_removed(block),
         }

@@ -22,7 +22,7 @@ use crate::hardware::{self, Attention, Hardware};
 use crate::link::{ANSWER_DEADLINE, Kind, Link};
 use crate::overcommit::{Found, Overcommit, OvercommitUse};
 use crate::pieces;
-use crate::remove::{Held, PlugError, Plugger, Policy, Removers};
+use crate::remove::{PlugError, Plugger, Policy, Removers};
 use crate::runtime::{RuntimeDir, RuntimeError};
 use crate::senses::Senses;
 use crate::signals::Signals;
@@ -233,7 +233,7 @@ fn assemble(
     let pieces = pieces::resume(root, &runtime, hardware.kind());
     let removers = Removers::new(root, runtime.ejected());
     let policy = Policy::new(root, runtime.auto_online());
-    let held = resume(&removers, &policy)?;
+    let held = policy.resume(&removers)?;
     let plugger = Plugger::new(root, removers.clone(), policy.clone()).with_pieces(pieces.clone());
     let seen = runtime.seen(root)?;
     let mut blocks = Blocks::read(root, &seen, &removers)?;
@@ -297,16 +297,6 @@ fn assemble(
         how_online,
         lacks,
     })
-}
-
-/// What happens to plugged memory is as before, unless an agent that was killed may have asked the host for
-/// memory that is still to come.
-fn resume(removers: &Removers, policy: &Policy) -> Result<Option<Held>, RunError> {
-    if !removers.unplugged()?.by_host.is_empty() {
-        return Ok(policy.adopt());
-    }
-    policy.restore()?;
-    Ok(None)
 }
 
 fn settings(config: &Config, block: BlockSize, limits: Limits) -> Settings {

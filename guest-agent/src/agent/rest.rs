@@ -122,7 +122,7 @@ impl Agent {
         let report = until(self.due.report);
         let latest = self.parts.link.due().map_or(report, |due| until(due).min(report));
         let Rest { since, every, is_over, .. } = self.rest;
-        let may_lie_still = !is_over && !self.is_busy();
+        let may_lie_still = !is_over && !self.is_busy() && !self.ejection.is_near();
         let still = |free: ByteSize| Still { latest, free, every };
         self.still = self.rest.while_free.filter(|_| may_lie_still).map(still);
         let look = self.parts.hands.is_stealing().then(|| until(since + BATCH_LOOK));

@@ -252,7 +252,7 @@ fn agent(fake: &FakeRoot, device: &FakeDevice, runtime: &TempDir, now: u64) -> A
         wish,
         watching,
         pieces,
-        held: removers.unplugged().unwrap().by_host.first().and_then(|_| policy.adopt()),
+        held: policy.resume(&removers).unwrap(),
         removers,
         policy,
         overcommit: None,

@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use memtide_sysfs::memory::{self, AutoOnline};
 use memtide_sysfs::{Error, Root};
 
+use super::Removers;
+
 /// The kernel's policy, which several may hold at a time: the last one puts it back.
 #[derive(Clone, Debug)]
 pub struct Policy {
@@ -59,13 +61,17 @@ impl Policy {
         Ok(Held(self.clone()))
     }
 
-    /// Holds it on where an agent before this one has left it held.
-    pub fn adopt(&self) -> Option<Held> {
-        if !self.mark.exists() {
-            return None;
+    /// What an agent before this one has left: the policy is put back, unless that agent may have asked the
+    /// host for memory that is still to come.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn resume(&self, removers: &Removers) -> Result<Option<Held>, Error> {
+        if !self.mark.exists() || removers.unplugged()?.by_host.is_empty() {
+            return self.restore().map(|()| None);
         }
         *self.holders.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        Some(Held(self.clone()))
+        Ok(Some(Held(self.clone())))
     }
 
     fn switch_off(&self) -> Result<(), PolicyError> {

@@ -42,6 +42,14 @@ pub(crate) fn online(guest: &GuestSide) -> Result<(usize, String), ScenarioError
     Ok((text.lines().filter_map(number).filter(is_above).count(), text))
 }
 
+/// How many blocks of it are there, online or not, and what the guest has.
+pub(crate) fn present(guest: &GuestSide) -> Result<(usize, String), ScenarioError> {
+    let text = guest.shell("ls /sys/devices/system/memory", COMMAND)?;
+    let number = |name: &str| name.strip_prefix("memory")?.parse::<u64>().ok();
+    let is_above = |block: &u64| *block >= ABOVE.0 >> 27;
+    Ok((text.lines().filter_map(number).filter(is_above).count(), text))
+}
+
 /// Pages that hold `struct page`s.
 pub(crate) fn structs(guest: &GuestSide) -> Result<u64, ScenarioError> {
     struct_pages(|script| guest.shell(script, COMMAND))

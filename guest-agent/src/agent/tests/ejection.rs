@@ -105,6 +105,11 @@ fn what_rests_stolen_is_ejected_once_the_host_has_agreed() {
     let mut world = world(Plugging::Ready);
     world.run(15_000);
     assert_eq!((states(&world), asked_to_eject(&world)), (vec![Some(State::Offline); 3], 0));
+    let lies_still = (0..40).any(|_| {
+        world.step(Woken::default());
+        world.agent.still().is_some()
+    });
+    assert!(!lies_still, "it would come to it in half an hour");
     world.run(45_000);
     assert_eq!((states(&world), asked_to_eject(&world)), (vec![None; 3], 1));
     let status = world.agent.status(Instant::from_millis(world.now));
@@ -343,6 +348,8 @@ fn what_is_granted_while_it_is_being_ejected_comes_back() {
     world.agent.bring_back(BlockId(9));
     assert!(comes_back(&mut world, 9), "{:?}", states(&world));
     assert!(world.agent.host_plugs(), "the host has done nothing wrong");
+    let asks = world.heard.iter().any(|request| matches!(request, Request::Return(_)));
+    assert!(!asks, "it was granted");
 }
 
 #[test]

@@ -39,6 +39,8 @@ pub(super) struct Plugging {
     looking: bool,
     /// Why the monitor cannot be used, and since when.
     unusable: Option<(String, Instant)>,
+    /// What of that was said: a VM that does not run has no monitor.
+    warned: Option<String>,
     /// What the device was told last, and when.
     told: Option<(Instant, Vec<GpaRange>)>,
     /// The device does not take ranges, and why: not asked again before it is attached anew.
@@ -56,6 +58,7 @@ impl Plugging {
             dimms,
             looking: false,
             unusable: None,
+            warned: None,
             told: None,
             refused: None,
             said: None,
@@ -114,7 +117,8 @@ impl Keeper {
     fn looked(&mut self, now: Instant, id: VmId, dimms: Vec<Dimm>) {
         let plugging = &mut self.vm_mut(id).plugging;
         plugging.looking = false;
-        let could_not = plugging.unusable.take().is_some();
+        plugging.unusable = None;
+        let could_not = plugging.warned.take().is_some();
         let changes = plugging.dimms.seen(now, dimms);
         if could_not && self.may_log(now, id) {
             tracing::info!(vm = self.vm(id).name, "its VMM can be asked again");
@@ -140,9 +144,11 @@ impl Keeper {
         let before = plugging.unusable.take();
         let since = before.as_ref().map_or(now, |(_, since)| *since);
         plugging.unusable = Some((why.clone(), since));
-        let is_new = before.is_none_or(|(old, _)| old != why);
-        if is_new && self.may_log(now, id) {
+        let runs = self.vm(id).device.as_ref().is_some_and(|device| device.vmm_connected);
+        let is_new = self.vm(id).plugging.warned.as_ref() != Some(&why);
+        if runs && is_new && self.may_log(now, id) {
             tracing::warn!(vm = self.vm(id).name, "nothing can be plugged in: {why}");
+            self.vm_mut(id).plugging.warned = Some(why);
         }
     }
 

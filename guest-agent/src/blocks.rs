@@ -137,6 +137,9 @@ impl Blocks {
             ejected: BTreeSet::new(),
             host_plugs: false,
         };
+        // First: a block may come meanwhile, and none goes.
+        let unplugged =
+            if seen.removed.is_empty() { Unplugged::default() } else { removers.unplugged()? };
         let own = OwnStructs::look(root, size);
         for block in memory::list(root)? {
             let structs = own.of(block.id);
@@ -150,13 +153,14 @@ impl Blocks {
             };
             table.entries.insert(block.id, Entry::new(&block, hold, structs));
         }
-        if !seen.removed.is_empty() {
-            let Unplugged { blocks, by_host } = removers.unplugged()?;
-            for block in blocks.intersection(&seen.removed) {
-                table.entries.entry(*block).or_insert_with(|| Entry::removed(Hold::Leaving));
+        for block in unplugged.blocks.intersection(&seen.removed) {
+            let is_coming = unplugged.by_host.contains(block)
+                && table.entries.get(block).is_some_and(|entry| entry.hold != Hold::Online);
+            if is_coming || !table.entries.contains_key(block) {
+                table.entries.insert(*block, Entry::removed(Hold::Leaving));
             }
-            table.ejected = by_host;
         }
+        table.ejected = unplugged.by_host;
         Ok(table)
     }
 

@@ -45,6 +45,8 @@ enum Trust {
 /// What is under way between this guest and its host about ejected memory.
 #[derive(Debug, Default)]
 pub(super) struct Ejection {
+    /// Blocks were stolen, and it was not looked since whether something is stolen whole by that.
+    unseen: bool,
     /// What is stolen whole, and since when.
     rested: BTreeMap<String, Instant>,
     /// What could not be ejected, and until when it is left alone.
@@ -62,7 +64,22 @@ pub(super) struct Ejection {
 impl Ejection {
     /// Whether something is to be ejected soon: a guest that lies still would not come to it.
     pub(super) fn is_near(&self) -> bool {
-        !self.rested.is_empty()
+        self.unseen || !self.rested.is_empty()
+    }
+
+    /// Blocks were stolen: what they are of may be whole by now.
+    pub(super) fn is_news(&mut self) {
+        self.unseen = true;
+    }
+
+    /// It was looked; or nothing may be ejected now, and is looked at anew when something may.
+    pub(super) fn has_looked(&mut self) {
+        self.unseen = false;
+    }
+
+    /// Nothing is to go for now.
+    pub(super) fn nothing_rests(&mut self) {
+        (self.unseen, self.rested) = (false, BTreeMap::new());
     }
 
     /// With a policy for plugged memory that an agent before this one has left held.

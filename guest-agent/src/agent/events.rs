@@ -186,6 +186,7 @@ impl Agent {
         for block in before {
             if self.parts.blocks.hold(block) == Some(Hold::Stolen) {
                 self.counters.stolen += 1;
+                self.ejection.is_news();
                 self.outcomes.push(Outcome::Stolen(block));
             }
         }

@@ -357,7 +357,8 @@ impl Agent {
     fn is_refresh_due(&self, now: Instant) -> bool {
         let (hands, due) = (&self.parts.hands, self.due.refresh);
         let is_late = now >= due + REFRESH.longest && !hands.is_at_work();
-        is_late || (now >= due && !hands.is_busy() && !self.has_new_wish)
+        let awaits_host = self.ejection.plugs.pause().is_some();
+        is_late || (now >= due && !hands.is_busy() && !self.has_new_wish && !awaits_host)
     }
 
     /// Finds out what somebody else did to blocks.

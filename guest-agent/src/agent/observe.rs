@@ -4,7 +4,7 @@ use memtide_policy::guest::{
     BlockView, Census, Effort, FreeMemory, Memory, Observation, StealState,
 };
 use memtide_sysfs::{Error, hugetlb};
-use memtide_units::Instant;
+use memtide_units::{BlockId, Instant};
 
 use super::{Agent, Woken};
 use crate::blocks::Hold;
@@ -78,7 +78,10 @@ impl Agent {
 
     fn steal_state(&self) -> StealState {
         // Before the hello everything offline is unreported, and nothing of it can be aborted.
-        let unreported = self.has_greeted() && !self.parts.blocks.with(Hold::Leaving).is_empty();
+        // What was ejected is nobody's steal any more: it may be that no device knows of it.
+        let blocks = &self.parts.blocks;
+        let leaves = |block: &BlockId| !blocks.is_ejected(*block);
+        let unreported = self.has_greeted() && blocks.with(Hold::Leaving).iter().any(leaves);
         if self.parts.hands.is_stealing() || unreported {
             StealState::Running
         } else {

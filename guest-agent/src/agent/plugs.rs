@@ -12,7 +12,7 @@ use std::time::Duration;
 use memtide_policy::guest::{Outcome, StealFailure};
 use memtide_sysfs::memory;
 use memtide_units::{BlockId, Instant};
-use memtide_wire::block::{Request, Response, Verdict};
+use memtide_wire::block::{RefuseReason, Request, Response, Verdict};
 
 use super::Agent;
 use crate::blocks::Hold;
@@ -116,6 +116,11 @@ impl Agent {
         let (Verdict::Refused(reason), Request::Plug(ranges)) = (response.verdict, asked) else {
             return;
         };
+        if reason == RefuseReason::NoHello {
+            // That goes first, and then this is asked again.
+            self.parts.link.post(asked.clone());
+            return;
+        }
         tracing::warn!("the host does not plug in what was ejected: {reason}");
         for block in self.parts.blocks.in_ranges(ranges) {
             if let Some(wait) = self.ejection.plugs.wait_for(block) {

@@ -25,6 +25,7 @@ impl Agent {
         let is_asked_for = self.mode == Mode::Restore || self.returns.ticket().is_some();
         let is_ready = self.parts.link.device_state() == DeviceState::Ready;
         if is_asked_for || !is_ready || now < self.due.removal {
+            self.ejection.nothing_rests();
             return Ok(());
         }
         let units = match self.parts.removers.units() {
@@ -41,6 +42,7 @@ impl Agent {
         };
         let whole: Vec<Unit> = units.into_iter().filter(is_whole).collect();
         self.note_whole(&whole);
+        self.ejection.has_looked();
         for unit in whole {
             if unit.by == PluggedBy::Guest {
                 return self.remove_unit(&unit);

@@ -31,10 +31,18 @@ impl Blocks {
     /// # Errors
     /// As [`Self::read`].
     pub fn refresh(&mut self, root: &Root) -> Result<Vec<Surprise>, memtide_sysfs::Error> {
-        let blocks = memory::list(root)?;
+        // First: a block may come meanwhile, and none goes.
+        let unplugged = if self.entries.values().any(|entry| entry.plug == Plug::Out) {
+            self.removers.unplugged()?
+        } else {
+            Unplugged::default()
+        };
+        let mut blocks = memory::list(root)?;
         let present: BTreeSet<BlockId> = blocks.iter().map(|block| block.id).collect();
         let mut surprises: Vec<Surprise> =
-            self.drop_unplugged(&present)?.into_iter().map(Surprise::Gone).collect();
+            self.drop_unplugged(&present, unplugged).into_iter().map(Surprise::Gone).collect();
+        // The kernel is not done with these: they are out still.
+        blocks.retain(|block| block.state == State::Online || !self.is_ejected(block.id));
         let own = OwnStructs::look(root, self.size);
         let in_pieces = self.in_pieces();
         // What becomes of a block that pieces stand for is not the pieces' business.
@@ -53,12 +61,8 @@ impl Blocks {
     fn drop_unplugged(
         &mut self,
         present: &BTreeSet<BlockId>,
-    ) -> Result<Vec<BlockId>, memtide_sysfs::Error> {
-        let unplugged = if self.entries.values().any(|entry| entry.plug == Plug::Out) {
-            self.removers.unplugged()?
-        } else {
-            Unplugged::default()
-        };
+        unplugged: Unplugged,
+    ) -> Vec<BlockId> {
         let is_known = |id: &BlockId, entry: &Entry| {
             present.contains(id)
                 || entry.plug == Plug::Out && unplugged.blocks.contains(id)
@@ -68,7 +72,7 @@ impl Blocks {
         self.entries.retain(|id, entry| is_known(id, entry));
         gone.retain(|id| !self.entries.contains_key(id));
         self.ejected = unplugged.by_host;
-        Ok(gone)
+        gone
     }
 
     /// Whose doing it is that a block is as it was found, and what is strange about that.

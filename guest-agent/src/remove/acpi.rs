@@ -51,13 +51,11 @@ impl Remover for Acpi {
         "ACPI eject"
     }
 
-    /// What was ejected and is there again is on file until somebody looks. Blocks come one by one: each that
-    /// is missing still is out.
+    /// What was ejected and is there again is on file until somebody looks. Blocks come one by one, and may go
+    /// online until the kernel is done with them: till then each is out.
     fn units(&self, root: &Root) -> Result<Vec<Unit>, Error> {
-        let is_missing =
-            |block: &BlockId| memory::state(root, *block).is_err_and(|error| error.is_missing());
         let mut out = self.ejected.read();
-        out.values_mut().for_each(|blocks| blocks.retain(is_missing));
+        out.values_mut().for_each(|blocks| blocks.retain(|block| !is_linked(root, *block)));
         out.retain(|_, blocks| !blocks.is_empty());
         let unit = |plug| move |(name, blocks)| Unit { name, blocks, plug, by: PluggedBy::Host };
         let plugged = dimm::list(root)?.into_iter().map(unit(Plug::In));
@@ -99,7 +97,11 @@ impl Remover for Acpi {
 /// Whether all blocks of a DIMM are there. The kernel links them to it when it is done with them, their going
 /// online by themselves included (drivers/acpi/acpi_memhotplug.c, `acpi_memory_enable_device`).
 pub(super) fn is_there(root: &Root, unit: &Unit) -> bool {
-    unit.blocks.iter().all(|block| matches!(memory::dimm_of(root, *block), Ok(Some(_))))
+    unit.blocks.iter().all(|block| is_linked(root, *block))
+}
+
+fn is_linked(root: &Root, block: BlockId) -> bool {
+    matches!(memory::dimm_of(root, block), Ok(Some(_)))
 }
 
 /// Waits for something to be so; false where it is not in time.
@@ -117,7 +119,7 @@ fn within(deadline: Duration, is_so: impl Fn() -> bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use memtide_sysfs::fake::{FakeBlock, FakeRoot};
+    use memtide_sysfs::fake::FakeRoot;
     use memtide_sysfs::memory::{StateRequest, write_state};
     use memtide_units::{BlockSize, ByteSize, Gpa, GpaRange};
     use rustix::io::Errno;
@@ -171,11 +173,13 @@ mod tests {
     }
 
     #[test]
-    fn each_block_that_is_missing_is_out() {
+    fn each_block_that_the_kernel_is_not_done_with_is_out() {
         let guest = Guest::new();
         guest.remove().unwrap();
-        guest.fake.add_blocks(BlockSize::X86_SMALL, [(32, FakeBlock::OFFLINE)]);
-        assert_eq!(guest.unit().blocks, [BlockId(33)], "they come one by one");
+        guest.fake.plug_in_dimm_unlinked(NAME);
+        assert_eq!((guest.unit().plug, guest.unit().blocks.len()), (Plug::Out, 2));
+        guest.fake.link_dimm(NAME);
+        assert_eq!(guest.unit().plug, Plug::In);
     }
 
     #[test]

@@ -12,6 +12,7 @@ impl Agent {
     pub fn begin_farewell(&mut self) {
         self.say_what_is_unsaid();
         self.parts.hands.abort();
+        self.ejection.plugs.leave();
         self.parts.link.forget_backlog();
         self.is_leaving = true;
     }

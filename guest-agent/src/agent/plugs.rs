@@ -56,19 +56,27 @@ pub(super) struct Plugs {
 
 #[derive(Debug)]
 struct Owed {
-    _held: Held,
+    held: Held,
     until: Option<Instant>,
 }
 
 impl Plugs {
     /// An agent before this one may have asked for something, and the policy is held as it left it.
     pub(super) fn resume(held: Option<Held>) -> Self {
-        Self { owed: held.map(|held| Owed { _held: held, until: None }), ..Self::default() }
+        Self { owed: held.map(|held| Owed { held, until: None }), ..Self::default() }
     }
 
     /// Until the next look, if something is waited for.
     pub(super) fn pause(&self) -> Option<Duration> {
         (!self.waits.is_empty()).then_some(LOOK)
+    }
+
+    /// The agent ends. What it has asked for may come all the same: the next agent reckons with that.
+    pub(super) fn leave(&mut self) {
+        let is_coming = self.owed.is_some() || !self.waits.is_empty();
+        let owed = self.owed.take().map(|owed| owed.held);
+        let held = [self.held.take(), owed].into_iter().flatten().filter(|_| is_coming);
+        held.for_each(Held::leave);
     }
 
     fn wait_for(&mut self, block: BlockId) -> Option<&mut Wait> {
@@ -170,7 +178,7 @@ impl Agent {
         self.trust_host(false);
         self.rest.end();
         if let Ok(held) = self.parts.policy.hold() {
-            self.ejection.plugs.owed = Some(Owed { _held: held, until: None });
+            self.ejection.plugs.owed = Some(Owed { held, until: None });
         }
         let why = match wait.answer {
             Answer::Refused => "it was ejected, and the host does not plug it in".to_owned(),

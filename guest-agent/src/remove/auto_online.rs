@@ -105,6 +105,13 @@ impl Policy {
     }
 }
 
+impl Held {
+    /// Leaves it as it is, for whoever comes next ([`Policy::resume`]).
+    pub fn leave(self) {
+        std::mem::forget(self);
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         let mut holders = self.0.holders.lock().unwrap_or_else(PoisonError::into_inner);

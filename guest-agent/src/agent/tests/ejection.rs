@@ -409,3 +409,36 @@ fn what_would_hold_its_own_struct_pages_is_not_asked_for_and_not_ours() {
     world.run(31_000);
     assert!(DIMM.iter().all(|block| world.agent.parts.seen.foreign.contains(&BlockId(*block))));
 }
+
+/// An agent that is stopped between the question and the memory leaves the same to the next one.
+#[test]
+fn an_agent_that_ends_meanwhile_leaves_the_policy_to_the_next_one() {
+    let mut world = ejected();
+    world.plugs = vec![];
+    world.agent.bring_back(BlockId(9));
+    world.run(500);
+    world.agent.begin_farewell();
+    world.restart();
+    assert_eq!(world.fake.get(POLICY), "offline\n");
+    world.fake.plug_in_dimm_unlinked(NAME);
+    assert_eq!(names_dimm(&mut world), [true; 3], "the kernel is not done with it");
+    world.fake.link_dimm(NAME);
+    world.run(40_000);
+    assert_eq!(world.fake.get(POLICY), "online\n");
+    let believed = world.believed();
+    assert!(DIMM.iter().all(|block| believed.contains(block)), "{believed:?}");
+    assert!(world.agent.parts.seen.foreign.is_empty());
+}
+
+/// Its controller has gone with what it knew, and so has the agent that had ejected it.
+#[test]
+fn what_no_device_knows_of_keeps_nothing_else_from_being_stolen() {
+    let mut world = ejected();
+    world.agent.set_mode(Mode::Restore);
+    says(&world, Plugging::Nobody);
+    world.run(20_000);
+    assert_eq!((world.online(), states(&world)), (8, vec![None; 3]));
+    world.restart();
+    world.run(60_000);
+    assert!(world.online() < 8, "{}", world.agent.note());
+}

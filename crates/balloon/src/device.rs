@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use memtide_units::{ByteSize, GpaRange, Instant, Pfn};
 use memtide_wire::block::{Hello, HoldReason, Telemetry};
-use memtide_wire::config::{BalloonConfig, ConfigSpace, Extension, Plugging};
+use memtide_wire::config::{BalloonConfig, ConfigSpace, Extension};
 use memtide_wire::features;
 use memtide_wire::stats::Stat;
 use zerocopy::little_endian::U32;
@@ -357,36 +357,7 @@ impl Balloon {
         self.note_plugging();
     }
 
-    /// What the controller plugs in again when the guest has ejected it, instead of what it said before.
-    /// An agent that may have ejected some of it, which nobody knew till now, introduces itself anew.
-    pub fn set_pluggable(&mut self, pluggable: RangeSet) {
-        let is_first = self.pluggable.is_empty() && !pluggable.is_empty();
-        self.pluggable = pluggable;
-        self.note_plugging();
-        if is_first {
-            self.ask_hello();
-        }
-    }
-
-    /// What the controller plugs in again when the guest has ejected it.
-    pub fn pluggable(&self) -> &RangeSet {
-        &self.pluggable
-    }
-
-    /// Tells the guest whether it may eject memory.
-    fn note_plugging(&mut self) {
-        let plugging = match (self.pluggable.is_empty(), self.gate.has_controller()) {
-            (true, _) => Plugging::Nobody,
-            (false, false) => Plugging::Known,
-            (false, true) => Plugging::Ready,
-        };
-        if plugging.code() != self.config.extension.plugging.get() {
-            self.config.extension.plugging = U32::new(plugging.code());
-            self.ask_to_look_again();
-        }
-    }
-
-    fn ask_to_look_again(&mut self) {
+    pub(crate) fn ask_to_look_again(&mut self) {
         // Never 0, which says nothing in an answer.
         let generation = self.config.extension.generation.get().wrapping_add(1).max(1);
         self.config.extension.generation = U32::new(generation);

@@ -24,6 +24,7 @@ mod memory;
 mod notifier;
 mod pace;
 mod pages;
+mod plugging;
 mod range_set;
 mod reclaim;
 mod requests;

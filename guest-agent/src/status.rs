@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::runtime::replace;
 
-pub use self::lack::Lack;
+pub use self::lack::{Lack, say_lack};
 
 use self::lack::WATCHING;
 

@@ -134,7 +134,7 @@ impl Balloon {
         let map = self.checked_blocks(&all, hello.block_size)?;
         self.check_known(&all)?;
         // What was ejected was dropped before. Should it have come back meanwhile, its guest may use it.
-        let there = self.checked_blocks(&hello.stolen, hello.block_size)?;
+        let there: RangeSet = hello.stolen.iter().copied().collect();
         Ok(Response::Drop(Todo::new(there.iter()), Then::Hello { hello, map }))
     }
 

@@ -19,7 +19,7 @@ use super::Agent;
 use super::plugs::Plugs;
 use crate::blocks::Hold;
 use crate::remove::{Held, Unit};
-use crate::status::Lack;
+use crate::status::{Lack, say_lack};
 
 /// What is stolen whole is ejected when it has been for so long. To have it plugged in again takes 50 to 130 ms under
 /// emulation where an offline block is back in 20, and has QEMU and both kernels at work: not in turns.
@@ -72,7 +72,7 @@ impl Ejection {
         self.unseen = true;
     }
 
-    /// It was looked; or nothing may be ejected now, and is looked at anew when something may.
+    /// It was looked whether something is stolen whole.
     pub(super) fn has_looked(&mut self) {
         self.unseen = false;
     }
@@ -224,14 +224,6 @@ impl Agent {
     pub(super) fn see_to_ejected(&mut self) {
         let count = self.parts.blocks.ejected().len();
         let lack = (count > 0 && !self.host_plugs()).then(|| Lack::host_that_plugs(count));
-        if lack == self.ejection.lack {
-            return;
-        }
-        if let Some(lack) = &lack {
-            tracing::warn!("this guest lacks {}: {}", lack.what, lack.effect);
-        }
-        let before = std::mem::replace(&mut self.ejection.lack, lack.clone());
-        self.parts.lacks.retain(|other| Some(other) != before.as_ref());
-        self.parts.lacks.extend(lack);
+        say_lack(&mut self.parts.lacks, &mut self.ejection.lack, lack);
     }
 }

@@ -7,7 +7,7 @@ use super::Agent;
 use crate::blocks::ByPieces;
 use crate::link::{Coarseness, Grain};
 use crate::pieces::{Pieces, Unfit};
-use crate::status::Lack;
+use crate::status::{Lack, say_lack};
 
 impl Agent {
     /// The device is another than the agent thought, or has been replaced, or the memory under this guest
@@ -67,14 +67,6 @@ impl Agent {
     pub(super) fn see_to_adopted(&mut self) {
         let pages = self.parts.pieces.as_ref().map_or(0, Pieces::adopted);
         let lack = (pages > 0).then(|| Lack::adopted(pages));
-        if lack == self.adopted {
-            return;
-        }
-        if let Some(lack) = &lack {
-            tracing::warn!("this guest lacks {}: {}", lack.what, lack.effect);
-        }
-        let before = std::mem::replace(&mut self.adopted, lack.clone());
-        self.parts.lacks.retain(|other| Some(other) != before.as_ref());
-        self.parts.lacks.extend(lack);
+        say_lack(&mut self.parts.lacks, &mut self.adopted, lack);
     }
 }

@@ -19,7 +19,7 @@ use crate::blocks::Hold;
 use crate::remove::{Held, Plug, PluggedBy, Unit};
 use crate::worker::{Failure, Job, Task};
 
-/// From asking the host to having the blocks: 70 to 130 ms under emulation, and the host's service may look for
+/// From asking the host to having the blocks: 50 to 130 ms under emulation, and the host's service may look for
 /// QEMU's monitor for five seconds.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Who was late by so much has not done it.

@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use memtide_sysfs::memory::{self, State};
+use memtide_sysfs::memory;
 use memtide_sysfs::{Error, Root, dimm};
 use memtide_units::BlockId;
 
@@ -67,11 +67,7 @@ impl Remover for Acpi {
     /// for ever where a page of it does not move.
     fn remove(&self, root: &Root, unit: &Unit) -> Result<(), RemoveError> {
         let name = || unit.name.clone();
-        for block in &unit.blocks {
-            if memory::state(root, *block)? != State::Offline {
-                return Err(RemoveError::InUse { unit: name(), block: *block });
-            }
-        }
+        unit.must_be_offline(root)?;
         self.ejected.add(unit).map_err(|source| RemoveError::NotOnFile { unit: name(), source })?;
         let is_gone = |block: &BlockId| memory::state(root, *block).is_err_and(|e| e.is_missing());
         let ejected = dimm::eject(root, &unit.name);

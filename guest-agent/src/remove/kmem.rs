@@ -4,7 +4,7 @@
 //! came back in 50 (QEMU's NVDIMM in devdax mode, under emulation).
 
 use memtide_sysfs::dax::{self, Structs};
-use memtide_sysfs::memory::{self, State};
+use memtide_sysfs::memory;
 use memtide_sysfs::{Error, Root};
 
 use super::{Plug, PlugInError, PluggedBy, RemoveError, Remover, Unit};
@@ -38,17 +38,14 @@ impl Remover for Kmem {
     /// block is looked at just before. Nothing keeps somebody with root from putting one online
     /// between that look and the kernel's own; then the memory stays, in use, until the next boot.
     fn remove(&self, root: &Root, unit: &Unit) -> Result<(), RemoveError> {
-        let name = || unit.name.clone();
-        for block in &unit.blocks {
-            if memory::state(root, *block)? != State::Offline {
-                return Err(RemoveError::InUse { unit: name(), block: *block });
-            }
-        }
+        unit.must_be_offline(root)?;
         dax::unbind(root, &unit.name)?;
         let is_gone = |error: &Error| error.is_missing();
         let left =
             unit.blocks.iter().find(|b| !memory::state(root, **b).as_ref().is_err_and(is_gone));
-        left.map_or(Ok(()), |block| Err(RemoveError::Stuck { unit: name(), block: *block }))
+        left.map_or(Ok(()), |block| {
+            Err(RemoveError::Stuck { unit: unit.name.clone(), block: *block })
+        })
     }
 
     /// The others of its blocks stay stolen, and the host may drop them again: they must not hold

@@ -24,6 +24,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use memtide_sysfs::memory::{self, State};
 use memtide_sysfs::{Error, Root};
 use memtide_units::BlockId;
 
@@ -74,6 +75,21 @@ impl Unit {
         let blocks = u64::try_from(self.blocks.len()).unwrap_or(u64::MAX);
         let page = rustix::param::page_size() as u64;
         blocks.saturating_mul(STRUCT_PAGE).saturating_mul(4) <= page
+    }
+}
+
+impl Unit {
+    /// Looks at each of its blocks.
+    ///
+    /// # Errors
+    /// [`RemoveError::InUse`] where one is not offline.
+    fn must_be_offline(&self, root: &Root) -> Result<(), RemoveError> {
+        for block in &self.blocks {
+            if memory::state(root, *block)? != State::Offline {
+                return Err(RemoveError::InUse { unit: self.name.clone(), block: *block });
+            }
+        }
+        Ok(())
     }
 }
 

@@ -18,6 +18,19 @@ pub struct Lack {
     pub effect: String,
 }
 
+/// Replaces what was lacking of one kind (`known`) among all `lacks`, and tells the log of it where it is news.
+pub fn say_lack(lacks: &mut Vec<Lack>, known: &mut Option<Lack>, now: Option<Lack>) {
+    if now == *known {
+        return;
+    }
+    if let Some(lack) = &now {
+        tracing::warn!("this guest lacks {}: {}", lack.what, lack.effect);
+    }
+    let before = std::mem::replace(known, now.clone());
+    lacks.retain(|other| Some(other) != before.as_ref());
+    lacks.extend(now);
+}
+
 impl Lack {
     /// No PSI.
     pub fn psi(why: &str) -> Self {

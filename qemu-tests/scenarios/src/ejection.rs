@@ -21,6 +21,7 @@ use crate::error::ScenarioError;
 use crate::guest_side::{GuestOptions, GuestSide, Shape, Unit};
 use crate::host_side::{HostLimits, HostSide};
 use crate::player::Player;
+use crate::run::Stage;
 use crate::wait;
 
 const MEMORY: ByteSize = ByteSize::from_gib(1);
@@ -151,7 +152,6 @@ impl Story {
         let monitor = sockets.path().join("demo.qmp").display().to_string();
         let limits = HostLimits { budget: None, min: MIN };
         let lines = format!("qmp = \"{monitor}\"\n");
-        let host = HostSide::start_with(programs, sockets.path(), logs, (limits, &lines))?;
         let shape = Shape {
             memory_max: Some(ByteSize::from_gib(4)),
             on_reset: OnReset::Boots,
@@ -160,7 +160,8 @@ impl Story {
         };
         let options =
             GuestOptions { shape, ..GuestOptions::new((kernel, MEMORY), Unit::Installed, logs) };
-        let guest = GuestSide::start(lab, programs, &host.vhost_socket(), &options)?;
+        let Stage { host, guest, sockets } =
+            Stage::start_in(sockets, (lab, programs), (limits, &lines), &options)?;
         Ok(Self { guest, host, player: Player::default(), structs: 0, _sockets: sockets })
     }
 

@@ -38,24 +38,11 @@ pub struct HostSide {
 
 impl HostSide {
     /// Writes a configuration into `dir` (short: unix sockets live there), starts memtided, which
-    /// starts the device, and waits until both are up. Logs go to `logs`.
+    /// starts the device, and waits until both are up. Logs go to `logs`; the lines are more about the VM.
     ///
     /// # Errors
     /// A program that does not start, or is not up within a deadline.
     pub fn start(
-        programs: &Built,
-        dir: &Path,
-        logs: &Path,
-        limits: HostLimits,
-    ) -> Result<Self, ScenarioError> {
-        Self::start_with(programs, dir, logs, (limits, ""))
-    }
-
-    /// The same, with these lines about the VM besides.
-    ///
-    /// # Errors
-    /// As [`HostSide::start`].
-    pub fn start_with(
         programs: &Built,
         dir: &Path,
         logs: &Path,

@@ -43,11 +43,23 @@ impl Stage {
         limits: HostLimits,
         options: &GuestOptions,
     ) -> Result<Self, ScenarioError> {
-        let sockets = RunDir::new()?;
+        Self::start_in(RunDir::new()?, (lab, programs), (limits, ""), options)
+    }
+
+    /// The same in this directory, with these lines about the VM in memtided's configuration.
+    ///
+    /// # Errors
+    /// As [`Stage::start`].
+    pub fn start_in(
+        sockets: RunDir,
+        (lab, programs): (&Lab, &Built),
+        host: (HostLimits, &str),
+        options: &GuestOptions,
+    ) -> Result<Self, ScenarioError> {
         let logs = &options.artifacts;
         std::fs::create_dir_all(logs)
             .map_err(|source| ScenarioError::File { path: logs.clone(), source })?;
-        let host = HostSide::start(programs, sockets.path(), logs, limits)?;
+        let host = HostSide::start(programs, sockets.path(), logs, host)?;
         let guest = GuestSide::start(lab, programs, &host.vhost_socket(), options)?;
         Ok(Self { host, guest, sockets })
     }

@@ -47,13 +47,10 @@ impl FakeRoot {
                 .expect("the fake's files can be written");
         }
     }
-}
 
-impl FakeRoot {
     /// The kernel is done with a DIMM's blocks.
     pub fn link_dimm(&self, name: &str) {
-        let (_, blocks) = self.kernel.state().dimms[name].clone();
-        blocks.iter().for_each(|block| self.put_into_dimm(*block, name));
+        self.dimm_of(name).iter().for_each(|block| self.put_into_dimm(*block, name));
     }
 }
 

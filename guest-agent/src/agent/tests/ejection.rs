@@ -304,10 +304,6 @@ fn the_successor_of_an_agent_that_had_asked_reckons_with_what_comes() {
     // As a kill leaves it: what would put it back does not run.
     let mark = world.runtime.path().join("auto_online");
     let before = std::fs::read(&mark).unwrap();
-    let fake = &world.fake;
-    world.agent.set_mode(Mode::Tune);
-    std::fs::remove_file(&mark).unwrap();
-    fake.put(POLICY, "offline\n");
     let spare = tempfile::tempdir().unwrap();
     let placeholder = agent(&world.fake, &FakeDevice::new(), &spare, world.now);
     drop(std::mem::replace(&mut world.agent, placeholder));

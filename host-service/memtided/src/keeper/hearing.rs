@@ -3,10 +3,10 @@
 use memtide_api::device::{self, DeviceStatus, Driver, Event, GrantedBy, PendingReturn, Request};
 use memtide_api::http::VmState;
 use memtide_policy::host::{Account, Ask, Holdings, Urgency, VmId};
-use memtide_units::{ByteSize, GpaRange, Instant, Pfn};
+use memtide_units::{ByteSize, Instant, Pfn};
 
 use super::Keeper;
-use super::ranges::joined;
+use super::ranges::{joined, total};
 use crate::device::News;
 
 impl Keeper {
@@ -231,10 +231,6 @@ fn memory_of(status: &DeviceStatus) -> ByteSize {
     total(&joined(
         regions.chain(status.pluggable.iter().copied()).chain(status.stolen.iter().copied()),
     ))
-}
-
-fn total(ranges: &[GpaRange]) -> ByteSize {
-    ranges.iter().map(|range| range.len()).sum()
 }
 
 fn ask(now: Instant, vm: VmId, pending: &PendingReturn) -> Ask {

@@ -23,9 +23,9 @@ fn both(first: GpaRange, next: GpaRange) -> GpaRange {
     GpaRange::new(first.start(), len).unwrap_or(first)
 }
 
-/// How much that is; `joined` counts nothing twice.
-pub(super) fn total(joined: &[GpaRange]) -> ByteSize {
-    joined.iter().map(|range| range.len()).sum()
+/// How much that is; of [`joined`] ranges nothing counts twice.
+pub(super) fn total(ranges: &[GpaRange]) -> ByteSize {
+    ranges.iter().map(|range| range.len()).sum()
 }
 
 /// Is every byte of `range` in it?

@@ -19,6 +19,7 @@ use memtide_sysfs::{Root, memory};
 use memtide_units::{BlockId, BlockSize, ByteSize, GpaRange};
 
 pub use self::refresh::Surprise;
+pub use self::removed::Reach;
 
 use self::own_structs::{OwnStructs, Structs};
 use crate::remove::{Plug, Removers, Unplugged};
@@ -110,9 +111,9 @@ pub struct Blocks {
     kept: BTreeSet<BlockId>,
     by_pieces: ByPieces,
     removers: Removers,
-    /// What of the removed ones only the host brings back, and whether it would now.
+    /// What of the removed ones only the host brings back, and which of them it would now.
     ejected: BTreeSet<BlockId>,
-    host_plugs: bool,
+    reach: Reach,
 }
 
 impl Blocks {
@@ -135,7 +136,7 @@ impl Blocks {
             by_pieces: ByPieces::None,
             removers: removers.clone(),
             ejected: BTreeSet::new(),
-            host_plugs: false,
+            reach: Reach::Nothing,
         };
         // First: a block may come meanwhile, and none goes.
         let unplugged =
@@ -285,7 +286,7 @@ impl Blocks {
         match entry.hold {
             Hold::Leaving | Hold::Returning => BlockState::InTransit,
             // Nobody could bring it back now.
-            Hold::Stolen if self.is_ejected(id) && !self.host_plugs => BlockState::Foreign,
+            Hold::Stolen if self.is_ejected(id) && !self.reach.includes(id) => BlockState::Foreign,
             Hold::Stolen => BlockState::Stolen,
             Hold::Foreign => BlockState::Foreign,
             Hold::Online if entry.structs == Structs::MayBeInside => {

@@ -155,13 +155,15 @@ impl Returns {
         is_last
     }
 
-    /// Nobody decides: the blocks are put online as if it had been granted.
-    pub fn granted_by_need(&mut self) {
-        if let Some(held) = &mut self.held {
-            held.ticket.answer = Answer::Granted;
-            held.is_asked = false;
-            held.left = held.ticket.blocks.len();
-        }
+    /// Nobody decides: these blocks are put online as if they had been granted. What else was asked for may be
+    /// asked for anew.
+    pub fn granted_by_need(&mut self, taken: &[BlockId]) {
+        let Some(mut held) = self.held.take() else { return };
+        held.ticket.blocks.retain(|block| taken.contains(block));
+        held.ticket.answer = Answer::Granted;
+        held.is_asked = false;
+        held.left = held.ticket.blocks.len();
+        self.held = Some(held).filter(|held| held.left > 0);
     }
 
     /// True while a question is on its way.
@@ -232,11 +234,22 @@ mod tests {
         let late = [Verdict::Ok, Verdict::Held(HoldReason::HostBudget)];
         for verdict in late {
             let mut returns = asked();
-            returns.granted_by_need();
+            returns.granted_by_need(&blocks());
             assert!(!returns.one_done(BlockId(4)));
             assert_eq!(returns.answered(at(20_000), 7, &says(verdict)), Effect::Wait);
             assert!(returns.one_done(BlockId(5)), "{verdict:?}");
         }
+    }
+
+    #[test]
+    fn what_could_not_be_taken_without_a_grant_keeps_no_ticket_open() {
+        let mut returns = asked();
+        returns.granted_by_need(&blocks()[..1]);
+        assert!(returns.one_done(BlockId(4)));
+        let mut returns = asked();
+        returns.granted_by_need(&[]);
+        assert_eq!(returns.ticket(), None);
+        assert!(returns.ask(at(2_000), 8, blocks(), Urgency::Emergency));
     }
 
     #[test]

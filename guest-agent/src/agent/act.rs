@@ -93,7 +93,7 @@ impl Agent {
             return;
         }
         self.parts.link.forget_returns();
-        self.returns.granted_by_need();
+        self.returns.granted_by_need(blocks);
         for block in blocks {
             self.unasked.insert(*block);
             self.bring_back(*block);

@@ -17,7 +17,8 @@ use memtide_wire::config::Plugging;
 
 use super::Agent;
 use super::plugs::Plugs;
-use crate::blocks::Hold;
+use super::trust::Trust;
+use crate::blocks::{Hold, Reach};
 use crate::remove::{Held, Unit};
 use crate::status::{Lack, say_lack};
 
@@ -26,21 +27,6 @@ use crate::status::{Lack, say_lack};
 const AT_REST: Duration = Duration::from_secs(20);
 /// What could not be ejected is left alone for so long; others may go.
 const AFTER_NO: Duration = Duration::from_secs(600);
-/// After the host has not plugged in what it was asked for, nobody relies on it for so long; twice as long each
-/// further time, up to the last.
-const DISTRUST_FIRST: Duration = Duration::from_secs(10);
-const DISTRUST_LAST: Duration = Duration::from_secs(600);
-
-/// Whether the host does what it said.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Trust {
-    #[default]
-    Given,
-    /// It has not done it just now.
-    Lost,
-    /// It is asked again then.
-    Back(Instant),
-}
 
 /// What is under way between this guest and its host about ejected memory.
 #[derive(Debug, Default)]
@@ -56,8 +42,7 @@ pub(super) struct Ejection {
     /// What is being removed.
     going: Option<Unit>,
     pub(super) plugs: Plugs,
-    trust: Trust,
-    distrust: Option<Duration>,
+    pub(super) trust: Trust,
     lack: Option<Lack>,
 }
 
@@ -92,33 +77,35 @@ impl Agent {
     /// Whether somebody on the host would plug in now what was ejected.
     pub(super) fn host_plugs(&self) -> bool {
         let link = &self.parts.link;
-        link.device_state() == DeviceState::Ready
-            && link.config().plugging == Plugging::Ready
-            && self.ejection.trust == Trust::Given
+        link.device_state() == DeviceState::Ready && link.config().plugging == Plugging::Ready
+    }
+
+    /// What of the ejected ones could come back now.
+    fn reach(&self) -> Reach {
+        match self.host_plugs() {
+            true => Reach::AllBut(self.ejection.trust.doubted()),
+            false => Reach::Nothing,
+        }
     }
 
     /// What was ejected counts as stolen, and may be asked back, while the host would plug it in.
     pub(super) fn judge_host(&mut self, now: Instant) {
-        self.ejection.trust = match self.ejection.trust {
-            Trust::Lost => {
-                let pause = self.ejection.distrust.unwrap_or(DISTRUST_FIRST);
-                self.ejection.distrust = Some(pause.saturating_mul(2).min(DISTRUST_LAST));
-                Trust::Back(now + pause)
-            }
-            Trust::Back(at) if now >= at => Trust::Given,
-            same => same,
-        };
-        let plugs = self.host_plugs();
-        self.parts.blocks.set_host_plugs(plugs);
+        self.ejection.trust.judge(now);
+        let reach = self.reach();
+        self.parts.blocks.set_reach(reach);
     }
 
-    /// The host has done what it said, or has not.
-    pub(super) fn trust_host(&mut self, is_right: bool) {
-        if is_right {
-            self.ejection.distrust = None;
-        } else {
-            self.ejection.trust = Trust::Lost;
-        }
+    /// Ejected blocks that nobody would bring back now.
+    pub(super) fn out_of_reach(&self) -> Vec<BlockId> {
+        let reach = self.reach();
+        let ejected = self.parts.blocks.ejected().into_iter();
+        ejected.filter(|block| !reach.includes(*block)).collect()
+    }
+
+    /// The host has not plugged in what this block is of: it is not asked again at once.
+    pub(super) fn doubt_host(&mut self, block: BlockId) {
+        let unit = self.parts.removers.find(block).ok().flatten().map(|(_, unit)| unit.blocks);
+        self.ejection.trust.lose(&unit.unwrap_or_else(|| vec![block]));
     }
 
     /// Forgets of how long units have rested those that are not whole any more.
@@ -131,6 +118,7 @@ impl Agent {
     pub(super) fn may_eject(&mut self, now: Instant, unit: &Unit) -> bool {
         let is_shunned = self.ejection.shunned.get(&unit.name).is_some_and(|until| now < *until);
         let could_go = self.host_plugs()
+            && self.ejection.trust.doubted().is_empty()
             && !is_shunned
             && self.left_without(unit) >= self.kept()
             && !memory::may_hold_own_structs(&self.parts.root);
@@ -156,8 +144,10 @@ impl Agent {
 
     /// Asks the host whether it will plug this in again; it is ejected when that is answered.
     pub(super) fn ask_to_eject(&mut self, unit: Unit) {
-        self.parts.link.post(Request::Eject(self.parts.blocks.ranges(&unit.blocks)));
-        self.ejection.asked = Some(unit);
+        let request = Request::Eject(self.parts.blocks.ranges(&unit.blocks));
+        if self.parts.link.post(request) {
+            self.ejection.asked = Some(unit);
+        }
     }
 
     /// The host's word on that. Meanwhile somebody may have asked for its blocks.
@@ -222,8 +212,8 @@ impl Agent {
 
     /// Says so where what was ejected could not be brought back now.
     pub(super) fn see_to_ejected(&mut self) {
-        let count = self.parts.blocks.ejected().len();
-        let lack = (count > 0 && !self.host_plugs()).then(|| Lack::host_that_plugs(count));
+        let count = self.out_of_reach().len();
+        let lack = (count > 0).then(|| Lack::host_that_plugs(count));
         say_lack(&mut self.parts.lacks, &mut self.ejection.lack, lack);
     }
 }

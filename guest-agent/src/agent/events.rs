@@ -268,8 +268,7 @@ impl Agent {
         match self.plug_in_first(block) {
             Ok(is_awaited) => is_awaited,
             Err(failure) => {
-                // Not asked for again at once.
-                self.trust_host(false);
+                self.doubt_host(block);
                 self.stays_ejected(block, &failure);
                 true
             }

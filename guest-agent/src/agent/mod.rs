@@ -32,6 +32,7 @@ mod report;
 mod rest;
 #[cfg(test)]
 mod tests;
+mod trust;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -376,6 +377,7 @@ impl Agent {
         self.reporters = self.parts.senses.free_page_reporters();
         self.see_to_limits();
         self.see_to_adopted();
+        self.parts.removers.forget_what_is_back();
         self.see_to_ejected();
         // Also what has been plugged in, or was put online or offline by somebody else.
         self.rewatch();
@@ -424,8 +426,9 @@ impl Agent {
     /// The same, but for what was ejected while nobody plugs it in.
     pub fn has_all_that_can_come(&self) -> bool {
         let blocks = &self.parts.blocks;
-        let is_out = |block: &BlockId| blocks.is_ejected(*block) && !self.host_plugs();
-        blocks.offline_by_us().iter().all(is_out) && blocks.with(Hold::Returning).is_empty()
+        let out = self.out_of_reach();
+        blocks.offline_by_us().iter().all(|block| out.contains(block))
+            && blocks.with(Hold::Returning).is_empty()
     }
 
     /// Has large mappings allowed while blocks are stolen, or about to be, and at no other time.

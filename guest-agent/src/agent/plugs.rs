@@ -165,7 +165,7 @@ impl Agent {
     fn is_plugged(&mut self, wait: Wait) {
         tracing::info!("{} is plugged in again", wait.unit.name);
         self.parts.removers.is_back(&wait.unit);
-        self.trust_host(true);
+        self.ejection.trust.regain(&wait.unit.blocks);
         self.rest.end();
         let task = Task::Return(self.parts.how_online);
         for block in wait.blocks {
@@ -175,7 +175,7 @@ impl Agent {
 
     /// It may come all the same, and must not go online by itself then.
     fn is_not_plugged(&mut self, wait: Wait) {
-        self.trust_host(false);
+        self.ejection.trust.lose(&wait.unit.blocks);
         self.rest.end();
         if let Ok(held) = self.parts.policy.hold() {
             self.ejection.plugs.owed = Some(Owed { held, until: None });

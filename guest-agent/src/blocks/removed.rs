@@ -8,6 +8,25 @@ use memtide_units::BlockId;
 use super::{Blocks, Hold, Structs};
 use crate::remove::Plug;
 
+/// What of that which was ejected somebody on the host would bring back now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Nobody is there who could.
+    Nothing,
+    /// All of it, but for these blocks.
+    AllBut(BTreeSet<BlockId>),
+}
+
+impl Reach {
+    /// Whether this block would be brought back.
+    pub fn includes(&self, block: BlockId) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::AllBut(others) => !others.contains(&block),
+        }
+    }
+}
+
 impl Blocks {
     /// Whether a block's memory is not the VM's any more. What was removed could come back.
     ///
@@ -30,9 +49,9 @@ impl Blocks {
         self.ejected.iter().copied().filter(|block| self.is_ejected(*block)).collect()
     }
 
-    /// Whether somebody on the host would bring back what was ejected.
-    pub fn set_host_plugs(&mut self, plugs: bool) {
-        self.host_plugs = plugs;
+    /// What of it somebody on the host would bring back now.
+    pub fn set_reach(&mut self, reach: Reach) {
+        self.reach = reach;
     }
 
     pub(super) fn is_removed(&self, block: BlockId) -> bool {

@@ -190,11 +190,11 @@ impl Link {
         }
     }
 
-    /// Queues a request. Telemetry is dropped while anything else waits: there will be more.
-    pub fn post(&mut self, request: Request) {
-        if !(self.is_deaf() && matches!(request, Request::Telemetry(_))) {
-            self.outbox.post(request);
-        }
+    /// Queues a request; false where it is dropped, since far too many wait. Telemetry is dropped while anything else
+    /// waits: there will be more.
+    pub fn post(&mut self, request: Request) -> bool {
+        let is_for_nobody = self.is_deaf() && matches!(request, Request::Telemetry(_));
+        !is_for_nobody && self.outbox.post(request)
     }
 
     /// True where telemetry would be answered by nobody: the answer would be taken for a sign of life,

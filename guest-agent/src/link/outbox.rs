@@ -23,24 +23,26 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    /// Adds a request. Telemetry is dropped while anything else waits: there will be more.
-    pub(super) fn post(&mut self, request: Request) {
+    /// Adds a request; false where there is no room for it. Telemetry is dropped while anything else waits: there will
+    /// be more.
+    pub(super) fn post(&mut self, request: Request) -> bool {
         let is_telemetry = matches!(request, Request::Telemetry(_));
         if is_telemetry && !self.waiting.is_empty() {
-            return;
+            return false;
         }
         if self.waiting.len() >= MAX {
             tracing::warn!("{MAX} requests wait for the device: one is dropped");
-            return;
+            return false;
         }
         self.waiting.push_back(request);
+        true
     }
 
     /// Adds a report of ranges that were taken offline, to one that waits if there is one.
     pub(super) fn report(&mut self, ranges: Vec<GpaRange>) {
         match self.waiting.back_mut() {
             Some(Request::Steal(waiting)) => waiting.extend(ranges),
-            _ => self.post(Request::Steal(ranges)),
+            _ => _ = self.post(Request::Steal(ranges)),
         }
     }
 

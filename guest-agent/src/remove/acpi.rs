@@ -39,6 +39,16 @@ impl Acpi {
         }
     }
 
+    /// What the kernel has again is not out, whoever brought it. Were it still on file when its operator unplugs it,
+    /// it would be taken for the agent's.
+    pub(super) fn forget_what_is_back(&self, root: &Root) {
+        for (name, blocks) in self.ejected.read() {
+            if blocks.iter().all(|block| is_linked(root, *block)) {
+                self.forget(&name);
+            }
+        }
+    }
+
     pub(super) fn forget(&self, name: &str) {
         if let Err(error) = self.ejected.forget(name) {
             tracing::warn!("{name} stays on file as ejected: {error}");

@@ -261,6 +261,11 @@ impl Removers {
         self.acpi.forget(&unit.name);
     }
 
+    /// Somebody may have plugged in what was ejected without having been asked.
+    pub fn forget_what_is_back(&self) {
+        self.acpi.forget_what_is_back(&self.root);
+    }
+
     /// The host knows nothing of what was ejected: it is not this guest's any more.
     pub fn forget_ejected(&self) {
         self.acpi.forget_all();

@@ -96,6 +96,15 @@ fn names_dimm(world: &mut World) -> [bool; 3] {
     DIMM.map(|block| named.contains(&block))
 }
 
+/// Whether `status` comes to say that so many blocks cannot be brought back.
+fn lacks_after_a_look(world: &mut World, blocks: usize) -> bool {
+    let what = format!("the {blocks} blocks");
+    (0..700).any(|_| {
+        world.run(50);
+        world.agent.parts.lacks.iter().any(|lack| lack.what.contains(&what))
+    })
+}
+
 fn lacks(world: &World) -> bool {
     world.agent.parts.lacks.iter().any(|lack| lack.what.contains("plugs in"))
 }
@@ -255,6 +264,8 @@ fn the_successor_of_a_killed_agent_knows_what_was_ejected() {
     world.run(30_000);
     let taken = world.heard.iter().any(|request| matches!(request, Request::Taken(_)));
     assert_eq!((states(&world), taken), (vec![Some(State::Online); 3], true));
+    let file = world.runtime.path().join("ejected");
+    assert!(!file.exists(), "should its operator unplug it now, it is not the agent's");
 }
 
 /// It has agreed, and is late: what comes then stays offline all the same.
@@ -389,6 +400,31 @@ fn one_dimm_does_not_stand_in_the_way_of_another() {
     world.agent.bring_back(BlockId(11));
     assert!(comes_back(&mut world, 11));
     assert_eq!(states(&world), [None; 3]);
+}
+
+/// The host does not keep its word for one of them.
+#[test]
+fn one_dimm_that_does_not_come_leaves_the_others_within_reach() {
+    const OTHER: &str = "PNP0C80:01";
+    let mut world = world(Plugging::Ready);
+    let memory = GpaRange::new(Gpa(11 << 27), ByteSize::from_mib(256)).unwrap();
+    world.fake.add_dimm(OTHER, SIZE, memory);
+    world.fake.put_page_flags(0, &[1 << 10; 13 * PAGES]);
+    world.fake.set_meminfo(meminfo(13 * 128, 100));
+    world.restart();
+    world.run(90_000);
+    assert_eq!(world.agent.parts.blocks.ejected().len(), 5);
+    world.plugs = vec![OTHER];
+    world.agent.bring_back(BlockId(8));
+    world.run(12_000);
+    assert_eq!(world.agent.out_of_reach(), DIMM.map(BlockId));
+    assert!(lacks_after_a_look(&mut world, 3));
+    world.agent.bring_back(BlockId(12));
+    assert!(comes_back(&mut world, 12), "it is within reach");
+    world.plugs = vec![NAME, OTHER];
+    world.agent.set_mode(Mode::Restore);
+    world.run(40_000);
+    assert_eq!(states(&world), [Some(State::Online); 3], "the host is asked again");
 }
 
 #[test]

@@ -41,6 +41,10 @@ pub struct VmMemory {
     /// DIMMs that its guest has ejected or is about to: they must be plugged in again some day.
     #[serde(default)]
     pub out: Vec<Dimm>,
+    /// DIMMs that are stolen whole, and plugged in: its guest may eject them at any time, and memtided end in that
+    /// very moment.
+    #[serde(default)]
+    pub stolen: Vec<Dimm>,
 }
 
 /// A configured value and what replaced it. The replacement holds only while the configuration
@@ -161,6 +165,7 @@ mod tests {
                 slot: 0,
                 node: 1,
             }],
+            stolen: vec![],
         };
         let budget = Change::between(Budget::Host, Budget::Bytes(ByteSize::from_gib(4)));
         Memory { budget, vms: BTreeMap::from([("web1".into(), vm)]) }
@@ -190,7 +195,7 @@ mod tests {
             (vm.keep, vm.squeezed),
             (Some(ByteSize::from_bytes(1)), ByteSize::from_bytes(2))
         );
-        assert_eq!(vm.out, []);
+        assert_eq!((&vm.out, &vm.stolen), (&vec![], &vec![]));
     }
 
     #[test]

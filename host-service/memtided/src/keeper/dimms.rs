@@ -9,9 +9,12 @@
 //!      +----|---------------------------------------------------------------+
 //!      |    | a look: gone             plugged in again, or a look: there
 //!      +- Missed --> forgotten by the next look: an operator unplugged it
+//!           |
+//!           +------> Out, where it is called stolen for long all the same: its guest's word was not heard
 //! ```
 //!
-//! Knows no clock and no socket. What is `Leaving` or `Out` is kept over a restart of memtided.
+//! Knows no clock and no socket. What is `Leaving` or `Out` is kept over a restart of memtided, and what is
+//! stolen whole, whose guest may tell at any time.
 
 mod entry;
 
@@ -55,10 +58,24 @@ pub(super) enum Change {
 }
 
 impl Dimms {
-    /// With what was out, or about to be, when an earlier life ended.
-    pub(super) fn new(kept: &[Dimm]) -> Self {
-        let entry = |dimm: &Dimm| (dimm.memdev.clone(), Entry::new(dimm.clone(), Place::Leaving));
-        Self { entries: kept.iter().map(entry).collect(), ..Self::default() }
+    /// With what was out, or about to be, when an earlier life ended, and what was stolen whole.
+    pub(super) fn new(out: &[Dimm], stolen: &[Dimm]) -> Self {
+        let entry = |place| {
+            move |dimm: &Dimm| {
+                let entry = Entry { is_stolen: true, ..Entry::new(dimm.clone(), place) };
+                (dimm.memdev.clone(), entry)
+            }
+        };
+        let stolen = stolen.iter().map(entry(Place::In));
+        let entries = stolen.chain(out.iter().map(entry(Place::Leaving))).collect();
+        Self { entries, ..Self::default() }
+    }
+
+    /// What its guest may eject at any moment without having said so yet.
+    pub(super) fn stolen(&self) -> Vec<Dimm> {
+        let entries = self.entries.values();
+        let is_stolen = |entry: &&Entry| entry.is_stolen && !entry.may_be_out();
+        entries.filter(is_stolen).map(|entry| entry.dimm.clone()).collect()
     }
 
     /// What has to outlive a restart: what is out, and what may be at any moment.
@@ -125,10 +142,11 @@ impl Dimms {
             dimms.into_iter().map(|dimm| (dimm.memdev.clone(), dimm)).collect();
         let taken: Vec<GpaRange> = present.values().map(|dimm| dimm.range).collect();
         let mut changes = Vec::new();
+        let is_heard = self.reachable;
         self.entries.retain(|memdev, entry| {
             let (stays, change) = match present.remove(memdev) {
                 Some(dimm) => (true, entry.is_there(now, dimm)),
-                None => entry.is_missing(&taken),
+                None => entry.is_missing(now, is_heard, &taken),
             };
             changes.extend(change);
             stays

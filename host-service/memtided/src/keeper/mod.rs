@@ -131,7 +131,7 @@ impl Keeper {
             told: None,
             lines: Lines::default(),
             access: access::Access::default(),
-            plugging: Plugging::new(vm.qmp.is_some(), &kept.out),
+            plugging: Plugging::new(vm.qmp.is_some(), &kept),
         });
     }
 
@@ -157,6 +157,7 @@ impl Keeper {
             keep: self.targets.keep(id),
             squeezed: self.targets.squeezed(id),
             out: self.vm(id).plugging.dimms.to_keep(),
+            stolen: self.vm(id).plugging.dimms.stolen(),
         }
     }
 

@@ -11,6 +11,7 @@ use memtide_units::{GpaRange, Instant};
 use super::Keeper;
 use super::dimms::{Change, Dimms, Why};
 use super::ranges::joined;
+use crate::store::VmMemory;
 use crate::vmm::{Dimm, Order, VmmNews};
 
 /// A monitor that cannot be used for so long is no promise: what is in is no longer let go. Shorter
@@ -51,8 +52,8 @@ pub(super) struct Plugging {
 
 impl Plugging {
     /// Nothing is known but what an earlier life kept.
-    pub(super) fn new(has_monitor: bool, kept: &[Dimm]) -> Self {
-        let dimms = Dimms::new(kept);
+    pub(super) fn new(has_monitor: bool, kept: &VmMemory) -> Self {
+        let dimms = Dimms::new(&kept.out, &kept.stolen);
         Self {
             has_monitor,
             dimms,

@@ -18,6 +18,9 @@ const ALONE_WITHOUT_AGENT: Duration = Duration::from_secs(60);
 /// An announced DIMM that is there, and not all stolen, for so long was not ejected. Until then it
 /// may go: the guest's kernel has let go of it before QEMU has.
 const SETTLED: Duration = Duration::from_secs(20);
+/// An agent looks at all blocks each half minute, and finds out which are gone; one whose processor is
+/// busy does so later.
+const TOLD: Duration = Duration::from_secs(120);
 /// After a failure; doubled each time.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
@@ -33,6 +36,8 @@ pub(super) struct Entry {
     pub(super) wanted: bool,
     /// It is out, nobody holds it, and since when.
     pub(super) alone: Option<(Left, Instant)>,
+    /// It is missing without a word, and called stolen, and since when.
+    pub(super) missed: Option<Instant>,
     /// It was announced and is there, not all of it stolen, and since when.
     pub(super) stays: Option<Instant>,
     /// It is being plugged in, and why; `again` where the guest has told meanwhile that it ejects it.
@@ -83,6 +88,7 @@ impl Entry {
             is_stolen: place == Place::Leaving,
             wanted: false,
             alone: None,
+            missed: None,
             stays: None,
             plugging: None,
             again: false,
@@ -152,7 +158,7 @@ impl Entry {
     pub(super) fn is_there(&mut self, now: Instant, dimm: Dimm) -> Option<Change> {
         self.dimm = dimm;
         match self.place {
-            Place::In | Place::Missed => self.place = Place::In,
+            Place::In | Place::Missed => (self.place, self.missed) = (Place::In, None),
             Place::Leaving => self.still_there(now),
             Place::Out => {
                 self.place = Place::In;
@@ -178,11 +184,19 @@ impl Entry {
 
     /// Whether to remember it, and what to say. The first look that misses a DIMM may be ahead of
     /// the word of a guest that ejects it.
-    pub(super) fn is_missing(&mut self, taken: &[GpaRange]) -> (bool, Option<Change>) {
+    pub(super) fn is_missing(
+        &mut self,
+        now: Instant,
+        is_heard: bool,
+        taken: &[GpaRange],
+    ) -> (bool, Option<Change>) {
         let dimm = self.dimm.clone();
+        let is_untold = self.place == Place::Missed && self.is_untold(now, is_heard);
         let (place, change) = match self.place {
             Place::In => (Place::Missed, None),
-            Place::Missed => return (false, Some(Change::Unplugged(dimm))),
+            Place::Missed if !self.is_stolen => return (false, Some(Change::Unplugged(dimm))),
+            Place::Missed if is_untold => (Place::Missed, None),
+            Place::Missed => (Place::Out, Some(Change::Ejected(dimm.clone()))),
             Place::Leaving => (Place::Out, Some(Change::Ejected(dimm.clone()))),
             Place::Out => (Place::Out, None),
         };
@@ -191,6 +205,19 @@ impl Entry {
             return (false, Some(Change::Replaced(dimm)));
         }
         (true, change)
+    }
+}
+
+impl Entry {
+    /// An agent that has lost a stolen DIMM to an operator calls it stolen no longer; it just has not told
+    /// yet.
+    fn is_untold(&mut self, now: Instant, is_heard: bool) -> bool {
+        if !is_heard {
+            self.missed = None;
+            return true;
+        }
+        let since = *self.missed.get_or_insert(now);
+        now.since(since) < TOLD
     }
 }
 

@@ -41,6 +41,7 @@ fn three() -> Dimms {
     let mut dimms = Dimms::default();
     dimms.observed(at(0), &status(&[0, 1, 2]));
     assert_eq!(dimms.seen(at(0), vec![dimm(0), dimm(1), dimm(2)]), []);
+    dimms.observed(at(0), &status(&[0, 1, 2]));
     dimms
 }
 
@@ -58,7 +59,7 @@ fn whole(first: u64, count: u64) -> GpaRange {
 
 #[test]
 fn nothing_is_pluggable_before_a_look_and_then_all_that_is_in_or_out() {
-    let mut dimms = Dimms::new(&[dimm(1)]);
+    let mut dimms = Dimms::new(&[dimm(1)], &[]);
     assert!(dimms.observed(at(0), &status(&[1])), "the VMM is to be looked at");
     assert!(!dimms.observed(at(1), &status(&[1])), "once");
     assert_eq!(dimms.pluggable(), None);
@@ -93,7 +94,9 @@ fn what_an_operator_unplugs_is_forgotten_and_never_plugged_in() {
     assert_eq!(dimms.pluggable(), Some(vec![range(0), range(2)]));
     dimms.wanted(&[range(1)]);
     assert_eq!(dimms.due(at(1)), []);
-    assert_eq!(dimms.seen(at(0), vec![dimm(0), dimm(2)]), [Change::Unplugged(dimm(1))]);
+    assert_eq!(dimms.seen(at(10), vec![dimm(0), dimm(2)]), [], "its agent may tell still");
+    dimms.observed(at(31), &status(&[0, 2]));
+    assert_eq!(dimms.seen(at(40), vec![dimm(0), dimm(2)]), [Change::Unplugged(dimm(1))]);
     for second in 0..120 {
         dimms.observed(at(second), &status(&[]));
         assert_eq!(dimms.due(at(second)), []);
@@ -205,10 +208,46 @@ fn what_is_there_after_all_is_no_longer_asked_for() {
 
 #[test]
 fn a_restarted_memtided_knows_what_is_out() {
-    let mut dimms = Dimms::new(&one_out().to_keep());
+    let out = one_out();
+    let mut dimms = Dimms::new(&out.to_keep(), &out.stolen());
     dimms.observed(at(0), &status(&[0, 1, 2]));
     dimms.wanted(&[range(1)]);
     assert_eq!(dimms.due(at(0)), [dimm(1)], "before the first look as well");
+}
+
+/// It ended between the guest's word and its file.
+#[test]
+fn what_went_while_memtided_did_not_hear_it_is_known_by_what_its_guest_calls_stolen() {
+    let before = three();
+    assert_eq!(before.stolen(), [dimm(0), dimm(1), dimm(2)]);
+    let restarted = |then: &[u64]| {
+        let mut dimms = Dimms::new(&[], &before.stolen());
+        dimms.observed(at(0), &status(&[0, 1, 2]));
+        let mut changes = Vec::new();
+        for second in (0..=130).step_by(10) {
+            changes.extend(dimms.seen(at(second), vec![dimm(0), dimm(2)]));
+            let is_told = second >= 60;
+            dimms.observed(at(second), &status(if is_told { then } else { &[0, 1, 2] }));
+        }
+        (dimms, changes)
+    };
+    let (mut dimms, changes) = restarted(&[0, 1, 2]);
+    assert_eq!((changes, dimms.to_keep()), (vec![Change::Ejected(dimm(1))], vec![dimm(1)]));
+    dimms.wanted(&[range(1)]);
+    assert_eq!(dimms.due(at(131)), [dimm(1)]);
+    let (dimms, changes) = restarted(&[0, 2]);
+    assert_eq!(changes, [Change::Unplugged(dimm(1))], "an operator did it");
+    assert_eq!((dimms.to_keep(), dimms.stolen()), (vec![], vec![dimm(0), dimm(2)]));
+}
+
+#[test]
+fn a_device_that_is_not_heard_proves_nothing_about_what_is_missing() {
+    let mut dimms = Dimms::new(&[], &[dimm(1)]);
+    for second in (0..1_000).step_by(10) {
+        assert_eq!(dimms.seen(at(second), vec![]), []);
+    }
+    dimms.observed(at(1_000), &status(&[]));
+    assert_eq!(dimms.seen(at(1_000), vec![]), [Change::Unplugged(dimm(1))]);
 }
 
 #[test]

@@ -17,7 +17,7 @@ fn dimm(n: u64) -> Dimm {
 
 #[test]
 fn a_device_is_told_what_it_does_not_know_and_only_that() {
-    let mut plugging = Plugging::new(true, &[]);
+    let mut plugging = Plugging::new(true, &VmMemory::default());
     let mut status = DeviceStatus { vmm_connected: true, ..DeviceStatus::default() };
     plugging.dimms.observed(Instant::default(), &status);
     assert_eq!(plugging.pluggable(Instant::default(), &status), None, "not looked at yet");
@@ -35,7 +35,7 @@ fn a_device_is_told_what_it_does_not_know_and_only_that() {
 
 #[test]
 fn a_monitor_that_is_gone_for_long_promises_what_is_out_and_no_more() {
-    let mut plugging = Plugging::new(true, &[]);
+    let mut plugging = Plugging::new(true, &VmMemory::default());
     let mut status = DeviceStatus { vmm_connected: true, ..DeviceStatus::default() };
     plugging.dimms.observed(Instant::default(), &status);
     plugging.dimms.seen(Instant::default(), vec![dimm(0), dimm(1)]);
@@ -51,8 +51,8 @@ fn a_monitor_that_is_gone_for_long_promises_what_is_out_and_no_more() {
 fn a_promise_that_cannot_be_kept_is_withdrawn_and_no_other_is_made_unseen() {
     let at = |seconds| Instant::default() + Duration::from_secs(seconds);
     let mut status = DeviceStatus { vmm_connected: true, ..DeviceStatus::default() };
-    let without = Plugging::new(false, &[]);
-    let mut unseen = Plugging::new(true, &[dimm(1)]);
+    let without = Plugging::new(false, &VmMemory::default());
+    let mut unseen = Plugging::new(true, &VmMemory { out: vec![dimm(1)], ..VmMemory::default() });
     unseen.unusable = Some(("held".into(), at(0)));
     assert_eq!(without.pluggable(at(60), &status), None);
     assert_eq!(unseen.pluggable(at(60), &status), None);
@@ -132,7 +132,8 @@ fn from_the_first_look_to_a_plug() {
     assert_eq!(orders(keeper.step(now)), [Order::Plug(dimm(1))]);
     let memdev = dimm(1).memdev;
     keeper.hear_vmm(now, VM, VmmNews::Plug { memdev, outcome: PlugOutcome::Done });
-    assert_eq!(keeper.to_keep(), Memory::default());
+    let stolen = vec![dimm(0)];
+    assert_eq!(keeper.to_keep().vms["web1"], VmMemory { stolen, ..VmMemory::default() });
 }
 
 #[test]

@@ -428,6 +428,18 @@ fn one_dimm_that_does_not_come_leaves_the_others_within_reach() {
 }
 
 #[test]
+fn while_the_host_owes_something_nothing_more_is_ejected() {
+    let mut world = world(Plugging::Ready);
+    world.agent.ejection.trust.lose(&[BlockId(20)]);
+    world.agent.ejection.trust.lose(&[BlockId(20)]);
+    world.agent.ejection.trust.lose(&[BlockId(20)]);
+    world.run(35_000);
+    assert_eq!(asked_to_eject(&world), 0);
+    world.run(2_000_000);
+    assert_eq!((asked_to_eject(&world), states(&world)), (1, vec![None; 3]));
+}
+
+#[test]
 fn what_would_hold_its_own_struct_pages_is_not_asked_for_and_not_ours() {
     let mut world = ejected();
     world.fake.put("sys/module/memory_hotplug/parameters/memmap_on_memory", "Y\n");

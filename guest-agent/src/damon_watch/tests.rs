@@ -237,6 +237,34 @@ fn the_share_of_the_sample_that_was_touched_is_that_of_all_memory() {
     assert_eq!(fake.get(second), "on\n");
 }
 
+/// Or a block that has come back would count as cold for good.
+#[test]
+fn memory_that_damon_did_not_take_up_is_told_again() {
+    let fake = FakeRoot::new();
+    fake.add_damon(FakeDamon::V6_12);
+    let monitor = Monitor::start(&fake.root(), &config()).unwrap();
+    let mut watcher = Watcher::new(&fake.root(), monitor, None);
+    let commits = || fake.writes().iter().filter(|(_, text)| text == "commit").count();
+    let state = "sys/kernel/mm/damon/admin/kdamonds/0/state";
+    fake.refuse(state, rustix::io::Errno::BUSY);
+    watcher.watch(watched(vec![range(0, 1024)], 8));
+    watcher.watch_what_is_owed();
+    fake.allow(state);
+    let refused = commits();
+    watcher.watch_what_is_owed();
+    watcher.watch_what_is_owed();
+    assert_eq!(commits(), refused + 1, "until it is done");
+    let end = "sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/targets/0/regions/0/end";
+    assert_eq!(fake.get(end).trim(), (1024_u64 << 20).to_string());
+    // What is wanted since makes up for what was owed.
+    fake.refuse(state, rustix::io::Errno::BUSY);
+    watcher.watch(watched(vec![range(0, 2048)], 16));
+    fake.allow(state);
+    watcher.watch(watched(vec![range(0, 512)], 4));
+    watcher.watch_what_is_owed();
+    assert_eq!(fake.get(end).trim(), (512_u64 << 20).to_string());
+}
+
 #[test]
 fn access_is_a_share_and_age_a_time() {
     let intervals = Intervals { sample_us: 100_000, aggr_us: 2_000_000 };

@@ -39,6 +39,8 @@ pub(super) struct Watcher {
     paged: Option<Instant>,
     /// When control groups are looked at again.
     pub(super) protection_due: Instant,
+    /// What DAMON has not taken up.
+    owed: Option<Watched>,
     idle: IdleTimes,
     pub(super) pages: PageSampling,
     looked: Instant,
@@ -58,6 +60,7 @@ impl Watcher {
             min_age,
             paged: None,
             protection_due: looked,
+            owed: None,
             idle,
             pages: PageSampling::default(),
             looked,
@@ -82,12 +85,8 @@ impl Watcher {
         let mut due = Instant::now() + PACE.shortest;
         loop {
             match todo.recv_timeout(due.saturating_duration_since(Instant::now())) {
-                Ok(Order::Watch(Watched { ranges, memory, blocks })) => {
-                    self.spare();
-                    if let Err(error) = self.monitor.set_regions(&ranges, region_count(blocks)) {
-                        tracing::warn!("DAMON keeps watching the old memory: {error}");
-                    }
-                    self.pages.want(&memory);
+                Ok(Order::Watch(watched)) => {
+                    self.watch(watched);
                     continue;
                 }
                 Ok(Order::PageOut(paging)) => {
@@ -104,6 +103,7 @@ impl Watcher {
                 Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
                 Err(RecvTimeoutError::Timeout) => {}
             }
+            self.watch_what_is_owed();
             let (told, cost) = timed(|| self.look_and_tell(report));
             match told {
                 Ok(()) => failures = 0,
@@ -118,6 +118,34 @@ impl Watcher {
             }
             due = Instant::now() + PACE.pause(cost);
         }
+    }
+
+    /// Memory that nobody watches would count as cold, so whatever DAMON did not take up now it is told again: a
+    /// control group may have gone since it was read, or somebody else be at DAMON's files.
+    pub(super) fn watch(&mut self, watched: Watched) {
+        self.pages.want(&watched.memory);
+        if let Err(error) = self.set_regions(&watched) {
+            tracing::warn!("DAMON keeps watching the old memory, and is told again: {error}");
+            self.owed = Some(watched);
+        } else {
+            self.owed = None;
+        }
+    }
+
+    pub(super) fn watch_what_is_owed(&mut self) {
+        let Some(watched) = self.owed.take() else { return };
+        match self.set_regions(&watched) {
+            Ok(()) => tracing::info!("DAMON watches the memory that there is now"),
+            Err(error) => {
+                tracing::debug!("DAMON keeps watching the old memory: {error}");
+                self.owed = Some(watched);
+            }
+        }
+    }
+
+    fn set_regions(&mut self, watched: &Watched) -> damon::Result<()> {
+        self.spare();
+        self.monitor.set_regions(&watched.ranges, region_count(watched.blocks))
     }
 
     /// All of it costs, and has its share of the processor.

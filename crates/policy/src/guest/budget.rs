@@ -8,11 +8,15 @@ use core::time::Duration;
 
 use memtide_units::Instant;
 
-use super::observation::Effort;
+use super::observation::{Effort, Outcome, StealFailure};
 
 /// Nobody pays longer than this: what was seen of the guest before is no longer true. So no batch may be
 /// larger than what is paid for in as long.
 const LONGEST: Duration = Duration::from_secs(30);
+/// But for blocks that nothing came of before their time was up: a kernel that tries and tries has a processor for all
+/// of it, and the next block may be such a one as well. Each further one is paid for twice as long, up to this: 20 s of a
+/// processor, the deadline of a block, take 22 minutes at 15 ms a second.
+const LONGEST_IN_VAIN: Duration = Duration::from_secs(16 * 60);
 
 /// What has been spent and not been waited for.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +27,8 @@ pub(super) struct Budget {
     looked: Instant,
     /// When something was last spent.
     spent: Instant,
+    /// Blocks whose time was up since one was stolen.
+    in_vain: u32,
     /// What one block has cost lately.
     each: Duration,
     /// What was spent on blocks that are not done yet.
@@ -30,13 +36,13 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// Takes in what stealing has cost since the last look, in which so many blocks were stolen or tried in
-    /// vain, and what time has paid of it. Time in which nothing is owed is not saved up: a batch may start
+    /// Takes in what stealing has cost since the last look, what came of it, and what time has paid of it. Time in which nothing is owed is not saved up: a batch may start
     /// at any time, and is paid for afterwards.
     ///
     /// What is owed is not less because the guest has more to spare just now: a steal is work itself, and on
     /// one or two processors it is what makes the guest look at work.
-    pub(super) fn look(&mut self, now: Instant, effort: &Effort, done: usize) {
+    pub(super) fn look(&mut self, now: Instant, effort: &Effort, outcomes: &[Outcome]) {
+        self.count_in_vain(outcomes);
         let paid = share(self.per_second, now.since(self.looked));
         let cost = effort.stealing.saturating_sub(self.stealing);
         if !cost.is_zero() {
@@ -44,6 +50,7 @@ impl Budget {
         }
         self.debt = self.debt.saturating_sub(paid).saturating_add(cost);
         self.unshared = self.unshared.saturating_add(cost);
+        let done = outcomes.iter().filter(|outcome| outcome.is_try()).count();
         if let Some(done) = u32::try_from(done).ok().filter(|done| *done > 0) {
             self.each = core::mem::take(&mut self.unshared) / done;
         }
@@ -67,8 +74,23 @@ impl Budget {
         count.map_or(u64::MAX, |count| u64::try_from(count).unwrap_or(u64::MAX).max(1))
     }
 
+    fn count_in_vain(&mut self, outcomes: &[Outcome]) {
+        for outcome in outcomes {
+            self.in_vain = match outcome {
+                Outcome::Stolen(_) => 0,
+                Outcome::StealFailed(_, StealFailure::TimedOut) => self.in_vain.saturating_add(1),
+                _ => self.in_vain,
+            };
+        }
+    }
+
+    fn longest(&self) -> Duration {
+        let doubled = 1_u32.checked_shl(self.in_vain).unwrap_or(u32::MAX);
+        LONGEST.saturating_mul(doubled).min(LONGEST_IN_VAIN)
+    }
+
     fn forgets_in(&self) -> Duration {
-        LONGEST.saturating_sub(self.looked.since(self.spent))
+        self.longest().saturating_sub(self.looked.since(self.spent))
     }
 }
 
@@ -82,7 +104,9 @@ fn share(per_second: Duration, time: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec;
     use alloc::vec::Vec;
+    use memtide_units::BlockId;
     use proptest::prelude::*;
 
     fn effort(per_second_ms: u64, stealing_ms: u64) -> Effort {
@@ -90,11 +114,15 @@ mod tests {
         Effort { per_second: ms(per_second_ms), stealing: ms(stealing_ms) }
     }
 
+    fn stolen(count: usize) -> Vec<Outcome> {
+        vec![Outcome::Stolen(BlockId(1)); count]
+    }
+
     /// What is left at each look, in milliseconds.
     fn lefts(looks: &[(u64, u64, u64)]) -> Vec<u64> {
         let mut budget = Budget::default();
         let look = |&(at_ms, per_second, stealing): &(u64, u64, u64)| {
-            budget.look(Instant::from_millis(at_ms), &effort(per_second, stealing), 0);
+            budget.look(Instant::from_millis(at_ms), &effort(per_second, stealing), &[]);
             budget.left().map_or(0, |left| left.as_millis() as u64)
         };
         looks.iter().map(look).collect()
@@ -122,6 +150,22 @@ mod tests {
         assert_eq!(lefts(&[(0, 15, 5_000), (1_000, 250, 5_000)]), [30_000, 19_940]);
     }
 
+    /// A dozen blocks that do not go, each with 20 s of a processor, took two fifths of one.
+    #[test]
+    fn blocks_that_hang_are_paid_for_longer_each_time_until_one_goes() {
+        let (mut budget, mut now, mut spent) = (Budget::default(), 0, 0);
+        let mut tries = |outcome: Outcome| {
+            spent += 20_000;
+            budget.look(Instant::from_millis(now), &effort(15, spent), &[outcome]);
+            let left = budget.left().map_or(0, |left| left.as_secs());
+            now += left * 1_000;
+            left
+        };
+        let hangs = Outcome::StealFailed(BlockId(1), StealFailure::TimedOut);
+        assert_eq!([hangs; 6].map(&mut tries), [60, 120, 240, 480, 960, 960]);
+        assert_eq!(tries(Outcome::Stolen(BlockId(2))), 30, "one that is full, and goes");
+    }
+
     #[test]
     fn a_count_that_starts_over_costs_nothing() {
         assert_eq!(lefts(&[(0, 15, 30), (2_000, 15, 0), (2_100, 15, 15)]), [2_000, 0, 1_000]);
@@ -131,7 +175,7 @@ mod tests {
     fn a_batch_is_no_larger_than_what_half_a_minute_pays_for() {
         let mut budget = Budget::default();
         let mut look = |per_second, stealing, done| {
-            budget.look(Instant::default(), &effort(per_second, stealing), done);
+            budget.look(Instant::default(), &effort(per_second, stealing), &stolen(done));
             budget.affords()
         };
         assert_eq!(look(15, 0, 0), u64::MAX, "nothing is known of what one costs");
@@ -152,7 +196,8 @@ mod tests {
             for ((each, wanted), per_second) in costs.iter().zip(rates) {
                 let count = budget.affords().min(*wanted);
                 spent += each * count;
-                budget.look(Instant::from_millis(now), &effort(per_second, spent), count as usize);
+                let done = stolen(count as usize);
+                budget.look(Instant::from_millis(now), &effort(per_second, spent), &done);
                 let left = budget.left().map_or(0, |left| left.as_millis() as u64 + 1);
                 (now, allowed) = (now + left, allowed + per_second * left);
                 prop_assert!(left <= 30_001);

@@ -150,8 +150,7 @@ impl Controller {
     /// Decides on what was seen at `now`.
     pub fn step(&mut self, now: Instant, seen: &Observation) -> Plan {
         self.learn(now, &seen.outcomes);
-        let tries = seen.outcomes.iter().filter(|outcome| outcome.is_try()).count();
-        self.budget.look(now, &seen.effort, tries);
+        self.budget.look(now, &seen.effort, &seen.outcomes);
         let figures = self.figures(now, seen);
         let (mut actions, report) = match (&seen.ticket, seen.mode) {
             (Some(ticket), _) => self.follow(now, seen, &figures, ticket),

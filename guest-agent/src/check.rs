@@ -8,7 +8,6 @@ use memtide_sysfs::damon::{self, Absence, Module};
 use memtide_sysfs::kpageflags::PageFlags;
 use memtide_sysfs::memory::Origins;
 use memtide_sysfs::pci::Function;
-use memtide_sysfs::psi::Psi;
 use memtide_sysfs::{Root, memory, swaps, virtio, zram};
 use memtide_units::ByteSize;
 
@@ -19,6 +18,7 @@ use crate::remove::{PluggedBy, Removers, Unit};
 use crate::run::RunError;
 use crate::runtime::{RuntimeError, ejected_path};
 use crate::status::Lack;
+use crate::suitable;
 use crate::swap_space::{NO_SWAP_FOR_KUBELET, SwapUse, is_kubernetes_node};
 use crate::takeover::{self, IsMemtide, LoadModule, TakeoverError, UIO};
 
@@ -216,9 +216,9 @@ fn pieces(root: &Root, runtime_dir: &Path) -> Found {
 }
 
 fn pressure(root: &Root) -> Found {
-    match Psi::read(root) {
-        Ok(_) => Found::Well("PSI tells of it".into()),
-        Err(error) => Found::Lacks(Lack::psi(&error.to_string())),
+    match suitable::pressure(root) {
+        Ok(()) => Found::Well("PSI tells of it".into()),
+        Err(error) => Found::Forbids(error.into()),
     }
 }
 
@@ -317,6 +317,7 @@ mod tests {
     use super::*;
     use crate::config::Wishes;
     use memtide_sysfs::fake::{FakeBlock, FakeRoot};
+    use memtide_sysfs::psi::Psi;
     use memtide_units::BlockSize;
     use rustix::io::Errno;
 
@@ -416,7 +417,7 @@ mod tests {
     fn each_obstacle_has_a_sentence_and_a_status_of_its_own() {
         let denied = || Err(io::Error::from(Errno::PERM));
         type Case<'a> = (&'a str, u8, &'a dyn Fn(&FakeRoot), Probes<'a>);
-        let cases: [Case<'_>; 6] = [
+        let cases: [Case<'_>; 7] = [
             (
                 "no virtio balloon",
                 4,
@@ -444,6 +445,7 @@ mod tests {
                 &|_| {},
                 Probes { can_load: &|_| Err(io::Error::other("not found")), ..fine() },
             ),
+            ("psi=1", 12, &|fake| fake.remove("proc/pressure/memory"), fine()),
             ("io_uring_disabled", 8, &|_| {}, Probes { can_pin: &denied, ..fine() }),
             ("cannot take memory offline", 3, &|fake| fake.remove("sys/devices/system"), fine()),
         ];

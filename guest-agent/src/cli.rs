@@ -30,7 +30,7 @@ Exit statuses: 0 done; 1 failed, trying again may help. The others need a person
 be used; 3 a machine or device that cannot be scaled; 4 no balloon; 5 several balloons, or --pci names
 something else; 6 the kernel is locked down; 7 uio_pci_generic is missing; 8 memory cannot be pinned;
 9 a plain balloon that is to be left alone; 10 the UIO device file does not appear; 11 a device that had
-stopped answering, whose configuration nobody may read.";
+stopped answering, whose configuration nobody may read; 12 a kernel that does not tell of memory pressure.";
 
 /// Scales this guest's memory by what it really uses.
 #[derive(Debug, Parser)]

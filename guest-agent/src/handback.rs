@@ -206,7 +206,7 @@ fn left_in_pieces(root: &Root, runtime: &RuntimeDir) -> Option<Pieces> {
 }
 
 /// The blocks that are offline by an agent's doing, or that pieces stand for.
-fn ours(root: &Root, runtime: &RuntimeDir) -> Result<Vec<BlockId>, RunError> {
+pub(crate) fn ours(root: &Root, runtime: &RuntimeDir) -> Result<Vec<BlockId>, RunError> {
     if !runtime.knows_blocks() {
         return Ok(Vec::new());
     }

@@ -44,6 +44,7 @@ pub mod runtime;
 pub mod senses;
 pub mod signals;
 pub mod status;
+pub mod suitable;
 pub mod swap_space;
 pub mod systemd;
 pub mod takeover;

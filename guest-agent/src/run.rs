@@ -27,6 +27,7 @@ use crate::runtime::{RuntimeDir, RuntimeError};
 use crate::senses::Senses;
 use crate::signals::Signals;
 use crate::status::Lack;
+use crate::suitable::{Unsuitable, must_be_suitable};
 use crate::takeover::{self, TakeoverError};
 use crate::virtio::caps::CapsError;
 use crate::virtio::transport::{Transport, TransportError};
@@ -54,6 +55,9 @@ pub enum RunError {
     /// The function.
     #[error(transparent)]
     Takeover(#[from] TakeoverError),
+    /// The guest.
+    #[error(transparent)]
+    Unsuitable(#[from] Unsuitable),
     /// The balloon is no Memtide device of this version, and such a one is to be left alone.
     #[error(
         "this balloon is no Memtide device of this agent's version, and plain_balloon is \"leave\": \
@@ -100,6 +104,8 @@ impl RunError {
                 TakeoverError::NotBound { .. } => status::IMPOSSIBLE,
                 TakeoverError::File(_) => status::FAILED,
             },
+            Self::Unsuitable(Unsuitable::NoPressure(_)) => status::NO_PRESSURE,
+            Self::Unsuitable(Unsuitable::Pages(_)) => status::IMPOSSIBLE,
             Self::Plain => status::LEFT_ALONE,
             Self::Caps(_) => status::IMPOSSIBLE,
             Self::Transport(error) => match error {
@@ -143,6 +149,7 @@ mod status {
     pub(super) const LEFT_ALONE: u8 = 9;
     pub(super) const NO_DEVICE_FILE: u8 = 10;
     pub(super) const SILENT: u8 = 11;
+    pub(super) const NO_PRESSURE: u8 = 12;
 }
 
 pub(crate) fn own(what: &'static str) -> impl Fn(std::io::Error) -> RunError {
@@ -186,6 +193,10 @@ pub fn run(config: &Config, root: &Root, purpose: Purpose) -> Result<(), RunErro
     let is_memtide = |address| hardware::is_memtide(root, &config.runtime_dir, address);
     let address = takeover::find(root, config.pci, &is_memtide)?.address;
     // Before the stock driver is disturbed.
+    takeover::must_not_be_locked_down(root)?;
+    if purpose == Purpose::Serve {
+        must_be_suitable(root, &runtime)?;
+    }
     Pin::probe().map_err(DmaError::Pin)?;
     let uio = takeover::take(root, address, &takeover::modprobe)?;
     takeover::settle_others(root, address);
@@ -252,7 +263,7 @@ fn assemble(
     blocks.keep(area.blocks(blocks.size()));
     let (senses, no_psi) = Senses::open(root);
     let mut lacks = lacks(root, &blocks, config.conversion);
-    lacks.extend(no_psi.map(|why| Lack::psi(&why)));
+    lacks.extend(no_psi);
     lacks.extend((hardware.attention() == Attention::NoInterrupt).then(Lack::interrupt));
     lacks.extend(matches!(hardware.kind(), Kind::Plain(_)).then(Lack::gate));
     let mut watching = Watching::new(Means {

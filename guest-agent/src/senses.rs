@@ -11,6 +11,8 @@ use memtide_sysfs::{Error, Root, virtio};
 use memtide_units::{ByteSize, Instant, Pfn};
 use memtide_wire::stats::Stat;
 
+use crate::status::Lack;
+
 /// A trigger fires when some task stalls for 5 % of half a second, the shortest window that the
 /// kernel takes: far over any goal, and heard at once instead of at the next look.
 const TRIGGER_STALL_US: u64 = 25_000;
@@ -78,13 +80,15 @@ pub struct Senses {
 }
 
 impl Senses {
-    /// Looks for PSI; answers also with why there is none, or no trigger, in a sentence.
-    pub fn open(root: &Root) -> (Self, Option<String>) {
+    /// Looks for PSI; answers also with what is lacking of it.
+    pub fn open(root: &Root) -> (Self, Option<Lack>) {
+        let trigger = || PsiTrigger::open(root, Stall::Some, TRIGGER_STALL_US, TRIGGER_WINDOW_US);
         let opened = Psi::read(root)
-            .and_then(|_| PsiTrigger::open(root, Stall::Some, TRIGGER_STALL_US, TRIGGER_WINDOW_US));
+            .map_err(|error| Lack::psi(&error.to_string()))
+            .and_then(|_| trigger().map_err(|error| Lack::psi_trigger(&error.to_string())));
         let (trigger, lack) = match opened {
             Ok(trigger) => (Some(trigger), None),
-            Err(error) => (None, Some(error.to_string())),
+            Err(lack) => (None, Some(lack)),
         };
         (Self { root: root.clone(), trigger }, lack)
     }
@@ -200,7 +204,7 @@ mod tests {
         let total = ByteSize::from_gib(1);
         fake.set_meminfo(Meminfo { total, ..Meminfo::default() });
         let (senses, lack) = Senses::open(&fake.root());
-        assert!(lack.unwrap().contains("proc/pressure/memory"));
+        assert!(lack.unwrap().what.contains("proc/pressure/memory"));
         assert!(senses.trigger().is_none());
         let reading = senses.read(Instant::default(), &Reading::default()).unwrap();
         assert_eq!(reading.squeeze(), None, "the fake counts nothing");

@@ -154,9 +154,6 @@ fn is_balloon(function: &Function) -> bool {
 /// # Errors
 /// [`TakeoverError`]; the stock driver has the function then.
 pub fn take(root: &Root, address: Address, load: LoadModule<'_>) -> Result<PathBuf, TakeoverError> {
-    if let Some(mode) = lockdown(root)? {
-        return Err(TakeoverError::Lockdown(mode));
-    }
     let bound = bind(root, address, load).and_then(|()| device_file(root, address));
     if bound.is_err() {
         // The error that matters is the first one.
@@ -290,6 +287,17 @@ pub fn left_behind(root: &Root, wanted: Option<Address>) -> Result<Vec<Address>,
         }
     }
     Ok(found)
+}
+
+/// Fails where the kernel lets no program drive a device.
+///
+/// # Errors
+/// [`TakeoverError::Lockdown`].
+pub fn must_not_be_locked_down(root: &Root) -> Result<(), TakeoverError> {
+    match lockdown(root)? {
+        None => Ok(()),
+        Some(mode) => Err(TakeoverError::Lockdown(mode)),
+    }
 }
 
 /// How the kernel is locked down, if it is: the word in brackets, unless that is `none`.

@@ -42,6 +42,16 @@ impl Lack {
         }
     }
 
+    /// PSI without a trigger.
+    pub fn psi_trigger(why: &str) -> Self {
+        Self {
+            what: format!("a trigger for memory pressure: {why}"),
+            effect: "that tasks stall is noticed at the next look, a second later at most, and cold memory is \
+                     not paged out"
+                .into(),
+        }
+    }
+
     /// No DAMON.
     pub fn damon(why: &str) -> Self {
         Self {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
-use memtide_sysfs::damon::{self, Absence, Module};
+use memtide_sysfs::damon::{self, Absence};
 use memtide_sysfs::kpageflags::PageFlags;
 use memtide_sysfs::memory::Origins;
 use memtide_sysfs::pci::Function;
@@ -234,8 +234,12 @@ fn access(config: &Config, root: &Root) -> Found {
         Err(Absence::Running(_)) if damon::is_ours(root).unwrap_or(false) => {
             Found::Well("DAMON works for the agent already, or for one that was killed".into())
         }
-        Err(Absence::UsedBy(Module::Stat)) if config.damon == DamonUse::TakeOver => Found::Well(
-            "DAMON is damon_stat's, which is switched off for as long as the agent runs".into(),
+        Err(Absence::UsedBy(module)) if config.damon.takes_over(module) => Found::Well(format!(
+            "DAMON is {}'s, which is switched off for as long as the agent runs",
+            module.name()
+        )),
+        Err(Absence::SetUp(_)) if config.damon != DamonUse::Polite => Found::Well(
+            "DAMON is free: what somebody has set up there, and stopped, makes room".into(),
         ),
         Err(absence) => Found::Lacks(Lack::damon(&absence.to_string())),
     }
@@ -387,7 +391,7 @@ mod tests {
 
     #[test]
     fn who_has_damon_is_told() {
-        use memtide_sysfs::damon::{Monitor, pause_damon_stat};
+        use memtide_sysfs::damon::{Module, Monitor, pause_module};
         use memtide_sysfs::fake::FakeDamon;
         let said = |fake: &FakeRoot| {
             let (text, _) = look(fake, &fine());
@@ -408,7 +412,7 @@ mod tests {
         let fake = guest();
         fake.add_damon(FakeDamon::V7_3);
         assert!(said(&fake).contains("damon_stat's, which is switched off for as long"));
-        let pause = pause_damon_stat(&fake.root()).unwrap();
+        let pause = pause_module(&fake.root(), Module::Stat).unwrap();
         assert!(said(&fake).contains("the kernel tunes how often it looks"));
         drop(pause);
     }

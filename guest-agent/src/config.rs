@@ -10,6 +10,7 @@ use std::time::Duration;
 use memtide_policy::guest::{
     COLD_AFTER, Limits, LimitsError, LimitsWish, PSI_GOAL_MAX, PSI_GOAL_MIN, ScaleBy,
 };
+use memtide_sysfs::damon::Module;
 use memtide_sysfs::pci::Address;
 use memtide_units::{ByteSize, PpMillion};
 use serde::{Deserialize, Deserializer, de};
@@ -33,10 +34,23 @@ pub enum DamonUse {
     /// Use it, and switch `damon_stat` off for as long as the agent runs.
     #[default]
     TakeOver,
+    /// The same with `damon_reclaim` and `damon_lru_sort`: whoever had them page out or sort has the agent page out.
+    TakeOverAll,
     /// Use it if nobody else does.
     Polite,
     /// Do without.
     Off,
+}
+
+impl DamonUse {
+    /// Whether a module that uses DAMON is switched off for the agent.
+    pub fn takes_over(self, module: Module) -> bool {
+        match self {
+            Self::TakeOver => module == Module::Stat,
+            Self::TakeOverAll => true,
+            Self::Polite | Self::Off => false,
+        }
+    }
 }
 
 /// Whether boot memory is made movable at start.

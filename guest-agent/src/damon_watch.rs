@@ -4,8 +4,8 @@
 //! thread of its own, which sends what it finds. Where there is no DAMON the agent works on,
 //! unaware of access, and says so; where it ends, [`crate::watching`] tries again.
 
+mod module_switch;
 mod page_sampling;
-mod stat_switch;
 mod watcher;
 
 use std::io;
@@ -16,14 +16,14 @@ use std::time::Duration;
 use memtide_policy::guest::{AccessRegion, IntervalsAim};
 use memtide_sysfs::Root;
 use memtide_sysfs::damon::{
-    self, Absence, Capabilities, DamonError, Feedback, IntervalsGoal, Module, Monitor,
-    MonitorConfig, PageoutConfig, PageoutStats, Paging, RegionCount,
+    self, Absence, Capabilities, DamonError, Feedback, IntervalsGoal, Monitor, MonitorConfig,
+    PageoutConfig, PageoutStats, Paging, RegionCount,
 };
 use memtide_units::{ByteSize, GpaRange};
 
 use crate::config::DamonUse;
 
-pub use self::stat_switch::StatSwitch;
+pub use self::module_switch::ModuleSwitch;
 
 use self::watcher::Watcher;
 
@@ -173,7 +173,7 @@ pub enum Tuner {
 }
 
 impl DamonWatch {
-    /// Starts watching. `stat` outlives what is started; it may be left off by an attempt that fails.
+    /// Starts watching. `modules` outlives what is started; they may be left off by an attempt that fails.
     ///
     /// # Errors
     /// Why there is nothing to see.
@@ -181,14 +181,14 @@ impl DamonWatch {
         root: &Root,
         how: DamonUse,
         wanted: Wanted,
-        stat: &mut StatSwitch,
+        modules: &mut ModuleSwitch,
     ) -> Result<Self, Unwatched> {
         if how == DamonUse::Off {
             return Err(Unwatched::SwitchedOff);
         }
         let min_age = wanted.pageout.map(|pageout| pageout.min_age);
         let watched = wanted.watched.clone();
-        let monitor = begin(root, how, stat, |found| monitor_config(wanted, found))?;
+        let monitor = begin(root, how, modules, |found| monitor_config(wanted, found))?;
         let feedback = monitor.feedback();
         let tuner = if monitor.is_tuned() { Tuner::Kernel } else { Tuner::Agent };
         let mut watcher = Watcher::new(root, monitor, min_age);
@@ -265,20 +265,29 @@ impl Drop for DamonWatch {
 fn begin(
     root: &Root,
     how: DamonUse,
-    stat: &mut StatSwitch,
+    modules: &mut ModuleSwitch,
     config: impl FnOnce(Capabilities) -> MonitorConfig,
 ) -> Result<Monitor, DamonError> {
     if damon::stop_leftover(root)? {
         tracing::info!("stopped the DAMON monitor of an agent that was killed");
     }
-    let found = match damon::probe(root) {
-        Err(Absence::UsedBy(Module::Stat)) if how == DamonUse::TakeOver => {
-            stat.switch_off()?;
-            damon::probe(root)?
+    match damon::set_up_and_stopped(root)? {
+        0 => {}
+        count if how == DamonUse::Polite => return Err(Absence::SetUp(count).into()),
+        count => {
+            tracing::info!("{count} kdamonds that somebody had set up, and stopped, make room");
+            damon::forget_stopped(root)?;
         }
-        other => other?,
+    }
+    let found = loop {
+        match damon::probe(root) {
+            Err(Absence::UsedBy(module)) if modules.may_switch(how, module) => {
+                modules.switch_off(module)?;
+            }
+            other => break other?,
+        }
     };
-    stat.adopt();
+    modules.adopt();
     Monitor::start(root, &config(found))
 }
 

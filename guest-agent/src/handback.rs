@@ -15,6 +15,7 @@ use memtide_units::{BlockId, ByteSize, Instant, Pfn};
 use crate::agent::Agent;
 use crate::blocks::Blocks;
 use crate::config::{Config, Conversion, DamonUse, PlainUse};
+use crate::damon_watch::ModuleSwitch;
 use crate::hardware::Hardware;
 use crate::link::Kind;
 use crate::overcommit::{Overcommit, OvercommitUse};
@@ -225,26 +226,20 @@ pub(crate) fn ours(root: &Root, runtime: &RuntimeDir) -> Result<Vec<BlockId>, Ru
     Ok(ours)
 }
 
-/// DAMON's monitor, `damon_stat`, what happens to plugged memory, `vm.overcommit_memory`. Large mappings were allowed since the
+/// DAMON's monitor, modules that held it, what happens to plugged memory, `vm.overcommit_memory`. Large mappings were allowed since the
 /// agent would have brought back every page that is touched; now nobody would.
 fn restore_settings(root: &Root, runtime: &RuntimeDir) -> Result<(), Error> {
     if let Err(error) = damon::stop_leftover(root) {
         tracing::warn!("DAMON's monitor goes on: {error}");
     }
-    let stat = if runtime.damon_stat().exists() {
-        let restored = damon::adopt_stat_pause(root).restore();
-        if restored.is_ok() {
-            let _ = std::fs::remove_file(runtime.damon_stat());
-        }
-        restored
-    } else {
-        Ok(())
-    };
+    let mut modules = ModuleSwitch::new(root, runtime.damon_modules());
+    modules.adopt();
+    let modules = modules.restore();
     let policy = Policy::new(root, runtime.auto_online()).restore();
     if let Some(Err(error)) = left_in_pieces(root, runtime).map(|pieces| pieces.restore()) {
         tracing::warn!("the pool of huge pages may grow over what was set: {error}");
     }
-    stat.and(policy).and(Overcommit::new(root, runtime.overcommit()).restore())
+    modules.and(policy).and(Overcommit::new(root, runtime.overcommit()).restore())
 }
 
 /// Takes the agent's own swap device away, unless that would leave the guest short of memory.

@@ -271,7 +271,7 @@ fn assemble(
         damon: config.damon,
         swap: config.swap,
         cold_after: senses.trigger().map(|_| config.for_tests.cold_after),
-        stat_mark: runtime.damon_stat(),
+        modules_mark: runtime.damon_modules(),
         zram_mark: runtime.zram(),
     });
     watching.see_to(now, &blocks, &limits);

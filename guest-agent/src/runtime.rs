@@ -128,9 +128,9 @@ impl RuntimeDir {
         self.path.join("overcommit")
     }
 
-    /// The mark that the agent has switched `damon_stat` off.
-    pub fn damon_stat(&self) -> PathBuf {
-        self.path.join("damon_stat")
+    /// The names of modules that the agent has switched off to have DAMON.
+    pub fn damon_modules(&self) -> PathBuf {
+        self.path.join("damon_modules")
     }
 
     /// The mark that a zram device is the agent's own.

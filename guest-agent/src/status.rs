@@ -109,8 +109,9 @@ pub struct WatchStatus {
     pub aggregation_ms: u64,
     /// Who tunes these times: `kernel` or `agent`.
     pub tuned_by: String,
-    /// Whether `damon_stat` is switched off for it, until the agent ends.
-    pub damon_stat_is_off: bool,
+    /// Modules of the kernel that are switched off for it, until the agent ends.
+    #[serde(default)]
+    pub modules_off: Vec<String>,
 }
 
 /// How cold memory is paged out.
@@ -209,13 +210,14 @@ impl Status {
 
 impl fmt::Display for WatchStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { regions, sample_ms, aggregation_ms, tuned_by, damon_stat_is_off } = self;
+        let Self { regions, sample_ms, aggregation_ms, tuned_by, modules_off } = self;
         write!(f, "{regions} regions, a look at each every {sample_ms} ms, summed up over ")?;
         write!(f, "{aggregation_ms} ms (tuned by the {tuned_by})")?;
-        if *damon_stat_is_off {
-            write!(f, "; damon_stat is off meanwhile")?;
+        match &modules_off[..] {
+            [] => Ok(()),
+            [one] => write!(f, "; {one} is off meanwhile"),
+            several => write!(f, "; {} are off meanwhile", several.join(" and ")),
         }
-        Ok(())
     }
 }
 
@@ -329,7 +331,7 @@ pub(crate) mod tests {
                 sample_ms: 50,
                 aggregation_ms: 1000,
                 tuned_by: "kernel".into(),
-                damon_stat_is_off: true,
+                modules_off: vec!["damon_stat".into()],
             }),
             reclaim: Some(ReclaimStatus {
                 doing: "cold memory stays: enough is available without it".into(),

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use memtide_policy::guest::Limits;
 use memtide_sysfs::Root;
-use memtide_sysfs::damon::{Absence, DamonError, Module};
+use memtide_sysfs::damon::{Absence, DamonError};
 use memtide_units::Instant;
 
 use crate::blocks::Blocks;
 use crate::config::DamonUse;
-use crate::damon_watch::{DamonWatch, Finding, StatSwitch, Unwatched, Wanted, Watched};
+use crate::damon_watch::{DamonWatch, Finding, ModuleSwitch, Unwatched, Wanted, Watched};
 use crate::reclaiming::{Reclaiming, pageout_config};
 use crate::status::Lack;
 use crate::swap_space::{SwapSpace, SwapUse, SystemTools};
@@ -25,7 +25,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(10);
 /// The longest pause between two attempts, each of which is some fifty writes to sysfs; and as long as
 /// this it must have watched for the next end to count as the first again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-/// So often `damon_stat` is switched off for nothing. Each time it forgets what it has seen; what fails
+/// So often a module is switched off for nothing. Each time it forgets what it has seen; what fails
 /// three times within half a minute most likely always does.
 const TAKE_OVERS_MAX: u32 = 3;
 /// What people read of that.
@@ -36,15 +36,15 @@ const TRIED_AGAIN: &str = " (it is tried again, every five minutes at least)";
 pub struct Means {
     /// Where the kernel's files are.
     pub root: Root,
-    /// Whether DAMON is used, and taken from `damon_stat` at the start.
+    /// Whether DAMON is used, and from whom it is taken at the start.
     pub damon: DamonUse,
     /// Where cold memory goes.
     pub swap: SwapUse,
     /// From which age on it is cold; `None` where nothing can be paged out, since without PSI the
     /// kernel's loop would take every stall for none.
     pub cold_after: Option<Duration>,
-    /// The mark that `damon_stat` has to be switched on again.
-    pub stat_mark: PathBuf,
+    /// The mark that modules have to be switched on again.
+    pub modules_mark: PathBuf,
     /// The mark that a zram device is the agent's own.
     pub zram_mark: PathBuf,
 }
@@ -54,18 +54,18 @@ pub struct Means {
 pub struct Watching {
     means: Means,
     damon: Option<DamonWatch>,
-    /// After the watch: no kdamond runs any more when `damon_stat` is switched on again.
-    stat: StatSwitch,
+    /// After the watch: no kdamond runs any more when they are switched on again.
+    modules: ModuleSwitch,
     reclaiming: Option<Reclaiming>,
     /// What was there to page out to while there was a DAMON to do it.
     resting: Option<Reclaiming>,
     lacks: Vec<Lack>,
     attempts: Attempts,
-    /// What came of switching `damon_stat` off.
+    /// What came of switching modules off.
     take_overs: TakeOvers,
 }
 
-/// Attempts that had `damon_stat` switched off, and failed all the same.
+/// Attempts that had a module switched off, and failed all the same.
 #[derive(Debug, Default)]
 struct TakeOvers {
     failed: u32,
@@ -76,11 +76,11 @@ struct TakeOvers {
 impl Watching {
     /// Nobody watches yet; the first attempt is due at once.
     pub fn new(means: Means) -> Self {
-        let stat = StatSwitch::new(&means.root, means.stat_mark.clone());
+        let modules = ModuleSwitch::new(&means.root, means.modules_mark.clone());
         Self {
             means,
             damon: None,
-            stat,
+            modules,
             reclaiming: None,
             resting: None,
             lacks: Vec::new(),
@@ -159,9 +159,9 @@ impl Watching {
         &self.lacks
     }
 
-    /// Whether `damon_stat` is off for this.
-    pub fn has_paused_stat(&self) -> bool {
-        self.stat.is_off()
+    /// Names of the modules that are off for this.
+    pub fn modules_off(&self) -> Vec<String> {
+        self.modules.off().iter().map(|module| module.name().to_owned()).collect()
     }
 
     fn start(&mut self, blocks: &Blocks, limits: &Limits) -> Result<DamonWatch, Unwatched> {
@@ -171,20 +171,21 @@ impl Watching {
             watched: watched(blocks),
             pageout: cold_after.filter(|_| *swap != SwapUse::Off).map(config),
         };
-        let was_off = self.stat.is_off();
-        let how = self.take_overs.may(*damon);
-        let started = DamonWatch::start(root, how, wanted, &mut self.stat);
+        let was_off = self.modules_off();
+        let started = DamonWatch::start(root, *damon, wanted, &mut self.modules);
         match &started {
-            // Who switches `damon_stat` on from now on means it.
-            Ok(_) => self.means.damon = DamonUse::Polite,
-            Err(why) if !was_off && self.stat.is_off() => {
+            Ok(_) => self.modules.shut(),
+            Err(why) if self.modules_off() != was_off => {
                 self.take_overs.failed(why);
-                self.stat.restore();
+                let _ = self.modules.restore();
+                if self.take_overs.failed >= TAKE_OVERS_MAX {
+                    self.modules.shut();
+                }
             }
             Err(_) => {}
         }
-        if self.stat.is_off() && !was_off {
-            tracing::info!("damon_stat is off for as long as the agent runs");
+        for module in self.modules_off().iter().filter(|module| !was_off.contains(module)) {
+            tracing::info!("{module} is off for as long as the agent runs");
         }
         started
     }
@@ -229,29 +230,22 @@ pub fn watched(blocks: &Blocks) -> Watched {
 }
 
 impl TakeOvers {
-    /// As it was configured, until that has been in vain too often. From then on whoever asks the kernel
-    /// finds out whether `damon_stat` has gone by itself.
-    fn may(&self, configured: DamonUse) -> DamonUse {
-        match configured {
-            DamonUse::TakeOver if self.failed >= TAKE_OVERS_MAX => DamonUse::Polite,
-            other => other,
-        }
-    }
-
     fn failed(&mut self, why: &Unwatched) {
         self.failed = self.failed.saturating_add(1);
         self.why = why.to_string();
     }
 
-    /// What people should read where nothing but `damon_stat`, which is left alone, is in the way.
+    /// What people should read where nothing but a module, which is left alone, is in the way.
     fn instead_of(&self, why: &Unwatched) -> Option<String> {
-        let is_by_stat =
-            matches!(why, Unwatched::Damon(DamonError::Absent(Absence::UsedBy(Module::Stat))));
-        (is_by_stat && self.failed >= TAKE_OVERS_MAX).then(|| {
+        let Unwatched::Damon(DamonError::Absent(Absence::UsedBy(module))) = why else {
+            return None;
+        };
+        (self.failed >= TAKE_OVERS_MAX).then(|| {
             format!(
-                "{}; damon_stat was switched off for it {TAKE_OVERS_MAX} times and is left alone now: \
-                 echo N > /sys/module/damon_stat/parameters/enabled for one more try",
-                self.why
+                "{}; {name} was switched off for it {TAKE_OVERS_MAX} times and is left alone now: \
+                 echo N > /sys/module/{name}/parameters/enabled for one more try",
+                self.why,
+                name = module.name()
             )
         })
     }

@@ -198,7 +198,7 @@ impl Agent {
                 Tuner::Kernel => "kernel".into(),
                 Tuner::Agent => "agent".into(),
             },
-            damon_stat_is_off: self.parts.watching.has_paused_stat(),
+            modules_off: self.parts.watching.modules_off(),
         })
     }
 

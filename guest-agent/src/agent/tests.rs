@@ -233,7 +233,7 @@ fn agent(fake: &FakeRoot, device: &FakeDevice, runtime: &TempDir, now: u64) -> A
         damon: DamonUse::TakeOver,
         swap: SwapUse::Existing,
         cold_after: Some(COLD_AFTER),
-        stat_mark: runtime.damon_stat(),
+        modules_mark: runtime.damon_modules(),
         zram_mark: runtime.zram(),
     });
     let enable = Box::new(|| Ok(()));

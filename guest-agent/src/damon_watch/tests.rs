@@ -17,8 +17,8 @@ fn start(
     fake: &FakeRoot,
     how: DamonUse,
     dir: &tempfile::TempDir,
-) -> Result<(DamonWatch, StatSwitch), Unwatched> {
-    let mut stat = StatSwitch::new(&fake.root(), dir.path().join("damon_stat"));
+) -> Result<(DamonWatch, ModuleSwitch), Unwatched> {
+    let mut stat = ModuleSwitch::new(&fake.root(), dir.path().join("damon_modules"));
     let watch = DamonWatch::start(&fake.root(), how, wanted(), &mut stat)?;
     Ok((watch, stat))
 }
@@ -51,14 +51,14 @@ fn damon_stat_comes_back_by_the_hand_of_a_later_agent() {
     std::mem::forget(killed);
     assert_eq!(stat(&fake), "N\n");
     let later = start(&fake, DamonUse::TakeOver, &dir).unwrap();
-    assert!(later.1.is_off());
+    assert!(!later.1.off().is_empty());
     drop(later);
     assert_eq!(stat(&fake), "Y\n");
     // Somebody has switched it on again meanwhile.
-    std::fs::write(dir.path().join("damon_stat"), "Y").unwrap();
+    std::fs::write(dir.path().join("damon_modules"), "damon_stat\n").unwrap();
     drop(start(&fake, DamonUse::TakeOver, &dir).unwrap());
     assert_eq!(stat(&fake), "Y\n");
-    assert!(!dir.path().join("damon_stat").exists());
+    assert!(!dir.path().join("damon_modules").exists());
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn damon_stat_makes_room_and_comes_back() {
     fake.add_damon(FakeDamon::V7_3);
     let dir = tempfile::tempdir().unwrap();
     let watch = start(&fake, DamonUse::TakeOver, &dir).unwrap();
-    assert!(watch.1.is_off());
+    assert!(!watch.1.off().is_empty());
     assert_eq!(stat(&fake), "N\n");
     drop(watch);
     assert_eq!(stat(&fake), "Y\n");
@@ -89,6 +89,34 @@ fn whoever_is_polite_or_has_no_damon_is_told_why_there_is_nothing_to_see() {
     assert_eq!(stat(&fake), "Y\n");
     let (why, may_pass) = start(DamonUse::Off);
     assert!(why.contains("switched off") && !may_pass, "{why}");
+}
+
+#[test]
+fn modules_that_page_out_are_switched_off_only_where_that_is_configured() {
+    let reclaim = "sys/module/damon_reclaim/parameters/enabled";
+    let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
+    fake.add_damon(FakeDamon::V6_12);
+    fake.put(reclaim, "Y\n");
+    let why = start(&fake, DamonUse::TakeOver, &dir).unwrap_err();
+    assert!(why.to_string().contains("damon_reclaim uses DAMON"), "{why}");
+    assert_eq!(fake.get(reclaim), "Y\n");
+    let watch = start(&fake, DamonUse::TakeOverAll, &dir).unwrap();
+    assert_eq!(fake.get(reclaim), "N\n");
+    drop(watch);
+    assert_eq!(fake.get(reclaim), "Y\n");
+}
+
+#[test]
+fn what_somebody_has_set_up_and_stopped_is_his_to_whoever_is_polite() {
+    let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
+    fake.add_damon(FakeDamon::V6_12);
+    let count = "sys/kernel/mm/damon/admin/kdamonds/nr_kdamonds";
+    fake.root().write(count, "1").unwrap();
+    let why = start(&fake, DamonUse::Polite, &dir).unwrap_err();
+    assert!(why.to_string().contains("1 kdamonds are set up") && why.may_pass(), "{why}");
+    assert_eq!(fake.get(count).trim(), "1");
+    start(&fake, DamonUse::TakeOver, &dir).unwrap();
+    assert_eq!(fake.get(count).trim(), "0", "all that there was is gone");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 use super::*;
 use crate::config::Wishes;
-use crate::damon_watch::{DamonWatch, StatSwitch, Wanted, Watched};
+use crate::damon_watch::{DamonWatch, ModuleSwitch, Wanted, Watched};
 use memtide_sysfs::fake::{FakeBlock, FakeDamon, FakeRoot};
 use memtide_sysfs::memory::{State, Zone, read, write_state};
 use memtide_units::BlockSize;
@@ -40,7 +40,7 @@ impl Guest {
         }
         Overcommit::new(&root, runtime.overcommit()).allow().unwrap();
         guest.fake.put(DAMON_STAT, "N\n");
-        std::fs::write(runtime.damon_stat(), "Y").unwrap();
+        std::fs::write(runtime.damon_modules(), "damon_stat\n").unwrap();
         guest
     }
 
@@ -107,11 +107,11 @@ fn damon_is_stopped_before_its_statistics_come_back() {
     let guest = Guest::abandoned();
     guest.fake.add_damon(FakeDamon::V7_3);
     let range = BlockSize::X86_SMALL.range(BlockId(1)).unwrap();
-    let mark = guest.dir.path().join("damon_stat");
+    let mark = guest.dir.path().join("damon_modules");
     let root = guest.fake.root();
     let watched = Watched { ranges: vec![range], memory: vec![], blocks: 4 };
     let wanted = Wanted { watched, pageout: None };
-    let mut stat = StatSwitch::new(&root, mark.clone());
+    let mut stat = ModuleSwitch::new(&root, mark.clone());
     let watch = DamonWatch::start(&root, DamonUse::TakeOver, wanted, &mut stat);
     // As after kill -9.
     std::mem::forget((watch.unwrap(), stat));

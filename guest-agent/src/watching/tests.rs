@@ -45,7 +45,7 @@ impl Guest {
             damon: DamonUse::TakeOver,
             swap: SwapUse::Existing,
             cold_after: Some(Duration::from_secs(60)),
-            stat_mark: self.dir.path().join("damon_stat"),
+            modules_mark: self.dir.path().join("damon_modules"),
             zram_mark: self.dir.path().join("zram"),
         })
     }
@@ -137,7 +137,7 @@ fn damon_stat_is_taken_from_at_the_start_alone() {
     assert!(guest.see_to(&mut watching, 31));
     drop(watching);
     assert_eq!(guest.fake.get(STAT), "Y\n");
-    assert!(!guest.dir.path().join("damon_stat").exists());
+    assert!(!guest.dir.path().join("damon_modules").exists());
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn damon_stat_is_left_alone_after_three_attempts_that_failed() {
     assert!(watching.lacks().is_empty(), "{:?}", watching.lacks());
     drop(watching);
     assert_eq!(guest.fake.get(STAT), "N\n", "it was not the agent who switched it off");
-    assert!(!guest.dir.path().join("damon_stat").exists());
+    assert!(!guest.dir.path().join("damon_modules").exists());
 }
 
 #[test]

@@ -9,19 +9,19 @@
 
 mod monitor;
 mod pageout;
+mod pause;
 mod probe;
 mod regions;
 mod sample;
 mod setup;
-mod stat;
 
 pub use monitor::{Intervals, Monitor, is_ours, stop_leftover};
 pub use pageout::{Feedback, PageoutConfig, PageoutStats, Paging};
-pub use probe::{Absence, Capabilities, Module, probe};
+pub use pause::{ModulePause, adopt_pause, pause_module};
+pub use probe::{Absence, Capabilities, Module, forget_stopped, probe, set_up_and_stopped};
 pub use regions::Region;
 pub use sample::PageCount;
 pub use setup::{ConfigError, IntervalsGoal, MonitorConfig, RegionCount};
-pub use stat::{StatPause, adopt_stat_pause, pause_damon_stat};
 
 use crate::{Error, Root};
 

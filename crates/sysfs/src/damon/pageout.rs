@@ -291,7 +291,9 @@ mod tests {
     fn monitor(damon: FakeDamon) -> (FakeRoot, Monitor) {
         let fake = FakeRoot::new();
         fake.add_damon(damon);
-        std::mem::forget(crate::damon::pause_damon_stat(&fake.root()).unwrap());
+        std::mem::forget(
+            crate::damon::pause_module(&fake.root(), crate::damon::Module::Stat).unwrap(),
+        );
         let config = MonitorConfig {
             regions: vec![range(0, 128)],
             sample_us: 50_000,

@@ -1,5 +1,6 @@
 //! What this kernel's DAMON can do, or why it is not to be had.
 
+use super::monitor::is_on;
 use super::{CONTEXT, DAMON, KDAMOND, KDAMONDS};
 use crate::{Error, Root};
 
@@ -19,7 +20,7 @@ pub struct Capabilities {
 /// A part of the kernel that uses DAMON itself and excludes everybody else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Module {
-    /// `damon_stat`: running from boot on Debian's 7.3. See [`super::pause_damon_stat`].
+    /// `damon_stat`: running from boot on Debian's 7.3. See [`super::pause_module`].
     Stat,
     /// `damon_reclaim`.
     Reclaim,
@@ -28,7 +29,13 @@ pub enum Module {
 }
 
 impl Module {
-    const ALL: [Self; 3] = [Self::Stat, Self::Reclaim, Self::LruSort];
+    /// Each of them.
+    pub const ALL: [Self; 3] = [Self::Stat, Self::Reclaim, Self::LruSort];
+
+    /// The one of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|module| module.name() == name)
+    }
 
     /// The module's name.
     pub const fn name(self) -> &'static str {
@@ -61,6 +68,12 @@ pub enum Absence {
     /// Somebody's kdamond runs: another tool's, or one that a killed process left behind.
     #[error("kdamond {0} is running already: stop whoever uses DAMON, or write off to its state")]
     Running(u64),
+    /// Somebody has set up so many kdamonds, and none of them runs. Whoever sets up others has these forgotten:
+    /// the kernel makes all of them anew (mm/damon/sysfs.c, `nr_kdamonds_store`).
+    #[error(
+        "{0} kdamonds are set up and stopped: write 0 to {KDAMONDS}/nr_kdamonds if nobody needs them"
+    )]
+    SetUp(u64),
     /// A part of the kernel uses DAMON.
     #[error("{} uses DAMON: write N to {}", .0.name(), .0.switch())]
     UsedBy(Module),
@@ -83,12 +96,34 @@ pub fn probe(root: &Root) -> Result<Capabilities, Absence> {
     }
     in_use(root)?;
     let was = root.value::<u64>(format!("{KDAMONDS}/nr_kdamonds"), "a number")?;
-    if was != 0 && root.exists(CONTEXT) {
-        return look(root);
+    if was != 0 {
+        return if root.exists(CONTEXT) { look(root) } else { Err(Absence::SetUp(was)) };
     }
     let found = make_context(root).map_err(Absence::from).and_then(|()| look(root));
     root.write(format!("{KDAMONDS}/nr_kdamonds"), "0")?;
     found
+}
+
+/// How many kdamonds somebody has set up of which none runs: a monitor has them forgotten. 0 where one runs, and where there is no DAMON.
+///
+/// # Errors
+/// That the kernel cannot be asked.
+pub fn set_up_and_stopped(root: &Root) -> crate::Result<u64> {
+    let kdamonds = crate::error::optional(root.numbers(KDAMONDS, ""))?.unwrap_or_default();
+    for kdamond in &kdamonds {
+        if is_on(root, *kdamond)? {
+            return Ok(0);
+        }
+    }
+    Ok(kdamonds.len() as u64)
+}
+
+/// Has kdamonds forgotten that somebody has set up and stopped.
+///
+/// # Errors
+/// That the kernel does not take it: EBUSY where one runs.
+pub fn forget_stopped(root: &Root) -> crate::Result<()> {
+    root.write(format!("{KDAMONDS}/nr_kdamonds"), "0")
 }
 
 /// Who uses DAMON now, as an error.

@@ -2,7 +2,7 @@ use super::*;
 use crate::damon::SCHEME;
 use crate::damon::pageout::PAGEOUT;
 use crate::damon::{
-    Absence, ConfigError, DamonError, IntervalsGoal, Module, PageoutConfig, pause_damon_stat,
+    Absence, ConfigError, DamonError, IntervalsGoal, Module, PageoutConfig, pause_module,
 };
 use crate::fake::{FakeDamon, FakeRoot};
 use memtide_units::{ByteSize, Gpa};
@@ -88,7 +88,7 @@ fn damon_stat_makes_way_and_comes_back() {
     let fake = guest(FakeDamon::V7_3);
     let error = Monitor::start(&fake.root(), &config()).unwrap_err();
     assert!(matches!(error, DamonError::Absent(Absence::UsedBy(Module::Stat))), "{error}");
-    let pause = pause_damon_stat(&fake.root()).unwrap().unwrap();
+    let pause = pause_module(&fake.root(), Module::Stat).unwrap().unwrap();
     let monitor = Monitor::start(&fake.root(), &config()).unwrap();
     monitor.stop().unwrap();
     pause.restore().unwrap();
@@ -97,7 +97,7 @@ fn damon_stat_makes_way_and_comes_back() {
 #[test]
 fn new_regions_do_not_undo_what_the_kernel_tuned() {
     let fake = guest(FakeDamon::V7_3);
-    let _pause = pause_damon_stat(&fake.root()).unwrap();
+    let _pause = pause_module(&fake.root(), Module::Stat).unwrap();
     let tuned = Intervals { sample_us: 370_000, aggr_us: 7_400_000 };
     fake.set_tuned_intervals(tuned);
     let config = MonitorConfig { intervals_goal: Some(GOAL), ..config() };
@@ -221,7 +221,7 @@ fn the_largest_count_is_the_number_of_samples() {
 #[test]
 fn a_sample_of_pages_is_looked_at_by_a_second_kdamond() {
     let fake = guest(FakeDamon::V7_3);
-    let _pause = pause_damon_stat(&fake.root()).unwrap();
+    let _pause = pause_module(&fake.root(), Module::Stat).unwrap();
     let config = MonitorConfig { intervals_goal: Some(GOAL), ..config() };
     let mut monitor = Monitor::start(&fake.root(), &config).unwrap();
     assert_eq!(monitor.page_count().unwrap(), None, "nobody has asked for it");
@@ -316,7 +316,7 @@ fn a_killed_process_leaves_neither_kdamond() {
 #[test]
 fn schemes_whose_turn_would_never_come_are_refused() {
     let fake = guest(FakeDamon::V7_3);
-    let _pause = pause_damon_stat(&fake.root()).unwrap();
+    let _pause = pause_module(&fake.root(), Module::Stat).unwrap();
     let hasty = |min_sample_us, config| {
         let goal = IntervalsGoal { min_sample_us, ..GOAL };
         let config = MonitorConfig { intervals_goal: Some(goal), ..config };

@@ -245,7 +245,7 @@ pub fn main() -> ExitCode {
         }
         Command::Explain { json, n, place } => {
             let dir = &place.runtime_dir;
-            said(running(dir).and_then(|_| views::explain(dir, json, n)))
+            said(after_all(views::explain(dir, json, n), running(dir)))
         }
         Command::Restore(place) => said(set_mode(&place.runtime_dir, Mode::Restore)),
         Command::Resume(place) => said(set_mode(&place.runtime_dir, Mode::Tune)),
@@ -335,6 +335,18 @@ fn running(runtime_dir: &Path) -> Result<Status, String> {
     Ok(status)
 }
 
+/// What an agent has decided is worth reading above all when it has ended.
+fn after_all(said: Result<String, String>, runs: Result<Status, String>) -> Result<String, String> {
+    match (said, runs) {
+        (said, Ok(_)) => said,
+        (Ok(text), Err(why)) => {
+            eprintln!("memtide-agent: {why}. This is what it decided before:");
+            Ok(text)
+        }
+        (Err(_), Err(why)) => Err(why),
+    }
+}
+
 fn set_mode(runtime_dir: &Path, mode: Mode) -> Result<String, String> {
     let status = running(runtime_dir)?;
     let pid = i32::try_from(status.pid).map_err(|error| error.to_string())?;
@@ -367,6 +379,13 @@ mod tests {
         assert_eq!(config.wish.min.map(|min| min.mib()), Some(512));
         assert_eq!(config.gate_deadline, None);
         assert_eq!(config.conversion, crate::config::Conversion::Leave);
+    }
+
+    #[test]
+    fn what_an_agent_decided_can_be_read_after_it_has_ended() {
+        let gone = || Err("no agent runs".to_owned());
+        assert_eq!(after_all(Ok("took memory9".into()), gone()), Ok("took memory9".into()));
+        assert_eq!(after_all(Err("nothing yet".into()), gone()), Err("no agent runs".into()));
     }
 
     #[test]

@@ -31,7 +31,10 @@ impl Agent {
                     }
                 }
                 Finding::Ended(why) => {
-                    tracing::warn!("DAMON has ended ({why}): blocks are chosen from the top now");
+                    let text =
+                        format!("DAMON has ended ({why}): blocks are chosen from the top now");
+                    tracing::warn!("{text}");
+                    self.remark(now, text);
                     self.heat.forget();
                     self.closeness = None;
                     self.parts.access.ended();
@@ -42,6 +45,10 @@ impl Agent {
         let limits = self.parts.controller.settings().limits;
         if self.parts.watching.see_to(now, &self.parts.blocks, &limits) {
             self.heat.expect();
+            let off = self.parts.watching.modules_off();
+            let for_it = if off.is_empty() { "" } else { ", for which it switched off " };
+            let text = format!("DAMON watches from now on{for_it}{}", off.join(" and "));
+            self.remark(now, text);
         }
     }
 

@@ -166,7 +166,7 @@ impl Agent {
         if is_asked_for || !is_still_so || self.parts.hands.is_busy() {
             return;
         }
-        match self.remove_unit(&unit) {
+        match self.remove_unit(now, &unit) {
             Ok(()) => self.ejection.going = Some(unit),
             Err(error) => {
                 tracing::error!("{} is not ejected: {error}", unit.name);

@@ -234,7 +234,7 @@ impl Agent {
         }
         match (task, done.result) {
             (Task::Steal { look, .. }, Ok(())) => self.on_offline(block, look.making()),
-            (Task::Steal { .. }, Err(failure)) => self.on_steal_failed(block, &failure),
+            (Task::Steal { .. }, Err(failure)) => self.on_steal_failed(now, block, &failure),
             (Task::Return(_), result) => self.on_return_ended(block, result),
             (Task::Remove, result) => self.on_removed(now, block, result),
             (Task::Convert { .. }, _) => {}
@@ -255,9 +255,10 @@ impl Agent {
         self.parts.link.report_stolen(ranges);
     }
 
-    fn on_steal_failed(&mut self, block: BlockId, failure: &Failure) {
+    fn on_steal_failed(&mut self, now: Instant, block: BlockId, failure: &Failure) {
         if failure.kind != StealFailure::Aborted {
             tracing::info!("{block} was not stolen: {}", failure.text);
+            self.remark(now, format!("{block} was not stolen: {}", failure.text));
             self.counters.steals_failed += 1;
         }
         self.outcomes.push(Outcome::StealFailed(block, failure.kind));

@@ -45,7 +45,7 @@ impl Agent {
         self.ejection.has_looked();
         for unit in whole {
             if unit.by == PluggedBy::Guest {
-                return self.remove_unit(&unit);
+                return self.remove_unit(now, &unit);
             }
             if self.may_eject(now, &unit) {
                 self.ask_to_eject(unit);
@@ -55,16 +55,15 @@ impl Agent {
         Ok(())
     }
 
-    pub(super) fn remove_unit(&mut self, unit: &Unit) -> Result<(), RunError> {
+    pub(super) fn remove_unit(&mut self, now: Instant, unit: &Unit) -> Result<(), RunError> {
         let parts = &mut self.parts;
         parts.seen.removed.extend(&unit.blocks);
         parts.runtime.set_seen(&parts.seen)?;
-        tracing::info!(
-            "{} is stolen whole and is removed: {} blocks",
-            unit.name,
-            unit.blocks.len()
-        );
         parts.hands.remove(unit.blocks[0]);
+        let Unit { name, blocks, .. } = unit;
+        let text = format!("{name} is stolen whole and is removed: {} blocks", blocks.len());
+        tracing::info!("{text}");
+        self.remark(now, text);
         Ok(())
     }
 

@@ -81,6 +81,12 @@ struct World {
     statistics: u32,
 }
 
+/// Sentences that `explain` would show.
+fn decisions(world: &World, about: &str) -> Vec<String> {
+    let entries = crate::decisions::read(&world.agent.parts.runtime.decisions()).unwrap();
+    entries.into_iter().map(|entry| entry.text).filter(|text| text.contains(about)).collect()
+}
+
 impl World {
     fn new() -> Self {
         Self::with_used(100)

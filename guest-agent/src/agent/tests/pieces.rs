@@ -125,12 +125,6 @@ fn lacks(world: &World, why: &str) -> usize {
 
 const OLDER: &str = "upgrade vhost-user-balloon";
 
-/// Sentences that `explain` would show.
-fn decisions(world: &World, about: &str) -> Vec<String> {
-    let entries = crate::decisions::read(&world.agent.parts.runtime.decisions()).unwrap();
-    entries.into_iter().map(|entry| entry.text).filter(|text| text.contains(about)).collect()
-}
-
 fn has_no_pieces(world: &World) -> bool {
     pieces(world).left().is_empty() && pieces(world).count() == 0 && in_pieces(world).is_empty()
 }

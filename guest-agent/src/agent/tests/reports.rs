@@ -68,3 +68,14 @@ fn a_report_that_waits_is_not_sent_after_its_block_was_taken_back() {
     };
     assert!(!world.heard.iter().any(names_it), "the host would drop it in use");
 }
+
+/// Whoever reads `explain` wants to know what became of what was decided, not only what was.
+#[test]
+fn a_block_that_does_not_go_is_explained() {
+    let mut world = World::new();
+    world.fake.refuse_block(BlockId(7), Errno::BUSY);
+    world.restart();
+    world.run(20_000);
+    let said = decisions(&world, "memory7 was not stolen: ");
+    assert!(!said.is_empty(), "{:?}", decisions(&world, ""));
+}

@@ -1,4 +1,8 @@
 //! One step: look, decide, say why.
+//!
+//! * `held`: what becomes of a return that is pending.
+
+mod held;
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -9,9 +13,8 @@ use super::budget::Budget;
 use super::cooldown::Cooldowns;
 use super::figures::{Figures, Gauges};
 use super::limits::Limits;
-use super::observation::{
-    Answer, DeviceState, Mode, Observation, Outcome, StealFailure, StealState, Ticket,
-};
+use super::next_look::{wait, while_free};
+use super::observation::{DeviceState, Mode, Observation, Outcome, StealFailure, StealState};
 use super::pace::Pace;
 use super::plan::{Action, Decision, Plan, Urgency, WaitReason};
 use super::pressure::WINDOW;
@@ -21,16 +24,6 @@ use super::returns::{Wanted, nearest};
 use super::select::candidates;
 use super::steals::chosen;
 
-/// How long to wait when nothing can go wrong soon: telemetry's period.
-const CALM: Duration = Duration::from_secs(1);
-/// How long to wait while a return may become necessary soon: a fifth of the time that the trend looks
-/// ahead.
-const WATCHFUL: Duration = Duration::from_millis(100);
-/// What a guest grows by in a second at most: two processors that touch new memory as fast as the
-/// kernel clears it.
-const FASTEST: ByteSize = ByteSize::from_gib(4);
-/// Once blocks had to be taken unasked, the gate gets this long to answer the next question.
-const UNHEARD_PATIENCE: Duration = Duration::from_secs(1);
 /// What is asked for because it may come back, and not because it is needed, is asked for so much at
 /// once (or one block), or this part of a large guest: a gate may set aside what a ticket names,
 /// and others would wait for it.
@@ -65,7 +58,7 @@ pub enum ScaleBy {
     Target,
 }
 
-/// What does not change while a controller lives.
+/// What a controller is told. What an operator may change while it lives has a method of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Size of a memory block.
@@ -106,6 +99,8 @@ pub struct Controller {
     /// What may be online by the host's target, where the steal at work is for that; `None` where the guest
     /// gives as much unasked.
     asked_down_to: Option<ByteSize>,
+    /// The steal at work was planned by a lower minimum, if there is one.
+    has_raised_min: bool,
     next_ticket: u32,
 }
 
@@ -127,18 +122,30 @@ impl Controller {
             is_helping_itself: false,
             is_rushing: false,
             asked_down_to: None,
+            has_raised_min: false,
             next_ticket: settings.first_ticket,
         }
     }
 
-    /// What does not change.
+    /// What it goes by now.
     pub const fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// Other limits from now on: memory was plugged in or unplugged.
+    /// Other limits from now on: memory was plugged in or unplugged, or the user has changed them.
     pub fn set_limits(&mut self, limits: Limits) {
+        self.has_raised_min |= limits.min() > self.settings.limits.min();
         self.settings.limits = limits;
+    }
+
+    /// The guest's size follows something else from now on.
+    pub fn set_scale_by(&mut self, scale_by: ScaleBy) {
+        self.settings.scale_by = scale_by;
+    }
+
+    /// Blocks are taken back unasked after another time from now on.
+    pub fn set_gate_deadline(&mut self, deadline: Option<Duration>) {
+        self.settings.gate_deadline = deadline;
     }
 
     /// Until `at` memory was what it was at the last step, as far as is known: what it has grown by at
@@ -221,6 +228,9 @@ impl Controller {
         if let Some(wanted) = figures.need(seen, &self.settings).wanted() {
             return self.ask(now, seen, figures, wanted);
         }
+        if let Some(next) = self.ask_for_minimum(now, seen, figures) {
+            return next;
+        }
         let due = self.due_back(seen, figures);
         if !due.is_empty() && now >= self.denied_until {
             return self.open_ticket(due, Urgency::Comfort, seen, figures);
@@ -255,11 +265,15 @@ impl Controller {
         }
         if seen.steal == StealState::Running {
             let over = room.blocks_over();
-            return match room.unhurrying(pressure).filter(|_| self.is_rushing) {
-                Some(reason) => Err(reason),
-                None => Ok((self.shorten(figures.ceiling, over), Decision::Stealing)),
-            };
+            if let Some(reason) = room.unhurrying(pressure).filter(|_| self.is_rushing) {
+                return Err(reason);
+            }
+            let above_minimum = room.by_minimum();
+            let mut actions = self.shorten(figures.ceiling.size(), over);
+            actions.extend(self.heed_raised_min(above_minimum)?);
+            return Ok((actions, Decision::Stealing));
         }
+        self.has_raised_min = false;
         if let Some(reason) = room.at_target() {
             return Err(reason);
         }
@@ -286,7 +300,7 @@ impl Controller {
         let blocks = chosen(found, allowance.max(easy), count);
         self.is_rushing = blocks.len() as u64 > allowance;
         let is_asked = self.is_rushing || allowed.ceiling.is_some();
-        self.asked_down_to = is_asked.then_some(figures.ceiling);
+        self.asked_down_to = is_asked.then_some(figures.ceiling.size());
         if blocks.is_empty() {
             return Err(WaitReason::NoCandidate { cooling: self.cooldowns.count(now) });
         }
@@ -307,6 +321,41 @@ impl Controller {
         }
         self.asked_down_to = Some(ceiling);
         Vec::from([Action::ShortenSteal { to: over }])
+    }
+
+    /// No more of the steal at work than the minimum leaves, where that was raised since it was planned.
+    ///
+    /// # Errors
+    /// It leaves none.
+    fn heed_raised_min(
+        &mut self,
+        above_minimum: Result<u64, WaitReason>,
+    ) -> Result<Option<Action>, WaitReason> {
+        let is_raised = core::mem::take(&mut self.has_raised_min);
+        let shorter = is_raised.then_some(above_minimum).transpose()?;
+        Ok(shorter.map(|to| Action::ShortenSteal { to }))
+    }
+
+    /// Less is online than the user wants at least, and blocks are stolen: all that lack are asked back. Nobody
+    /// waits for them, and so what is needed now comes first.
+    fn ask_for_minimum(
+        &mut self,
+        now: Instant,
+        seen: &Observation,
+        figures: &Figures,
+    ) -> Option<Next> {
+        let count = figures.lacking.min(TICKET_BLOCKS_MOST);
+        let blocks = nearest(seen.stolen(), count, figures.lacking);
+        if blocks.is_empty() {
+            return None;
+        }
+        if now < self.denied_until {
+            return Some((Vec::new(), Decision::Rest(WaitReason::Denied)));
+        }
+        let (ticket, urgency) = (self.take_ticket(), Urgency::Comfort);
+        let (online, min) = (figures.online, self.settings.limits.min());
+        let report = Decision::AskForMinimum { ticket, count: blocks.len(), online, min };
+        Some((Vec::from([Action::AskReturn { ticket, blocks, urgency }]), report))
     }
 
     fn ask(&mut self, now: Instant, seen: &Observation, figures: &Figures, wanted: Wanted) -> Next {
@@ -345,8 +394,7 @@ impl Controller {
         seen: &Observation,
         figures: &Figures,
     ) -> Next {
-        let ticket = self.next_ticket;
-        self.next_ticket = ticket.wrapping_add(1);
+        let ticket = self.take_ticket();
         let report = Decision::Ask {
             ticket,
             count: blocks.len(),
@@ -358,14 +406,20 @@ impl Controller {
         (Vec::from([Action::AskReturn { ticket, blocks, urgency }]), report)
     }
 
+    fn take_ticket(&mut self) -> u32 {
+        let ticket = self.next_ticket;
+        self.next_ticket = ticket.wrapping_add(1);
+        ticket
+    }
+
     /// Blocks that may be asked back: within the host's target, or in an emergency within the
     /// user's maximum, for then the gate shall decide what the target is worth.
     fn returnable(&self, seen: &Observation, figures: &Figures, wanted: Wanted) -> Vec<BlockId> {
         let most = match wanted.urgency {
             Urgency::Emergency => self.settings.limits.max(),
-            Urgency::Comfort | Urgency::Pressure => figures.ceiling,
+            Urgency::Comfort | Urgency::Pressure => figures.ceiling.size(),
         };
-        let room = self.settings.block.count_in(most - figures.online);
+        let room = self.settings.block.count_in(most - figures.online).max(figures.lacking);
         nearest(seen.stolen(), wanted.count.min(TICKET_BLOCKS_MOST), room)
     }
 
@@ -374,7 +428,7 @@ impl Controller {
         match self.settings.scale_by {
             ScaleBy::Use => Vec::new(),
             ScaleBy::Target => {
-                let room = self.settings.block.count_in(figures.ceiling - figures.online);
+                let room = self.settings.block.count_in(figures.ceiling.size() - figures.online);
                 nearest(seen.stolen(), self.without_hurry(figures), room)
             }
         }
@@ -386,110 +440,19 @@ impl Controller {
         self.settings.block.count_in(UNHURRIED.max(part)).max(1)
     }
 
+    /// How many more blocks the user's maximum lets be online.
+    fn room_up_to_max(&self, figures: &Figures) -> u64 {
+        self.settings.block.count_in(self.settings.limits.max() - figures.online)
+    }
+
     fn restore(&mut self, seen: &Observation, figures: &Figures) -> Next {
-        let room = self.settings.block.count_in(self.settings.limits.max() - figures.online);
+        let room = self.room_up_to_max(figures);
         let blocks = nearest(seen.stolen(), self.without_hurry(figures), room);
         if blocks.is_empty() {
             return (Vec::new(), Decision::Rest(WaitReason::Restoring));
         }
         self.open_ticket(blocks, Urgency::Comfort, seen, figures)
     }
-
-    /// A return is pending: wait, ask again, raise it, drop it, or help oneself.
-    fn follow(
-        &mut self,
-        now: Instant,
-        seen: &Observation,
-        figures: &Figures,
-        held: &Ticket,
-    ) -> Next {
-        let ticket = held.ticket;
-        let need = figures.need(seen, &self.settings);
-        let wanted = need.wanted();
-        let retry = match held.answer {
-            Answer::Granted => {
-                self.granted.get_or_insert(now);
-                self.is_unheard &= self.is_helping_itself;
-                return (Vec::new(), Decision::PuttingOnline { ticket });
-            }
-            Answer::Held { retry } => {
-                self.is_unheard = false;
-                retry
-            }
-            Answer::Silence { retry, .. } => retry,
-        };
-        let is_due = !self.due_back(seen, figures).is_empty();
-        if seen.mode == Mode::Tune && need.is_satisfied() && !is_due {
-            let report = Decision::Cancel { ticket, available: seen.memory.available };
-            return (Vec::from([Action::CancelReturn { ticket }]), report);
-        }
-        if let Some(silent) = self.unanswered(now, seen, held) {
-            (self.is_unheard, self.is_helping_itself) = (true, true);
-            let report = Decision::TakeUnasked { count: held.blocks.len(), silent };
-            return (Vec::from([Action::TakeUnasked(held.blocks.clone())]), report);
-        }
-        let urgency = wanted.map_or(held.urgency, |wanted| wanted.urgency.max(held.urgency));
-        let waiting = Decision::Waiting { ticket, urgency };
-        if let Some(worse) = wanted.filter(|wanted| wanted.urgency > held.urgency) {
-            let count = worse.count.max(held.blocks.len() as u64);
-            let more = self.returnable(seen, figures, Wanted { count, ..worse });
-            let blocks = if more.len() > held.blocks.len() { more } else { held.blocks.clone() };
-            return (Vec::from([Action::AskReturn { ticket, blocks, urgency }]), waiting);
-        }
-        if retry <= now {
-            let blocks = held.blocks.clone();
-            return (Vec::from([Action::AskReturn { ticket, blocks, urgency }]), waiting);
-        }
-        (Vec::new(), waiting)
-    }
-
-    /// How long nobody has decided, once that is longer than the guest waits. A device that was
-    /// silent before the question counts from then on; and a gate that has been passed by once is
-    /// not waited for as long again.
-    fn unanswered(&self, now: Instant, seen: &Observation, held: &Ticket) -> Option<Duration> {
-        let asked = held.answer.silent_for(now)?;
-        let silent = match seen.device {
-            DeviceState::Silent { since } => asked.max(now.since(since)),
-            DeviceState::Ready => asked,
-        };
-        let deadline = self.settings.gate_deadline?;
-        let is_late = silent >= deadline || (self.is_unheard && asked >= UNHEARD_PATIENCE);
-        is_late.then_some(silent)
-    }
 }
 
 type Next = (Vec<Action>, Decision);
-
-/// Free memory, where only growth could make a decision sooner than in a second: nothing is under way,
-/// nobody stalls, and so much is free that growth takes from that, and not from page cache, unseen.
-fn while_free(seen: &Observation, figures: &Figures, report: &Decision) -> Option<ByteSize> {
-    let Decision::Rest(reason) = report else { return None };
-    let is_urgent = matches!(
-        reason,
-        WaitReason::Denied
-            | WaitReason::Pressure { .. }
-            | WaitReason::Trigger
-            | WaitReason::NoFree { .. }
-            | WaitReason::NothingToReturn { .. }
-    );
-    let is_calm = !is_urgent && figures.over_goal.is_none() && !figures.trigger_fired;
-    let is_still = seen.steal == StealState::Idle && seen.ticket.is_none();
-    let is_seen = seen.memory.free >= figures.headroom.low;
-    (is_calm && is_still && is_seen).then_some(seen.memory.free)
-}
-
-/// Watchful while something runs, and calm while nothing could come back. Else the next look comes
-/// before a guest that begins to grow now, as fast as guests do, has used up what is there for that:
-/// neither PSI nor anything else tells before the memory is gone.
-fn wait(seen: &Observation, figures: &Figures) -> Duration {
-    if seen.steal == StealState::Running || seen.ticket.is_some() {
-        return WATCHFUL;
-    }
-    if seen.stolen().next().is_none() {
-        return CALM;
-    }
-    let spare =
-        seen.memory.available - figures.hot_cache - figures.growth.ahead - figures.headroom.low;
-    let ms = spare.bytes() * 1_000 / FASTEST.bytes();
-    Duration::from_millis(ms).clamp(WATCHFUL, CALM)
-}

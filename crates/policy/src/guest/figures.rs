@@ -2,12 +2,13 @@
 
 use core::time::Duration;
 
-use memtide_units::{ByteSize, Instant};
+use memtide_units::{BlockSize, ByteSize, Instant};
 
 use super::controller::Settings;
 use super::headroom::Headroom;
 use super::hot_cache::HotCache;
-use super::observation::{FreeMemory, Observation};
+use super::limits::{Ceiling, Limits};
+use super::observation::{BlockState, FreeMemory, Observation};
 use super::pace::Steps;
 use super::peak::Peaks;
 use super::pressure::{Pressure, PressureMeter};
@@ -22,7 +23,9 @@ use super::trend::{Growth, Trend};
 #[derive(Debug)]
 pub(super) struct Figures {
     pub(super) online: ByteSize,
-    pub(super) ceiling: ByteSize,
+    pub(super) ceiling: Ceiling,
+    /// Blocks that lack until as much is online as the user wants at least.
+    pub(super) lacking: u64,
     pub(super) headroom: Headroom,
     /// As PSI has it.
     pub(super) measured: Pressure,
@@ -93,6 +96,14 @@ impl Figures {
     }
 }
 
+/// Blocks that lack until the minimum, and no more than the maximum has room for. What is between online and
+/// stolen counts as `online`: which way it goes is seen once it has gone. The host's target does not count, for it
+/// never goes below the minimum; and nothing is stolen of the block that the minimum ends in.
+fn lacking(limits: &Limits, block: BlockSize, online: ByteSize) -> u64 {
+    let lacking = (limits.min() - online).bytes().div_ceil(block.size().bytes().max(1));
+    lacking.min(block.count_in(limits.max() - online))
+}
+
 /// What is remembered from one look to the next.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Gauges {
@@ -117,6 +128,7 @@ impl Gauges {
     ) -> Figures {
         let (limits, block) = (&settings.limits, settings.block);
         let online = seen.bytes_where(block, |state| state.is_online());
+        let between = seen.bytes_where(block, |state| state == BlockState::InTransit);
         let present = seen.bytes_where(block, |_| true);
         let measured = seen.psi.and_then(|totals| self.meter.observe(now, totals));
         let growth = self.trend.observe(now, &seen.memory);
@@ -147,6 +159,7 @@ impl Gauges {
         Figures {
             online,
             ceiling: limits.ceiling(present, seen.balloon),
+            lacking: lacking(limits, block, online + between),
             headroom,
             measured: measured.unwrap_or_default(),
             pressure,
@@ -195,10 +208,10 @@ impl Gauges {
 #[cfg(test)]
 mod tests {
     use super::super::controller::{KernelZone, ScaleBy};
-    use super::super::limits::{Limits, LimitsWish};
-    use super::super::observation::{BlockState, BlockView, Memory, PsiTotals, Squeeze, Swap};
+    use super::super::limits::LimitsWish;
+    use super::super::observation::{BlockView, Memory, PsiTotals, Squeeze, Swap};
     use super::*;
-    use memtide_units::{BlockId, BlockSize};
+    use memtide_units::BlockId;
 
     /// What must be left over after a steal is also what an emergency asks back.
     #[test]

@@ -1,5 +1,7 @@
 //! What the user grants and forbids: a minimum, a maximum, an acceptable pressure.
 
+use core::fmt;
+
 use memtide_units::{ByteSize, Permille, PpMillion};
 
 /// Acceptable pressure where nobody says otherwise: 0.1 % of the time some task may stall for
@@ -87,8 +89,40 @@ impl Limits {
 
     /// How much may be online while the host wants `balloon` bytes of `present`: the balloon's
     /// standard `num_pages` stays a command that works, but never below the user's minimum.
-    pub fn ceiling(&self, present: ByteSize, balloon: ByteSize) -> ByteSize {
-        self.max.min(present - balloon).max(self.min)
+    pub fn ceiling(&self, present: ByteSize, balloon: ByteSize) -> Ceiling {
+        let by_host = present - balloon;
+        if self.max < by_host {
+            Ceiling::Maximum(self.max)
+        } else {
+            Ceiling::Target(by_host.max(self.min))
+        }
+    }
+}
+
+/// What may be online, and by whose will.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ceiling {
+    /// By the user's maximum, which is less than the host's target leaves.
+    Maximum(ByteSize),
+    /// By the host's target, and the user's minimum where the host wants even more.
+    Target(ByteSize),
+}
+
+impl Ceiling {
+    /// How much.
+    pub const fn size(self) -> ByteSize {
+        match self {
+            Self::Maximum(size) | Self::Target(size) => size,
+        }
+    }
+}
+
+impl fmt::Display for Ceiling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Maximum(size) => write!(f, "the maximum leaves {size} online"),
+            Self::Target(size) => write!(f, "the host's target leaves {size} online"),
+        }
     }
 }
 
@@ -128,9 +162,19 @@ mod tests {
     #[test]
     fn the_hosts_target_lowers_the_ceiling_down_to_the_minimum() {
         let limits = Limits::new(gib(8), LimitsWish::default()).unwrap();
-        assert_eq!(limits.ceiling(gib(8), ByteSize::ZERO), gib(8));
-        assert_eq!(limits.ceiling(gib(8), gib(3)), gib(5));
-        assert_eq!(limits.ceiling(gib(8), gib(7)), gib(2));
-        assert_eq!(limits.ceiling(gib(8), ByteSize::MAX), gib(2));
+        let ceiling = |balloon| limits.ceiling(gib(8), balloon);
+        assert_eq!(ceiling(ByteSize::ZERO), Ceiling::Target(gib(8)));
+        assert_eq!(ceiling(gib(3)), Ceiling::Target(gib(5)));
+        assert_eq!(ceiling(gib(7)), Ceiling::Target(gib(2)));
+        assert_eq!(ceiling(ByteSize::MAX), Ceiling::Target(gib(2)));
+    }
+
+    #[test]
+    fn the_lower_of_target_and_maximum_is_the_ceiling() {
+        let wish = LimitsWish { max: Some(gib(6)), ..LimitsWish::default() };
+        let limits = Limits::new(gib(8), wish).unwrap();
+        let ceiling = |balloon| limits.ceiling(gib(8), gib(balloon));
+        assert_eq!([ceiling(0), ceiling(1)], [Ceiling::Maximum(gib(6)); 2]);
+        assert_eq!([ceiling(2), ceiling(3)], [Ceiling::Target(gib(6)), Ceiling::Target(gib(5))]);
     }
 }

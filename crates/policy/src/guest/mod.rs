@@ -24,6 +24,9 @@
 //! sooner the higher it is, and twice as many each time that it was not enough. What a control group
 //! suffers at its own limit is not the guest's pressure.
 //!
+//! While less is online than the minimum, which somebody has raised then, what lacks is asked back; while more is
+//! than the maximum, what can go goes as for the host's target ([`Ceiling`]).
+//!
 //! Page cache that was missed when it was gone is not available, and what was needed again soon
 //! after it was given up is kept for as long as that was learned to take.
 //!
@@ -45,6 +48,7 @@ mod hot_cache;
 mod idle;
 mod intervals;
 mod limits;
+mod next_look;
 mod observation;
 mod pace;
 mod page_sample;
@@ -73,7 +77,9 @@ pub use headroom::Headroom;
 pub use heat::{AccessRegion, Heat, HeatMap};
 pub use idle::IdleTimes;
 pub use intervals::{IntervalTuner, IntervalsAim};
-pub use limits::{Limits, LimitsError, LimitsWish, PSI_GOAL_DEFAULT, PSI_GOAL_MAX, PSI_GOAL_MIN};
+pub use limits::{
+    Ceiling, Limits, LimitsError, LimitsWish, PSI_GOAL_DEFAULT, PSI_GOAL_MAX, PSI_GOAL_MIN,
+};
 pub use observation::{
     Answer, BlockState, BlockView, Census, DeviceState, Effort, FixedReason, FreeMemory, Memory,
     Mode, Observation, Outcome, PsiTotals, Squeeze, StealFailure, StealState, Swap, Ticket,

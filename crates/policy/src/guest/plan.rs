@@ -6,6 +6,7 @@ use core::time::Duration;
 
 use memtide_units::{BlockId, ByteSize, PpMillion};
 
+use super::limits::Ceiling;
 use super::pressure::Pressure;
 use super::reclaim::Reclaim;
 
@@ -94,8 +95,8 @@ pub enum Decision {
         available: ByteSize,
         /// What has to be left after.
         keep: ByteSize,
-        /// Set where the host's target, not the guest's plenty, is the reason: what may be online.
-        ceiling: Option<ByteSize>,
+        /// Set where that much may not be online, and not the guest's plenty, is the reason.
+        ceiling: Option<Ceiling>,
     },
     /// A running steal goes on.
     Stealing,
@@ -116,6 +117,17 @@ pub enum Decision {
         /// Pressure over the last window.
         pressure: Pressure,
     },
+    /// Blocks are asked back because less is online than the user wants at least: `min` was raised.
+    AskForMinimum {
+        /// Under which ticket.
+        ticket: u32,
+        /// How many.
+        count: usize,
+        /// What is online.
+        online: ByteSize,
+        /// What should be at least.
+        min: ByteSize,
+    },
     /// The gate has not granted the return yet.
     Waiting {
         /// The ticket.
@@ -134,6 +146,13 @@ pub enum Decision {
         ticket: u32,
         /// What is available.
         available: ByteSize,
+    },
+    /// A return would leave more online than the user allows: `max` was lowered meanwhile.
+    CancelOverMaximum {
+        /// The ticket.
+        ticket: u32,
+        /// What may be online.
+        max: ByteSize,
     },
     /// Nobody decides, and the guest's life comes first.
     TakeUnasked {
@@ -211,7 +230,7 @@ pub enum WaitReason {
     /// The host's target alone counts, and no whole block is over it.
     AtTarget {
         /// What may be online.
-        ceiling: ByteSize,
+        ceiling: Ceiling,
     },
     /// `MemFree` is so low that the kernel reclaims already.
     NoFree {
@@ -282,7 +301,7 @@ impl fmt::Display for WaitReason {
                 within.as_secs()
             ),
             Self::AtTarget { ceiling } => {
-                write!(f, "the host's target leaves {ceiling} online, and that is followed")
+                write!(f, "{ceiling}, and that is followed")
             }
             Self::NoFree { free } => {
                 write!(f, "only {free} free: the kernel is reclaiming already")
@@ -306,7 +325,7 @@ impl fmt::Display for Decision {
             Self::Steal { blocks, available, keep, ceiling } => {
                 write!(f, "steal {}: {available} available, {keep} are kept", Names(blocks))?;
                 match ceiling {
-                    Some(ceiling) => write!(f, ", the host's target leaves {ceiling} online"),
+                    Some(ceiling) => write!(f, ", {ceiling}"),
                     None => Ok(()),
                 }
             }
@@ -317,12 +336,21 @@ impl fmt::Display for Decision {
                 "ask {count} back (ticket {ticket}, {urgency}): {available} available of {low}, pressure {}",
                 pressure.some
             ),
+            Self::AskForMinimum { ticket, count, online, min } => {
+                write!(
+                    f,
+                    "ask {count} back (ticket {ticket}): {online} is online, the minimum is {min}"
+                )
+            }
             Self::Waiting { ticket, urgency } => {
                 write!(f, "wait for the gate (ticket {ticket}, {urgency})")
             }
             Self::PuttingOnline { ticket } => write!(f, "put ticket {ticket} online"),
             Self::Cancel { ticket, available } => {
                 write!(f, "cancel ticket {ticket}: {available} available is enough")
+            }
+            Self::CancelOverMaximum { ticket, max } => {
+                write!(f, "cancel ticket {ticket}: no more than the maximum {max} may be online")
             }
             Self::TakeUnasked { count, silent } => {
                 write!(f, "take {count} unasked: nobody decides since {} s", silent.as_secs())

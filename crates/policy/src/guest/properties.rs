@@ -87,16 +87,19 @@ fn controller(blocks: usize, min_mib: u64) -> Controller {
 }
 
 fn scaled_by(scale_by: ScaleBy, blocks: usize, min_mib: u64) -> Controller {
-    let wish = LimitsWish { min: Some(mib(min_mib)), ..LimitsWish::default() };
-    let limits = Limits::new(BLOCK.size().times(blocks as u64), wish).unwrap();
     Controller::new(Settings {
         block: BLOCK,
-        limits,
+        limits: limits(blocks, min_mib, u64::MAX >> 20),
         scale_by,
         kernel_zone: KernelZone::Leave,
         gate_deadline: Some(Duration::from_secs(10)),
         first_ticket: 1,
     })
+}
+
+fn limits(blocks: usize, min_mib: u64, max_mib: u64) -> Limits {
+    let wish = LimitsWish { min: Some(mib(min_mib)), max: Some(mib(max_mib)), psi_goal: None };
+    Limits::new(BLOCK.size().times(blocks as u64), wish).unwrap()
 }
 
 fn state_of(seen: &Observation, block: BlockId) -> Option<BlockState> {
@@ -122,11 +125,14 @@ proptest! {
     fn every_plan_keeps_the_rules(
         observations in prop::collection::vec(observations(), 1..40),
         wait in 100_u64..3_000,
-        min in 0_u64..2_000,
+        wishes in prop::collection::vec((0_u64..2_000, 0_u64..2_000), 1..5),
         scale_by in prop_oneof![Just(ScaleBy::Use), Just(ScaleBy::Target)],
     ) {
-        let mut policy = scaled_by(scale_by, 24, min);
+        let mut policy = scaled_by(scale_by, 24, 0);
         for (n, seen) in monotonic(observations).iter().enumerate() {
+            // They change now and then while all else goes on.
+            let (min, more) = wishes[n / 8 % wishes.len()];
+            policy.set_limits(limits(24, min, min + more));
             let plan = policy.step(Instant::from_millis(n as u64 * wait), seen);
             prop_assert!(plan.actions.len() <= 3);
             prop_assert!(!plan.wait.is_zero() && plan.wait <= Duration::from_secs(1));
@@ -138,7 +144,7 @@ proptest! {
                 prop_assert!(!asks, "{}", plan.report);
             }
             for action in &plan.actions {
-                check(action, seen, policy.settings().limits.min())?;
+                check(action, seen, &policy.settings().limits)?;
             }
         }
     }
@@ -176,10 +182,10 @@ proptest! {
 }
 
 /// More than a window's pace goes only where the host wants it, and where all of it is free.
-fn is_easy(seen: &Observation, blocks: usize, min: ByteSize) -> bool {
+fn is_easy(seen: &Observation, blocks: usize, limits: &Limits) -> bool {
     let size = BLOCK.size().times(blocks as u64);
     let present = seen.bytes_where(BLOCK, |_| true);
-    let wanted = (present - seen.balloon).max(min);
+    let wanted = (present - seen.balloon).min(limits.max()).max(limits.min());
     online(seen) - size + BLOCK.size() > wanted && size + mib(64) <= seen.memory.free
 }
 
@@ -188,16 +194,16 @@ fn hears_trigger(seen: &Observation) -> bool {
     seen.trigger_fired && seen.squeeze.is_none()
 }
 
-fn check(action: &Action, seen: &Observation, min: ByteSize) -> Result<(), TestCaseError> {
+fn check(action: &Action, seen: &Observation, limits: &Limits) -> Result<(), TestCaseError> {
     let all_in =
         |blocks: &[BlockId], state| blocks.iter().all(|b| state_of(seen, *b) == Some(state));
     match action {
         Action::Steal { blocks, .. } => {
             prop_assert!(!blocks.is_empty());
-            prop_assert!(blocks.len() <= 16 || is_easy(seen, blocks.len(), min));
+            prop_assert!(blocks.len() <= 16 || is_easy(seen, blocks.len(), limits));
             prop_assert!(all_in(blocks, BlockState::Movable));
             let size = BLOCK.size().times(blocks.len() as u64);
-            prop_assert!(size <= online(seen) && online(seen) - size >= min);
+            prop_assert!(size <= online(seen) && online(seen) - size >= limits.min());
             prop_assert!(seen.ticket.is_none() && seen.psi.is_some() && !hears_trigger(seen));
             prop_assert!(seen.mode == Mode::Tune && seen.device == DeviceState::Ready);
             prop_assert!(size + mib(64) <= seen.memory.available);
@@ -205,6 +211,8 @@ fn check(action: &Action, seen: &Observation, min: ByteSize) -> Result<(), TestC
         Action::AskReturn { blocks, .. } | Action::TakeUnasked(blocks) => {
             prop_assert!(!blocks.is_empty());
             prop_assert!(all_in(blocks, BlockState::Stolen));
+            let size = BLOCK.size().times(blocks.len() as u64);
+            prop_assert!(online(seen) + size <= limits.max());
             prop_assert!(blocks.is_sorted_by(|a, b| a < b));
         }
         Action::CancelReturn { ticket } => {

@@ -220,9 +220,11 @@ impl Reclaimer {
             // What is available changes meanwhile: whether it was enough shows after.
             Decision::Steal { .. } | Decision::Stealing => return self.still(now),
             Decision::Ask { .. }
+            | Decision::AskForMinimum { .. }
             | Decision::Waiting { .. }
             | Decision::PuttingOnline { .. }
             | Decision::Cancel { .. }
+            | Decision::CancelOverMaximum { .. }
             | Decision::TakeUnasked { .. } => return Reclaim::Off(NoReclaim::Returning),
             Decision::Abort(reason) | Decision::Rest(reason) => reason,
         };

@@ -7,7 +7,7 @@ use memtide_units::{BlockId, ByteSize, PpMillion};
 
 use super::controller::ScaleBy;
 use super::headroom::Headroom;
-use super::limits::Limits;
+use super::limits::{Ceiling, Limits};
 use super::observation::Memory;
 use super::plan::WaitReason;
 use super::pressure::Pressure;
@@ -52,7 +52,7 @@ pub(super) struct Room<'a> {
     pub(super) limits: &'a Limits,
     pub(super) online: ByteSize,
     /// What may be online, by the host's target and the user's maximum.
-    pub(super) ceiling: ByteSize,
+    pub(super) ceiling: Ceiling,
     pub(super) block: ByteSize,
     pub(super) scale_by: ScaleBy,
 }
@@ -63,13 +63,13 @@ pub(super) struct Allowed {
     pub(super) count: u64,
     pub(super) keep: ByteSize,
     /// Set where the ceiling is the reason.
-    pub(super) ceiling: Option<ByteSize>,
+    pub(super) ceiling: Option<Ceiling>,
 }
 
 impl Room<'_> {
     /// True while more is online than may be.
     pub(super) fn is_over_ceiling(&self) -> bool {
-        self.online > self.ceiling
+        self.online > self.ceiling.size()
     }
 
     /// Where the host's target alone counts and nothing is over it, nothing goes.
@@ -123,10 +123,7 @@ impl Room<'_> {
         if self.memory.free < FREE_FLOOR {
             return Err(WaitReason::NoFree { free: self.memory.free });
         }
-        let by_minimum = self.blocks_in(self.online - self.limits.min());
-        if by_minimum == 0 {
-            return Err(WaitReason::AtMinimum { min: self.limits.min() });
-        }
+        let by_minimum = self.by_minimum()?;
         let (plenty, eager) = (self.by_plenty(), self.by_ceiling());
         let best = if eager.count > plenty.count { eager } else { plenty };
         if best.count == 0 {
@@ -134,6 +131,17 @@ impl Room<'_> {
             return Err(self.missing(keep + self.block));
         }
         Ok(Allowed { count: best.count.min(by_minimum), ..best })
+    }
+
+    /// How many blocks the minimum lets go, at least one.
+    ///
+    /// # Errors
+    /// It lets none.
+    pub(super) fn by_minimum(&self) -> Result<u64, WaitReason> {
+        match self.blocks_in(self.online - self.limits.min()) {
+            0 => Err(WaitReason::AtMinimum { min: self.limits.min() }),
+            count => Ok(count),
+        }
     }
 
     /// Why one more block cannot go, which needs so much.
@@ -191,7 +199,7 @@ impl Room<'_> {
 
     /// Blocks that have to go until no more is online than may be.
     pub(super) fn blocks_over(&self) -> u64 {
-        (self.online - self.ceiling).bytes().div_ceil(self.block.bytes().max(1))
+        (self.online - self.ceiling.size()).bytes().div_ceil(self.block.bytes().max(1))
     }
 
     fn blocks_in(&self, size: ByteSize) -> u64 {
@@ -245,7 +253,7 @@ mod tests {
             lately: Lately::Now,
             limits: &limits,
             online: mib(online),
-            ceiling: mib(ceiling),
+            ceiling: Ceiling::Target(mib(ceiling)),
             block: mib(128),
             scale_by: ScaleBy::Use,
         };

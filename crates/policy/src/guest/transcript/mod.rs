@@ -4,6 +4,7 @@
 //! uses what the script says. Each line of a story is one *change* of the decision.
 
 mod gate;
+mod limits;
 mod patience;
 mod whole;
 

@@ -18,6 +18,8 @@ pub enum Stream {
     Host = 6,
     /// Which pages the monitor's sample is made of.
     Pages = 7,
+    /// When an operator changes the limits, and to what.
+    Limits = 8,
 }
 
 /// `SplitMix64` (Steele, Lea, Flood 2014): a few lines whose values never change with a library.

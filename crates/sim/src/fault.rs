@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
-use memtide_policy::guest::Mode;
-use memtide_units::Instant;
+use memtide_policy::guest::{LimitsWish, Mode};
+use memtide_units::{ByteSize, Instant, Permille};
 
 use crate::chance::{Chance, Stream};
 use crate::host::Mood;
@@ -26,6 +26,8 @@ pub enum Fault {
     Busy(u64),
     /// An operator wants this from now on.
     Wanted(Mode),
+    /// An operator sets other limits.
+    Limits(LimitsWish),
 }
 
 impl fmt::Display for Fault {
@@ -46,6 +48,11 @@ impl fmt::Display for Fault {
             Self::Busy(_) => f.write_str("the pins are gone"),
             Self::Wanted(Mode::Restore) => f.write_str("an operator wants everything back"),
             Self::Wanted(Mode::Tune) => f.write_str("the operator lets the agent go on"),
+            Self::Limits(LimitsWish { min, max, .. }) => {
+                f.write_str("an operator sets the limits:")?;
+                min.map_or(Ok(()), |min| write!(f, " min {min}"))?;
+                max.map_or(Ok(()), |max| write!(f, " max {max}"))
+            }
         }
     }
 }
@@ -62,31 +69,63 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// What befalls this scenario. All is well in its calm half: what was broken is whole again.
+    /// What befalls this scenario. All is well in its calm half: what was broken is whole again. Limits stay
+    /// as they were set last.
     pub fn of(scenario: &Scenario) -> Self {
-        let mut chance = Chance::of(scenario.seed, Stream::Faults);
-        let (low, high) = match scenario.weather {
-            Weather::Fair => return Self::default(),
-            Weather::Gusty => (60, 240),
-            Weather::Stormy => (5, 60),
-        };
-        let end = scenario.length().as_secs() / 2;
-        let (mut faults, mut at) = (Vec::new(), 20);
-        loop {
-            at += chance.between(low, high);
-            if at >= end {
-                break;
-            }
-            at += add(&mut faults, at, end, &mut chance);
-        }
-        Self { to_come: faults.into() }
+        let mut all = weather(scenario);
+        all.extend(changes(scenario));
+        let scripted = scenario.script.iter();
+        all.extend(scripted.map(|(at, fault)| (Instant::default() + *at, *fault)));
+        all.sort_by_key(|(at, _)| *at);
+        Self { to_come: all.into() }
     }
-
     /// What happens by `now`.
     pub fn next(&mut self, now: Instant) -> Option<Fault> {
         self.to_come.front().filter(|(at, _)| *at <= now)?;
         self.to_come.pop_front().map(|(_, fault)| fault)
     }
+}
+
+/// What goes wrong, and is right again.
+fn weather(scenario: &Scenario) -> Vec<(Instant, Fault)> {
+    let mut chance = Chance::of(scenario.seed, Stream::Faults);
+    let (low, high) = match scenario.weather {
+        Weather::Fair => return Vec::new(),
+        Weather::Gusty => (60, 240),
+        Weather::Stormy => (5, 60),
+    };
+    let end = scenario.length().as_secs() / 2;
+    let (mut faults, mut at) = (Vec::new(), 20);
+    loop {
+        at += chance.between(low, high);
+        if at >= end {
+            return faults;
+        }
+        at += add(&mut faults, at, end, &mut chance);
+    }
+}
+
+/// Limits that an operator sets while the guest runs: up, down, apart and together.
+fn changes(scenario: &Scenario) -> Vec<(Instant, Fault)> {
+    let mut chance = Chance::of(scenario.seed, Stream::Limits);
+    let (low, high) = match scenario.weather {
+        Weather::Fair => return Vec::new(),
+        Weather::Gusty => (120, 600),
+        Weather::Stormy => (10, 180),
+    };
+    let end = scenario.length().as_secs() / 2;
+    let share = |permille: u64| -> ByteSize {
+        Permille(u32::try_from(permille).unwrap_or(1000)).of(scenario.present())
+    };
+    let (mut faults, mut at) = (Vec::new(), chance.between(low, high));
+    while at < end {
+        let max = chance.between(400, 1000);
+        let min = chance.between(100, max);
+        let wish = LimitsWish { min: Some(share(min)), max: Some(share(max)), psi_goal: None };
+        faults.push((Instant::from_millis(at * 1000), Fault::Limits(wish)));
+        at += chance.between(low, high);
+    }
+    faults
 }
 
 /// Adds one misfortune and its end; answers with how many seconds it lasts.

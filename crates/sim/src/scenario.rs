@@ -6,6 +6,7 @@ use memtide_policy::guest::{FreeMemory, KernelZone, Limits, LimitsWish, ScaleBy,
 use memtide_units::{BlockSize, ByteSize, Permille, PpMillion};
 
 use crate::chance::{Chance, Stream};
+use crate::fault::Fault;
 use crate::kernel::{Machine, Pace, Release, SwapSpace};
 use crate::monitor::Watch;
 use crate::workload::Name;
@@ -65,6 +66,8 @@ pub struct Scenario {
     pub load: Load,
     /// Where cold memory can go.
     pub swap: SwapSpace,
+    /// What befalls the guest besides, and when. No seed draws it: it is for stories.
+    pub script: Vec<(Duration, Fault)>,
 }
 
 /// Whether the kernel has PSI.
@@ -147,6 +150,7 @@ impl Scenario {
             },
             load: if chance.happens(500) { Load::Works } else { Load::Rests },
             swap: chance.one_of(&[SwapSpace::None, SwapSpace::Disk, SwapSpace::Zram]),
+            script: Vec::new(),
         }
     }
 
@@ -168,6 +172,7 @@ impl Scenario {
             free: FreeMemory::KeptByGuest,
             load: Load::Rests,
             swap: SwapSpace::None,
+            script: Vec::new(),
         }
     }
 
@@ -184,12 +189,17 @@ impl Scenario {
         }
     }
 
-    /// What the agent is told.
+    /// The limits that a wish comes to in this guest.
     ///
     /// # Panics
-    /// Where the wish contradicts itself, which none that is drawn does.
+    /// Where it contradicts itself, which none that is drawn does.
+    pub fn limits(&self, wish: LimitsWish) -> Limits {
+        Limits::new(self.present(), wish).expect("a wish that can be granted")
+    }
+
+    /// What the agent is told at first.
     pub fn settings(&self) -> Settings {
-        let limits = Limits::new(self.present(), self.wish).expect("a wish that can be granted");
+        let limits = self.limits(self.wish);
         Settings {
             block: self.unit,
             limits,

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use memtide_policy::guest::Settings;
 use memtide_units::{BlockId, Instant};
 
 use crate::TICK;
@@ -48,6 +49,8 @@ enum Life {
 
 struct World<'a> {
     scenario: &'a Scenario,
+    /// What every agent is told from now on.
+    settings: Settings,
     now: Instant,
     kernel: Kernel,
     host: Host,
@@ -94,6 +97,7 @@ impl<'a> World<'a> {
         agent.greet(now, &mut host);
         Self {
             scenario,
+            settings,
             now,
             kernel,
             host,
@@ -213,6 +217,13 @@ impl<'a> World<'a> {
                     agent.set_mode(mode);
                 }
             }
+            Fault::Limits(wish) => {
+                self.settings.limits = self.scenario.limits(wish);
+                self.checks.limited(self.now, self.settings.limits);
+                if let Life::Agent(agent) = &mut self.life {
+                    agent.set_limits(self.now, self.settings.limits);
+                }
+            }
         }
     }
 
@@ -241,8 +252,7 @@ impl<'a> World<'a> {
             return;
         }
         let (monitor, deeds) = (monitor.clone(), *deeds);
-        let settings = self.scenario.settings();
-        let mut agent = Agent::start(self.now, settings, &self.kernel, &self.foreign, monitor);
+        let mut agent = Agent::start(self.now, self.settings, &self.kernel, &self.foreign, monitor);
         agent.deeds = deeds;
         agent.live_in(self.scenario);
         agent.convert(&mut self.kernel);

@@ -1,13 +1,17 @@
-//! One short story of each workload, and some with swap, as they were reviewed: a change of the policy is a
+//! One short story of each workload, some with swap and some of other limits, as they were reviewed: a change of the policy is a
 //! difference here.
 //!
 //! Run the tests with `MEMTIDE_BLESS=1` to write the stories anew, then review the difference.
 
 use std::path::Path;
+use std::time::Duration;
 
+use memtide_policy::guest::LimitsWish;
+use memtide_sim::fault::Fault;
 use memtide_sim::kernel::SwapSpace;
 use memtide_sim::workload::Name;
 use memtide_sim::{Scenario, run};
+use memtide_units::ByteSize;
 
 /// Three minutes of the workload's own way, three of calm.
 const MINUTES: u64 = 6;
@@ -26,6 +30,22 @@ fn stories_with_swap_are_as_reviewed() {
     for (name, swap) in [(Name::Steady, SwapSpace::Disk), (Name::Waking, SwapSpace::Zram)] {
         let scenario = Scenario { swap, ..Scenario::plain(name, WITH_SWAP) };
         assert_reviewed(&scenario, &format!("{name}-{}", swap.name()));
+    }
+}
+
+/// A minimum that is raised and lowered again, and a maximum that is lowered under a guest that grows.
+#[test]
+fn stories_of_limits_that_change_are_as_reviewed() {
+    let set = |at_s, (min, max)| {
+        let [min, max] = [min, max].map(|mib| Some(ByteSize::from_mib(mib)));
+        (Duration::from_secs(at_s), Fault::Limits(LimitsWish { min, max, psi_goal: None }))
+    };
+    let stories = [
+        ("limits-min", Name::Steady, vec![set(60, (3_500, 4_096)), set(120, (1_024, 4_096))]),
+        ("limits-max", Name::Steady, vec![set(4, (512, 3_072)), set(60, (512, 2_048))]),
+    ];
+    for (name, workload, script) in stories {
+        assert_reviewed(&Scenario { script, ..Scenario::plain(workload, MINUTES) }, name);
     }
 }
 

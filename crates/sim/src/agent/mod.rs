@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use memtide_policy::guest::{
     Action, BlockState, BlockView, Controller, Conversions, DeviceState, Effort, FixedReason,
-    FreeMemory, HeatMap, Mode, Observation, Outcome, Plan, Settings, SpareTime, StealFailure,
-    StealState, conversions,
+    FreeMemory, HeatMap, Limits, Mode, Observation, Outcome, Plan, Settings, SpareTime,
+    StealFailure, StealState, conversions,
 };
 use memtide_units::{BlockId, ByteSize, Instant};
 
@@ -159,6 +159,13 @@ impl Agent {
     /// What an operator wants.
     pub fn set_mode(&mut self, mode: Mode) {
         self.mode = mode;
+    }
+
+    /// Other limits from now on. The real one says so to its host, for people to see; nothing that this host
+    /// decides follows from them.
+    pub fn set_limits(&mut self, now: Instant, limits: Limits) {
+        self.controller.set_limits(limits);
+        self.wake(now);
     }
 
     /// What an operator wants.

@@ -3,22 +3,17 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use memtide_policy::guest::{Decision, DeviceState, Mode, Plan, WaitReason};
-use memtide_units::{ByteSize, Instant, Permille};
+use memtide_policy::guest::{Decision, Limits, Plan, WaitReason};
+use memtide_units::{Instant, Permille};
 
-use super::{Moment, Promise, Since, Terms, is_willing};
-use crate::agent::Agent;
+use super::{Moment, Promise, Since, Terms};
 use crate::kernel::State;
-use crate::kernel::Zone;
-use crate::scenario::{Psi, Weather};
+use crate::scenario::Weather;
 use crate::workload::{Name, Phase};
 
 /// A guest with memory to spare has tried to give some up within so long: the longest rest after a
 /// return that the policy allows itself is ten minutes.
 const STEALS_AGAIN: Duration = Duration::from_secs(660);
-/// To spare is what is available beyond a fifth of what is online and two and a half blocks: the
-/// most that the policy may want for growth.
-const FOR_GROWTH: Permille = Permille(200);
 /// The policy may take so long to find a steady guest's size.
 const SETTLES: Duration = Duration::from_secs(300);
 /// Blocks that a settled, steady guest may move there and back: some at first, and so many in an
@@ -67,6 +62,10 @@ impl Calm {
             windows: Windows::default(),
             hurts: VecDeque::new(),
         }
+    }
+
+    pub(super) fn limited(&mut self, limits: Limits) {
+        self.terms.limits = limits;
     }
 
     pub(super) fn disturbed(&mut self, now: Instant) {
@@ -125,7 +124,7 @@ impl Calm {
         if std::mem::replace(&mut self.tried, tried) != tried || is_trying {
             self.spare.restart();
         }
-        let has_spare = self.could_steal(at, agent);
+        let has_spare = self.terms.could_steal(at, agent);
         let time = self.spare.observe(at.now, has_spare.then_some(()));
         (time > STEALS_AGAIN).then(|| {
             self.spare.restart();
@@ -134,22 +133,6 @@ impl Calm {
                 format!("{available} of {online} available for {time:?}, and nothing is stolen");
             (Promise::StealsAgain, what)
         })
-    }
-
-    fn could_steal(&self, at: &Moment<'_>, agent: &Agent) -> bool {
-        let (unit, online) = (self.terms.unit.size(), at.kernel.online());
-        let kept = FOR_GROWTH.of(online).max(ByteSize::from_mib(64)) + unit.times(2) + unit;
-        let movable = |block: &&crate::kernel::Block| {
-            block.zone == Zone::Movable && block.state == State::Online && !block.has_hole
-        };
-        self.terms.psi == Psi::Present
-            && at.kernel.memory().available >= kept
-            && online >= self.terms.limits.min() + unit
-            && at.kernel.blocks().iter().any(|block| movable(&block))
-            && agent.mode() == Mode::Tune
-            && agent.device() == DeviceState::Ready
-            && is_willing(at.host)
-            && agent.ticket().is_none()
     }
 
     fn swings(&mut self, at: &Moment<'_>) -> Option<(Promise, String)> {

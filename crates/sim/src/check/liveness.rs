@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use memtide_policy::guest::{Answer, Headroom};
+use memtide_policy::guest::{Answer, Headroom, Limits};
 use memtide_units::{ByteSize, Instant, PpMillion};
 
 use super::{Moment, Promise, Since, Terms, is_willing};
@@ -52,6 +52,10 @@ impl Liveness {
             window: (Instant::default(), 0, 0),
             willing: never,
         }
+    }
+
+    pub(super) fn limited(&mut self, limits: Limits) {
+        self.terms.limits = limits;
     }
 
     pub(super) fn disturbed(&mut self, _now: Instant) {

@@ -5,10 +5,12 @@
 //!
 //! * `safety`: what must never happen, looked at in every tick.
 //! * `liveness`: what must happen in time.
+//! * `limits`: the same of limits that change.
 //! * `calm`: what must not happen for ever: a guest that has memory to spare and keeps it, or that
 //!   steals and returns in turns.
 
 mod calm;
+mod limits;
 mod liveness;
 mod safety;
 #[cfg(test)]
@@ -28,6 +30,7 @@ use crate::scenario::{Psi, Scenario, Weather};
 use crate::workload::{Name, Phase};
 
 use calm::Calm;
+use limits::Within;
 use liveness::Liveness;
 use safety::Safety;
 
@@ -45,6 +48,8 @@ pub enum Promise {
     Minimum,
     /// The guest never asks for more than its maximum.
     Maximum,
+    /// A guest is within its limits soon, where its host lets it be and it has the memory for it.
+    Limits,
     /// Nothing is granted that was not asked for.
     Grants,
     /// A plan can be carried out, and says when to look again.
@@ -73,12 +78,13 @@ pub enum Promise {
 
 impl Promise {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Books,
         Self::Drops,
         Self::Steals,
         Self::Minimum,
         Self::Maximum,
+        Self::Limits,
         Self::Grants,
         Self::Plans,
         Self::ComesBack,
@@ -102,6 +108,7 @@ impl fmt::Display for Promise {
             Self::Steals => "no block is stolen twice, and none that must not be",
             Self::Minimum => "never below the minimum by the agent's doing",
             Self::Maximum => "never above the maximum by the agent's wish",
+            Self::Limits => "a guest is within its limits soon",
             Self::Grants => "nothing is granted that was not asked for",
             Self::Plans => "every plan can be carried out",
             Self::ComesBack => "what is granted is online soon",
@@ -170,6 +177,7 @@ pub struct Checks {
     safety: Safety,
     liveness: Liveness,
     calm: Calm,
+    within: Within,
     broken: Vec<Broken>,
     told: usize,
 }
@@ -191,6 +199,7 @@ impl Checks {
             safety: Safety::new(terms),
             liveness: Liveness::new(terms),
             calm: Calm::new(terms),
+            within: Within::new(terms),
             broken: Vec::new(),
             told: 0,
         }
@@ -218,6 +227,8 @@ impl Checks {
         self.note(at.now, broken);
         let broken = self.calm.ticked(at);
         self.note(at.now, broken);
+        let broken = self.within.ticked(at);
+        self.note(at.now, broken);
     }
 
     /// Somebody was killed.
@@ -231,6 +242,15 @@ impl Checks {
     pub fn disturbed(&mut self, now: Instant) {
         self.liveness.disturbed(now);
         self.calm.disturbed(now);
+        self.within.disturbed();
+    }
+
+    /// An operator has changed the limits: they are what the run is held to from now on.
+    pub fn limited(&mut self, now: Instant, limits: Limits) {
+        self.safety.limited(now, limits);
+        self.liveness.limited(limits);
+        self.calm.limited(limits);
+        self.within.limited(limits);
     }
 
     /// The run is over.

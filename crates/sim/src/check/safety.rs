@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use memtide_policy::guest::{Action, BlockState, Observation, Plan};
-use memtide_units::{BlockId, ByteSize};
+use memtide_policy::guest::{Action, BlockState, Limits, Observation, Plan};
+use memtide_units::{BlockId, ByteSize, Instant};
 
 use super::{Moment, Promise, Terms};
 use crate::agent::{Agent, Hold};
@@ -16,6 +16,9 @@ type Found = Vec<(Promise, String)>;
 
 /// Most that a plan lets pass before the next look: telemetry's period.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// A block that is going offline while the minimum is raised may go still, where its agent does not run: that
+/// is given no processor for eight seconds at most.
+const UNDER_WAY: Duration = Duration::from_secs(10);
 /// More actions than that are no plan.
 const ACTIONS_MOST: usize = 3;
 
@@ -23,11 +26,19 @@ const ACTIONS_MOST: usize = 3;
 pub(super) struct Safety {
     terms: Terms,
     online: Option<ByteSize>,
+    /// The minimum before it was raised, and until when what was under way may go by that.
+    before: (ByteSize, Instant),
 }
 
 impl Safety {
     pub(super) fn new(terms: Terms) -> Self {
-        Self { terms, online: None }
+        let before = (terms.limits.min(), Instant::default());
+        Self { terms, online: None, before }
+    }
+
+    pub(super) fn limited(&mut self, now: Instant, limits: Limits) {
+        self.before = (self.terms.limits.min(), now + UNDER_WAY);
+        self.terms.limits = limits;
     }
 
     /// The host has just dropped the backing of what it calls dropped or welcome: none of that may
@@ -124,7 +135,10 @@ impl Safety {
         let mut found = Found::new();
         let online = at.kernel.online();
         let before = self.online.replace(online);
-        let min = self.terms.limits.min();
+        let min = match self.before {
+            (before, until) if at.now < until => before.min(self.terms.limits.min()),
+            _ => self.terms.limits.min(),
+        };
         if before.is_some_and(|before| online < before) && online < min {
             found.push((Promise::Minimum, format!("{online} is online, the minimum is {min}")));
         }

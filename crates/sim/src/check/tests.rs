@@ -1,6 +1,6 @@
 //! The checkers themselves: each is shown what it must not let pass.
 
-use memtide_policy::guest::{Action, Decision, Plan, Urgency, WaitReason};
+use memtide_policy::guest::{Action, Decision, Limits, LimitsWish, Plan, Urgency, WaitReason};
 use memtide_units::{BlockId, Instant};
 
 use super::*;
@@ -181,6 +181,21 @@ fn blocks_that_come_and_go_under_a_steady_load_are_seen() {
     stage.agent.deeds.returned = 3;
     stage.pass(1, &Demand::default());
     assert_eq!(stage.broken(), [Promise::NoSwing]);
+}
+
+#[test]
+fn a_guest_that_is_not_within_its_limits_is_seen() {
+    for (min, max, soon, late) in [(3_500, 4_096, 15, 10), (512, 2_048, 85, 10)] {
+        let mut stage = Stage::new(Name::Bursty);
+        let [min, max] = [min, max].map(|mib| Some(ByteSize::from_mib(mib)));
+        let wish = LimitsWish { min, max, psi_goal: None };
+        let limits = Limits::new(stage.kernel.present(), wish).unwrap();
+        stage.at(|checks, at| checks.limited(at.now, limits));
+        stage.pass(soon, &Demand::default());
+        assert_eq!(stage.broken(), []);
+        stage.pass(late, &Demand::default());
+        assert_eq!(stage.broken(), [Promise::Limits], "{wish:?}");
+    }
 }
 
 #[test]

@@ -17,11 +17,11 @@ use crate::dma::Pin;
 use crate::handback::{Stolen, hand_back};
 use crate::hardware;
 use crate::overcommit::OvercommitUse;
-use crate::run::{Purpose, RunError, run, signal_of};
-use crate::runtime::status_path;
-use crate::status::Status;
+use crate::reload::Source;
+use crate::run::{Purpose, RunError, run};
 use crate::swap_space::SwapUse;
 use crate::takeover::modprobe_dry;
+use crate::tell::{reload, running, set_mode};
 use crate::views::{self, HeatArgs, Window};
 
 const AFTER_HELP: &str = "\
@@ -87,6 +87,10 @@ enum Command {
     Restore(Place),
     /// Have the running agent scale memory again after a restore.
     Resume(Place),
+    /// Have the running agent read its settings anew, and say what came of it. Limits, scale_by and
+    /// gate_deadline change at once and nothing of what it has learned is lost; the others do at the next
+    /// start. What was said on the agent's command line stays so.
+    Reload(Place),
     /// Give the balloon back to the stock driver, and the kernel its settings, when no agent runs.
     HandBack(HandBackArgs),
 }
@@ -191,8 +195,7 @@ struct RunArgs {
 }
 
 impl RunArgs {
-    fn settings(self) -> Result<Config, ConfigError> {
-        let file = Wishes::read(self.config.as_deref())?;
+    fn source(self) -> Source {
         let line = Wishes {
             min: self.min,
             max: self.max,
@@ -209,7 +212,7 @@ impl RunArgs {
             runtime_dir: self.runtime_dir,
             for_tests: ForTests::default(),
         };
-        line.or(file).check()
+        Source { file: self.config, line }
     }
 }
 
@@ -219,10 +222,10 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Run(args) => {
             start_log();
-            end(args
-                .settings()
-                .map_err(RunError::from)
-                .and_then(|config| run(&config, &Root::default(), Purpose::Serve)))
+            let source = args.source();
+            let settings = source.read().map_err(RunError::from);
+            let purpose = Purpose::Serve(source);
+            end(settings.and_then(|config| run(&config, &Root::default(), &purpose)))
         }
         Command::HandBack(args) => {
             start_log();
@@ -249,6 +252,7 @@ pub fn main() -> ExitCode {
         }
         Command::Restore(place) => said(set_mode(&place.runtime_dir, Mode::Restore)),
         Command::Resume(place) => said(set_mode(&place.runtime_dir, Mode::Tune)),
+        Command::Reload(place) => said(reload(&place.runtime_dir)),
     }
 }
 
@@ -308,33 +312,6 @@ fn show(runtime_dir: &Path, json: bool) -> Result<String, String> {
     Ok(status.to_string())
 }
 
-/// The status of the agent that runs now.
-fn running(runtime_dir: &Path) -> Result<Status, String> {
-    let path = status_path(runtime_dir);
-    let status = Status::read(&path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => format!(
-            "no agent runs here ({} is not there): systemctl start memtide-agent, or name the \
-             agent's own --runtime-dir",
-            path.display()
-        ),
-        std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => format!(
-            "{} is not understood ({error}): is it of an agent of another version? Then systemctl \
-             restart memtide-agent",
-            path.display()
-        ),
-        _ => format!("{} cannot be read: {error}", path.display()),
-    })?;
-    // A status outlives an agent that was killed.
-    let name = std::fs::read_to_string(format!("/proc/{}/comm", status.pid)).unwrap_or_default();
-    if name.trim() != "memtide-agent" {
-        return Err(format!(
-            "no agent runs (the last one was pid {}): systemctl start memtide-agent",
-            status.pid
-        ));
-    }
-    Ok(status)
-}
-
 /// What an agent has decided is worth reading above all when it has ended.
 fn after_all(said: Result<String, String>, runs: Result<Status, String>) -> Result<String, String> {
     match (said, runs) {
@@ -347,22 +324,10 @@ fn after_all(said: Result<String, String>, runs: Result<Status, String>) -> Resu
     }
 }
 
-fn set_mode(runtime_dir: &Path, mode: Mode) -> Result<String, String> {
-    let status = running(runtime_dir)?;
-    let pid = i32::try_from(status.pid).map_err(|error| error.to_string())?;
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal_of(mode))
-        .map_err(|error| format!("the agent (pid {pid}) cannot be told: {error}"))?;
-    Ok(match mode {
-        Mode::Restore => {
-            format!("{} stolen blocks are being asked back\n", status.blocks.stolen.len())
-        }
-        Mode::Tune => "the agent scales memory again\n".into(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::status_path;
     use clap::CommandFactory;
 
     #[test]
@@ -375,7 +340,7 @@ mod tests {
         let line =
             ["memtide-agent", "run", "--min", "512MiB", "--gate-deadline", "never", "--no-convert"];
         let Command::Run(args) = Cli::parse_from(line).command else { panic!("not run") };
-        let config = args.settings().unwrap();
+        let config = args.source().read().unwrap();
         assert_eq!(config.wish.min.map(|min| min.mib()), Some(512));
         assert_eq!(config.gate_deadline, None);
         assert_eq!(config.conversion, crate::config::Conversion::Leave);

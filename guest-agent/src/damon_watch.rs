@@ -147,6 +147,7 @@ enum Order {
     Watch(Watched),
     PageOut(Paging),
     Stall(u64),
+    Goal(u64),
     Stop,
 }
 
@@ -241,6 +242,11 @@ impl DamonWatch {
             self.paging = paging;
             let _ = self.orders.send(Order::PageOut(paging));
         }
+    }
+
+    /// Some task may stall for so many microseconds of each second from now on.
+    pub fn aim_at(&self, stall_us: u64) {
+        let _ = self.orders.send(Order::Goal(stall_us));
     }
 
     /// Tells the scheme what some task stalled in the last second, where the kernel does not.

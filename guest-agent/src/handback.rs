@@ -63,7 +63,7 @@ pub fn hand_back(config: &Config, root: &Root, stolen: Stolen) -> Result<(), Run
     {
         tracing::info!("{} stolen blocks are asked back first", left.len());
         drop(runtime);
-        if let Err(error) = run(&for_returning(config), root, Purpose::ReturnAll(asking)) {
+        if let Err(error) = run(&for_returning(config), root, &Purpose::ReturnAll(asking)) {
             tracing::warn!("the host cannot be asked: {error}");
         }
         let runtime = RuntimeDir::open(&config.runtime_dir)?;

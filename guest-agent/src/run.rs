@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant as StdInstant};
 
-use memtide_policy::guest::{Controller, KernelZone, Limits, Mode, Settings};
+use memtide_policy::guest::{Controller, KernelZone, Limits, Settings};
 use memtide_sysfs::kpageflags::PageFlags;
 use memtide_sysfs::memory::StateRequest;
 use memtide_sysfs::pagemap::Pagemap;
@@ -22,6 +22,7 @@ use crate::hardware::{self, Attention, Hardware};
 use crate::link::{ANSWER_DEADLINE, Kind, Link};
 use crate::overcommit::{Found, Overcommit, OvercommitUse};
 use crate::pieces;
+use crate::reload::{Source, reload};
 use crate::remove::{PlugError, Plugger, Policy, Removers};
 use crate::runtime::{RuntimeDir, RuntimeError};
 use crate::senses::Senses;
@@ -173,10 +174,10 @@ impl Clock {
 }
 
 /// What an agent is started for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Purpose {
-    /// To scale memory, until a signal ends it.
-    Serve,
+    /// To scale memory, until a signal ends it. Settings that are wanted anew are read from here.
+    Serve(Source),
     /// To bring every stolen block back, asking for so long, and to end then.
     ReturnAll(Duration),
 }
@@ -185,7 +186,7 @@ pub enum Purpose {
 ///
 /// # Errors
 /// [`RunError`]. The stock driver has the balloon again, as far as that could be done.
-pub fn run(config: &Config, root: &Root, purpose: Purpose) -> Result<(), RunError> {
+pub fn run(config: &Config, root: &Root, purpose: &Purpose) -> Result<(), RunError> {
     let runtime = RuntimeDir::open(&config.runtime_dir)?;
     crate::runtime::must_not_be_silent(&config.runtime_dir)?;
     let signals = Signals::install().map_err(own("signals cannot be handled"))?;
@@ -205,7 +206,7 @@ pub fn run(config: &Config, root: &Root, purpose: Purpose) -> Result<(), RunErro
     let mut device = Device::Answers;
     let result = opened.and_then(|(hardware, transport)| {
         let parts = assemble(config, root, runtime, transport, (&hardware, clock.now()))?;
-        let (result, left) = serve(Agent::new(parts), hardware, (clock, purpose), &signals);
+        let (result, left) = serve(Agent::new(parts), hardware, clock, &signals, (config, purpose));
         device = left;
         result
     });
@@ -369,14 +370,15 @@ enum Device {
 fn serve(
     mut agent: Agent,
     mut hardware: Hardware,
-    (clock, purpose): (Clock, Purpose),
+    clock: Clock,
     signals: &Signals,
+    (config, purpose): (&Config, &Purpose),
 ) -> (Result<(), RunError>, Device) {
     let mut systemd = crate::systemd::Notifier::new();
     let mut woken = Woken::default();
     let mut returning = match purpose {
-        Purpose::Serve => None,
-        Purpose::ReturnAll(asking) => Some(Returning::begin(&mut agent, clock.now(), asking)),
+        Purpose::Serve(_) => None,
+        Purpose::ReturnAll(asking) => Some(Returning::begin(&mut agent, clock.now(), *asking)),
     };
     let result = loop {
         let now = clock.now();
@@ -392,6 +394,11 @@ fn serve(
         };
         if let Some(mode) = signals.mode() {
             agent.set_mode(mode);
+        }
+        if signals.wants_reload()
+            && let Purpose::Serve(source) = purpose
+        {
+            reload(source, config, &mut agent);
         }
         let is_done =
             returning.as_mut().is_some_and(|returning| returning.proceed(&mut agent, now));
@@ -430,13 +437,5 @@ fn farewell(agent: &mut Agent, hardware: &mut Hardware, clock: Clock) {
     agent.begin_farewell();
     while !agent.end_farewell(clock.now()) && !is_over(agent) {
         hardware.wait(&agent.parts().link, FAREWELL_LOOK);
-    }
-}
-
-/// The signal for a mode.
-pub fn signal_of(mode: Mode) -> nix::sys::signal::Signal {
-    match mode {
-        Mode::Tune => nix::sys::signal::Signal::SIGUSR1,
-        Mode::Restore => nix::sys::signal::Signal::SIGUSR2,
     }
 }

@@ -7,15 +7,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use memtide_policy::guest::Mode;
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 
-/// SIGTERM and SIGINT end the agent; SIGUSR2 has it return everything, SIGUSR1 take up its work.
+/// SIGTERM and SIGINT end the agent; SIGUSR2 has it return everything, SIGUSR1 take up its work; SIGHUP has it
+/// read its settings anew.
 #[derive(Debug)]
 pub struct Signals {
     reader: UnixStream,
     ended: Arc<AtomicBool>,
     restore: Arc<AtomicBool>,
     tune: Arc<AtomicBool>,
+    reload: Arc<AtomicBool>,
 }
 
 impl Signals {
@@ -37,7 +39,8 @@ impl Signals {
         };
         let (ended, restore, tune) =
             (flag(&[SIGTERM, SIGINT])?, flag(&[SIGUSR2])?, flag(&[SIGUSR1])?);
-        Ok(Self { reader, ended, restore, tune })
+        let reload = flag(&[SIGHUP])?;
+        Ok(Self { reader, ended, restore, tune, reload })
     }
 
     /// Whether the agent is to end.
@@ -54,6 +57,11 @@ impl Signals {
             (false, true) => Some(Mode::Tune),
             (false, false) => None,
         }
+    }
+
+    /// Whether somebody wants settings read anew since the last call.
+    pub fn wants_reload(&self) -> bool {
+        self.reload.swap(false, Ordering::SeqCst)
     }
 
     /// Forgets that it woke somebody.
@@ -79,6 +87,10 @@ mod tests {
     fn a_signal_wakes_and_is_remembered() {
         let signals = Signals::install().unwrap();
         assert_eq!((signals.mode(), signals.is_ended()), (None, false));
+        assert!(!signals.wants_reload());
+        raise(Signal::SIGHUP).unwrap();
+        assert_eq!([signals.wants_reload(), signals.wants_reload()], [true, false]);
+        signals.drain();
         raise(Signal::SIGUSR2).unwrap();
         let mut fds = [PollFd::new(&signals, PollFlags::IN)];
         assert_eq!(poll(&mut fds, Some(&rustix::event::Timespec::default())), Ok(1));

@@ -146,6 +146,17 @@ pub struct GateStatus {
     pub reason: Option<String>,
 }
 
+/// What came of settings that were read anew while the agent runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloads {
+    /// How often they were.
+    pub times: u64,
+    /// Why the last ones could not be used, if they could not: all is as it was before.
+    pub refused: Option<String>,
+    /// Settings that say something else now than at the start, and take effect at the next.
+    pub at_next_start: Vec<String>,
+}
+
 /// All of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -161,6 +172,9 @@ pub struct Status {
     pub device_silent_s: Option<u64>,
     /// The limits in force.
     pub limits: LimitsStatus,
+    /// What came of settings that were read anew; `None` of an agent that cannot do that.
+    #[serde(default)]
+    pub reloads: Option<Reloads>,
     /// The guest's memory.
     pub memory: MemoryStatus,
     /// The memory blocks.
@@ -221,6 +235,19 @@ impl fmt::Display for WatchStatus {
     }
 }
 
+impl fmt::Display for Reloads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(why) = &self.refused {
+            writeln!(f, "  settings   are those of before the last reload: {why}")?;
+        }
+        if !self.at_next_start.is_empty() {
+            let later = self.at_next_start.join(", ");
+            writeln!(f, "  settings   {later}: changed, and used from the next start on")?;
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { limits, memory, blocks, counters, .. } = self;
@@ -241,6 +268,9 @@ impl fmt::Display for Status {
         match memory.pressure_avg10 {
             Some(pressure) => writeln!(f, " (now {pressure})")?,
             None => writeln!(f)?,
+        }
+        if let Some(reloads) = &self.reloads {
+            write!(f, "{reloads}")?;
         }
         write!(f, "  host       guarantees {}", limits.host_guarantees)?;
         writeln!(f, ", wants {} in the balloon", limits.host_wants)?;
@@ -308,6 +338,11 @@ pub(crate) mod tests {
                 host_guarantees: mib(512),
                 host_wants: ByteSize::ZERO,
             },
+            reloads: Some(Reloads {
+                times: 2,
+                refused: Some("agent.toml, line 1: it is empty".into()),
+                at_next_start: vec!["swap".into(), "damon".into()],
+            }),
             memory: MemoryStatus {
                 present: mib(2048),
                 online: mib(1792),
@@ -355,6 +390,8 @@ pub(crate) mod tests {
             "device     answers",
             "1.7 GiB online of 2 GiB, 500 MiB available",
             "min 512 MiB, max 2 GiB, pressure goal 0.10 % (now 0.00 %)",
+            "settings   are those of before the last reload: agent.toml, line 1: it is empty",
+            "settings   swap, damon: changed, and used from the next start on",
             "16 of 128 MiB: 12 movable, 3 stolen (1 of them in pieces of 2 MiB), 0 foreign",
             "structs    2 MiB of struct pages freed, 2 MiB remain",
             "free       is reported to the host by virtio2",

@@ -16,6 +16,7 @@
 //! * `report`: telemetry for the host, the status for people.
 //! * `books`: what is true of blocks in the moment in which something is sent.
 //! * `leaving`: what comes before the end.
+//! * `settings`: what an operator may change while it runs.
 //! * `rest`: how long all that holds, and when a turn need not look at the guest.
 
 mod access;
@@ -30,6 +31,7 @@ mod plugs;
 mod removal;
 mod report;
 mod rest;
+mod settings;
 #[cfg(test)]
 mod tests;
 mod trust;
@@ -37,9 +39,7 @@ mod trust;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use memtide_policy::guest::{
-    Controller, Decision, HeatMap, Limits, LimitsWish, Mode, Outcome, Plan, Swap,
-};
+use memtide_policy::guest::{Controller, Decision, HeatMap, LimitsWish, Mode, Outcome, Plan, Swap};
 use memtide_sysfs::memory::StateRequest;
 use memtide_sysfs::{Error, Root};
 use memtide_units::{BlockId, Instant};
@@ -58,7 +58,7 @@ use crate::remove::{Held, Policy, Removers};
 use crate::returns::Returns;
 use crate::runtime::{RuntimeDir, Seen};
 use crate::senses::{Reading, Senses};
-use crate::status::{Counters, Lack};
+use crate::status::{Counters, Lack, Reloads};
 use crate::watching::Watching;
 
 pub use self::rest::Still;
@@ -156,6 +156,7 @@ pub struct Agent {
     /// Blocks that are being taken back without a grant.
     unasked: BTreeSet<BlockId>,
     counters: Counters,
+    reloads: Reloads,
     /// Which blocks may be taken in pieces again by a device that takes any; `None` while this one does.
     by_pieces: Option<ByPieces>,
     /// What is lacking where the device takes none.
@@ -204,6 +205,7 @@ impl Agent {
             outcomes: Vec::new(),
             unasked: BTreeSet::new(),
             counters: Counters::default(),
+            reloads: Reloads::default(),
             by_pieces: None,
             coarse: None,
             adopted: None,
@@ -387,21 +389,6 @@ impl Agent {
             self.parts.seen = seen;
         }
         Ok(())
-    }
-
-    /// Limits that follow from how much memory there is follow what is plugged in and unplugged; the
-    /// host hears of them in a hello.
-    fn see_to_limits(&mut self) {
-        let before = self.parts.controller.settings().limits;
-        match Limits::new(self.parts.blocks.present(), self.parts.wish) {
-            Ok(limits) if limits != before => {
-                tracing::info!("limits are {} to {} from now on", limits.min(), limits.max());
-                self.parts.controller.set_limits(limits);
-                self.parts.link.greet_again();
-            }
-            Ok(_) => {}
-            Err(error) => tracing::warn!("the limits stay as they were: {error}"),
-        }
     }
 
     fn decide(&mut self, now: Instant, woken: Woken) -> Result<Plan, Error> {

@@ -149,6 +149,7 @@ impl Agent {
                 host_guarantees: self.parts.link.guaranteed(),
                 host_wants: self.parts.link.config().balloon,
             },
+            reloads: Some(self.reloads.clone()),
             memory: MemoryStatus {
                 present: blocks.present(),
                 online: blocks.online(),

@@ -25,6 +25,7 @@ mod plugged;
 mod removal;
 mod reports;
 mod rest;
+mod settings;
 mod silence;
 mod strangers;
 mod watching;

@@ -100,6 +100,11 @@ impl Watcher {
                     }
                     continue;
                 }
+                Ok(Order::Goal(stall_us)) => {
+                    self.monitor.set_stall_goal(stall_us);
+                    self.page_out();
+                    continue;
+                }
                 Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
                 Err(RecvTimeoutError::Timeout) => {}
             }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::config::Wishes;
 use crate::damon_watch::{DamonWatch, ModuleSwitch, Wanted, Watched};
+use crate::reload::Source;
 use memtide_sysfs::fake::{FakeBlock, FakeDamon, FakeRoot};
 use memtide_sysfs::memory::{State, Zone, read, write_state};
 use memtide_units::BlockSize;
@@ -54,7 +55,7 @@ impl Guest {
     }
 
     fn run(&self) -> Result<(), RunError> {
-        run(&self.settings(), &self.fake.root(), Purpose::Serve)
+        run(&self.settings(), &self.fake.root(), &Purpose::Serve(Source::default()))
     }
 
     fn driver(&self) -> Option<String> {

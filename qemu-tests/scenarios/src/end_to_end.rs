@@ -32,6 +32,7 @@ pub fn agent(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks
     let Some((report, mut run)) = checks.step("the run reaches its end", played) else {
         return checks;
     };
+    checks.step("limits change under a running agent", change_limits(&mut run));
     checks.step("a stopped agent gives the device back to the stock driver", hand_over(&mut run));
     if kernel == Kernel::V6_1 {
         checks.step("an agent that polls follows the host's target", poll(&mut run));
@@ -71,6 +72,37 @@ pub fn agent(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks
         format!("{rss:?}"),
     );
     checks
+}
+
+/// Has other limits read anew by the running agent: what is over a lowered maximum goes, what lacks to a raised
+/// minimum comes back, and a file that cannot be used is an error that changes nothing.
+fn change_limits(run: &mut Run) -> Result<(), ScenarioError> {
+    let (low, high) = (ByteSize::from_gib(1), ByteSize::from_mib(1_536));
+    let pid = run.guest.agent_pid()?;
+    read_settings(run, &format!("max = \"{}MiB\"\n", low.mib()))?;
+    run.watch("no more is online than the maximum", Duration::from_secs(120), |run| {
+        run.vm().stolen + low >= MEMORY
+    })?;
+    let refused = read_settings(run, "min = 512\n").err().map(|error| error.to_string());
+    let said = run.guest.run(&["/opt/memtide/bin/memtide-agent", "status"])?;
+    let is_said = said.contains("max 1 GiB") && said.contains("agent.toml, line 1");
+    run.watch(&format!("an error, {refused:?}, and all as before: {said}"), RECOVERY, |_| {
+        refused.is_some() && is_said
+    })?;
+    read_settings(run, &format!("min = \"{}MiB\"\n", high.mib()))?;
+    run.watch("as much is online as the minimum", Duration::from_secs(60), |run| {
+        run.vm().stolen + high <= MEMORY
+    })?;
+    read_settings(run, "")?;
+    run.watch("it is the same agent, and its books are right", RECOVERY, |run| {
+        run.guest.agent_pid().is_ok_and(|now| now == pid)
+            && run.guest.offline_matches(run.vm()).unwrap_or(false)
+    })
+}
+
+fn read_settings(run: &mut Run, toml: &str) -> Result<(), ScenarioError> {
+    run.guest.write_file("/etc/memtide/agent.toml", toml)?;
+    run.guest.run(&["systemctl", "reload", "memtide-agent"]).map(|_| ())
 }
 
 /// Stops the agent, and starts it again: the device must change hands both times, and what is

@@ -203,6 +203,14 @@ impl Monitor {
         self.spared = groups;
     }
 
+    /// Some task may stall for so many microseconds of each second, at least 1, from the next
+    /// [`Monitor::page_out`] on.
+    pub fn set_stall_goal(&mut self, stall_us: u64) {
+        if let Some(pageout) = &mut self.pageout {
+            pageout.aim_at(stall_us);
+        }
+    }
+
     /// Whether cold memory is paged out now.
     pub fn paging(&self) -> Paging {
         self.pageout.as_ref().map_or(Paging::Off, |pageout| pageout.paging)

@@ -90,6 +90,8 @@ pub(super) struct Pageout {
     pub(super) paging: Paging,
     /// The least age that was committed, in aggregations.
     min_age: u64,
+    /// The goal that was committed, in microseconds of each second.
+    stall_us: u64,
     /// Groups whose memory it leaves alone.
     spared: Vec<String>,
 }
@@ -105,7 +107,8 @@ impl Pageout {
         root.write(format!("{QUOTAS}/goals/nr_goals"), "1")?;
         let feedback = feedback(root)?;
         let spared = Vec::new();
-        let this = Self { config, feedback, paging: Paging::Off, min_age: NEVER, spared };
+        let (paging, min_age, stall_us) = (Paging::Off, NEVER, config.stall_us);
+        let this = Self { config, feedback, paging, min_age, stall_us, spared };
         root.write(format!("{PAGEOUT}/action"), "pageout")?;
         let number = |file: &str, value: u64| put(root, &format!("{PAGEOUT}/{file}"), value);
         // A window begins when the scheme is applied: an aggregation of two seconds would make all of
@@ -146,6 +149,7 @@ impl Pageout {
             return Ok(false);
         }
         (self.paging, self.min_age) = (paging, self.wanted_age(paging, intervals));
+        self.stall_us = self.config.stall_us;
         self.write_switch(root)?;
         self.write_filters(root, spared)?;
         Ok(true)
@@ -153,8 +157,14 @@ impl Pageout {
 
     /// Whether this is what the kernel was told last, or near enough.
     pub(super) fn is_so(&self, paging: Paging, intervals: Intervals, spared: &[String]) -> bool {
-        let is_as_before = paging == self.paging && spared == self.spared;
+        let is_goal_so = self.stall_us == self.config.stall_us;
+        let is_as_before = is_goal_so && paging == self.paging && spared == self.spared;
         is_as_before && !is_far_off(self.min_age, self.wanted_age(paging, intervals))
+    }
+
+    /// Another goal, from the next switch on.
+    pub(super) fn aim_at(&mut self, stall_us: u64) {
+        self.config.stall_us = stall_us.max(1);
     }
 
     fn wanted_age(&self, paging: Paging, intervals: Intervals) -> u64 {
@@ -320,6 +330,22 @@ mod tests {
     }
 
     #[test]
+    fn another_goal_is_committed_once_with_what_was_learned() {
+        let (fake, mut monitor) = monitor(FakeDamon::V6_12);
+        monitor.page_out(ON).unwrap();
+        let before = commits(&fake);
+        monitor.set_stall_goal(5_000);
+        for _ in 0..2 {
+            monitor.page_out(ON).unwrap();
+        }
+        assert_eq!(file(&fake, "quotas/goals/0/target_value"), "5000");
+        assert_eq!(goal(&fake), ["some_mem_psi_us", "5000"]);
+        assert_eq!(commits(&fake), before + 1);
+        monitor.page_out(Paging::Off).unwrap();
+        assert_eq!(goal(&fake), ["user_input", "5000"]);
+    }
+
+    #[test]
     fn it_pages_out_nothing_until_it_is_told_to() {
         let (fake, mut monitor) = monitor(FakeDamon::V6_12);
         assert_eq!((monitor.feedback(), monitor.paging()), (Some(Feedback::Kernel), Paging::Off));
@@ -410,6 +436,7 @@ mod tests {
         let root = fake.root();
         let mut pageout = Pageout {
             config: CONFIG,
+            stall_us: CONFIG.stall_us,
             feedback: Feedback::Kernel,
             paging: ON,
             min_age: 60,

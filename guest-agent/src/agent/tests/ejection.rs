@@ -41,10 +41,11 @@ fn states(world: &World) -> Vec<Option<State>> {
     DIMM.iter().map(|block| memory::state(&world.fake.root(), BlockId(*block)).ok()).collect()
 }
 
-/// Waits until a block is online. From now on the guest keeps what it has.
+/// Waits until a block is online. From now on the guest keeps what it has, and what is on its way back.
 fn comes_back(world: &mut World, block: u64) -> bool {
     let parts = &mut world.agent.parts;
-    parts.wish.min = Some(parts.blocks.present());
+    let returning = SIZE.size().times(parts.blocks.with(Hold::Returning).len() as u64);
+    parts.wish.min = Some(parts.blocks.online() + returning);
     let limits = Limits::new(parts.blocks.present(), parts.wish).unwrap();
     parts.controller.set_limits(limits);
     (0..200).any(|_| {

@@ -19,6 +19,7 @@ use crate::hardware;
 use crate::overcommit::OvercommitUse;
 use crate::reload::Source;
 use crate::run::{Purpose, RunError, run};
+use crate::status::Status;
 use crate::swap_space::SwapUse;
 use crate::takeover::modprobe_dry;
 use crate::tell::{reload, running, set_mode};

@@ -195,7 +195,7 @@ pub fn run(config: &Config, root: &Root, purpose: &Purpose) -> Result<(), RunErr
     let address = takeover::find(root, config.pci, &is_memtide)?.address;
     // Before the stock driver is disturbed.
     takeover::must_not_be_locked_down(root)?;
-    if purpose == Purpose::Serve {
+    if matches!(purpose, Purpose::Serve(_)) {
         must_be_suitable(root, &runtime)?;
     }
     Pin::probe().map_err(DmaError::Pin)?;

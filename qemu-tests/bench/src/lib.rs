@@ -20,6 +20,7 @@ mod memtide;
 mod meter;
 mod picture;
 mod processors;
+mod promise;
 mod qemu_devices;
 mod raw;
 mod reclaim;
@@ -34,6 +35,7 @@ mod workload;
 
 pub use error::BenchError;
 pub use picture::picture;
+pub use promise::{Judged, Limit, Promise, Verdict};
 pub use reclaim::{HugePagesUse, Options, PACKAGES, run};
 pub use report::Report;
 pub use setting::{Clock, Setting, Swap};

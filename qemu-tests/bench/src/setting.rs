@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use memtide_lab::machine::Engine;
 use serde::Serialize;
 
 use crate::machines::Machines;
@@ -111,6 +112,15 @@ impl Setting {
         }
     }
 
+    /// Why a hundredth of a guest's time cannot be told from none, where it cannot.
+    pub(crate) fn why_no_hundredth(&self) -> Option<&'static str> {
+        let is_counted = matches!(self.clock, Some(Clock::Counted { .. }));
+        // Where processors are the host's own they have the time that the host has.
+        (!is_counted && self.accelerator != Engine::Kvm.to_string()).then_some(
+            "by the host's clock windows of one emulated guest differ by a seventh (see --clock counted)",
+        )
+    }
+
     /// Two lines for the head of a table, one for swap and one for the clock.
     pub(crate) fn heading(&self) -> String {
         let swap = self.swap.map(|swap| format!("{swap}\n")).unwrap_or_default();
@@ -126,5 +136,25 @@ impl Setting {
             self.seconds,
             self.script
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hundredth_is_told_where_instructions_are_counted_or_nothing_is_emulated() {
+        let setting = |clock, engine: Engine| Setting {
+            clock,
+            accelerator: engine.to_string(),
+            ..Setting::default()
+        };
+        let counted = Some(Clock::Counted { host_times_faster: 8.0 });
+        let tells = |setting: Setting| setting.why_no_hundredth().is_none();
+        assert!(tells(setting(counted, Engine::Counted)));
+        assert!(tells(setting(Some(Clock::Host), Engine::Kvm)));
+        assert!(!tells(setting(Some(Clock::Host), Engine::Tcg)));
+        assert!(!tells(Setting::default()), "nothing is known of it");
     }
 }

@@ -11,8 +11,10 @@ mod calibration;
 mod cost;
 mod guests;
 mod ladder;
+mod limits;
 mod parts;
 mod picture;
+mod promises;
 mod report;
 mod script;
 mod steady;
@@ -121,7 +123,7 @@ pub fn run(
         report.sweep = ladder::measure(&machines, say)?;
     }
     report.setting.seconds = started.elapsed().as_secs();
-    Ok(report)
+    Ok(report.judged())
 }
 
 /// With the guests that only this part needs.

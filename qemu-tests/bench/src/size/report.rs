@@ -5,15 +5,11 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::cost::Cost;
+use super::limits::{GOAL, UNHURT, WITHIN};
+use super::promises;
 use super::swap::PagedOut;
+use crate::promise::{self, Judged};
 use crate::setting::{Clock, Setting};
-
-/// The goal that the agent has for stalls, in ‰ of the time (`acceptable_pressure`'s default).
-const GOAL: f64 = 1.0;
-/// Of the windows so many may be over it.
-const WITHIN: f64 = 0.95;
-/// A fixed size that gets less done than this, of what the whole guest does, hurts.
-const UNHURT: f64 = 0.98;
 
 /// What was measured; parts that were not are absent.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -32,6 +28,8 @@ pub struct Report {
     /// Fixed sizes, the largest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sweep: Vec<FixedSize>,
+    /// What was promised, and what came of it.
+    pub promises: Vec<Judged>,
 }
 
 /// What the same workload got done in the same time.
@@ -137,7 +135,7 @@ impl Report {
     pub(super) fn hurts(&self, size: &FixedSize) -> bool {
         let whole = self.sweep.first().map_or(0.0, |whole| whole.pages_per_second);
         size.pages_per_second < UNHURT * whole
-            || within_goal(&size.stalls) < WITHIN
+            || within_goal(&size.stalls) * 100.0 < WITHIN
             || size.oom_kills > 0
     }
 
@@ -145,7 +143,7 @@ impl Report {
     pub(super) fn memtide_hurts(&self) -> Option<bool> {
         let steady = self.steady.as_ref()?;
         let done = 1.0 / (1.0 + steady.slower_percent / 100.0);
-        Some(done < UNHURT || within_goal(&steady.stalls) < WITHIN || steady.oom_kills > 0)
+        Some(done < UNHURT || within_goal(&steady.stalls) * 100.0 < WITHIN || steady.oom_kills > 0)
     }
 
     /// The smallest fixed size that does not hurt, none larger of which does, in MiB.
@@ -154,16 +152,23 @@ impl Report {
         unhurt.last().map(|size| size.size_mib)
     }
 
-    /// Promises that were not kept, a sentence each: nothing is worth a page or a process of the
-    /// guest's.
+    /// With what came of each promise, once all else is there.
+    #[must_use]
+    pub(super) fn judged(self) -> Self {
+        Self { promises: promises::judged(&self), ..self }
+    }
+
+    /// Promises that were not kept, a sentence each; before all others that nothing is worth a page or a
+    /// process of the guest's.
     pub fn broken(&self) -> Vec<String> {
-        let bad = self.steady.as_ref().map_or(0, |steady| steady.pages_bad)
+        let steady = self.steady.as_ref();
+        let bad = steady.map_or(0, |steady| steady.pages_bad)
             + self.sweep.iter().map(|size| size.pages_bad).sum::<u64>();
-        let surge = self.surge.get("memtide");
-        let lost = surge.map_or(0, |surge| surge.failures + surge.oom_kills);
+        let killed = steady.map_or(0, |steady| steady.oom_kills);
         let mut broken = Vec::new();
         broken.extend((bad > 0).then(|| format!("{bad} pages were not what they had to be")));
-        broken.extend((lost > 0).then(|| format!("a surge ended in {lost} OOM kills or failures")));
+        broken.extend((killed > 0).then(|| format!("{killed} OOM kills in a guest at work")));
+        broken.extend(promise::broken(&self.promises));
         broken
     }
 }
@@ -211,13 +216,19 @@ pub(super) mod tests {
                 ("deflate_on_oom".into(), surge([4.0, 4.4, 3.0], 2)),
             ]
             .into(),
-            rest: Some(Cost { agent_percent: 0.4, damon_percent: 0.3, ..Cost::default() }),
+            rest: Some(Cost {
+                agent_percent: 0.4,
+                damon_percent: 0.3,
+                agent_mib: 4.7,
+                ..Cost::default()
+            }),
             sweep: vec![
                 size(1960, 100.0, 0.2),
                 size(1400, 99.0, 0.9),
                 size(1200, 97.0, 0.1),
                 size(1100, 99.5, 0.1),
             ],
+            promises: Vec::new(),
         }
     }
 
@@ -236,8 +247,41 @@ pub(super) mod tests {
     #[test]
     fn harm_to_a_guest_is_named() {
         let mut report = report();
-        assert_eq!(report.broken(), Vec::<String>::new(), "a balloon's OOM kills are not ours");
+        report.steady.as_mut().unwrap().stalls.clear();
+        let harm = |report: &Report| report.clone().judged().broken();
+        assert_eq!(harm(&report), Vec::<String>::new(), "a balloon's OOM kills are not ours");
         report.surge.get_mut("memtide").unwrap().failures = 1;
-        assert_eq!(report.broken(), ["a surge ended in 1 OOM kills or failures"]);
+        report.sweep[2].pages_bad = 3;
+        report.steady.as_mut().unwrap().oom_kills = 1;
+        let expected = [
+            "3 pages were not what they had to be",
+            "1 OOM kills in a guest at work",
+            "OOM kills and failures in surges: 1, promised was at most 0",
+        ];
+        assert_eq!(harm(&report), expected);
+    }
+
+    #[test]
+    fn programs_find_each_promise_by_its_name() {
+        let json = serde_json::to_value(report().judged()).unwrap();
+        let promises = json["promises"].as_array().unwrap();
+        let names: Vec<&str> =
+            promises.iter().map(|promise| promise["name"].as_str().unwrap()).collect();
+        let expected = [
+            "slow_down",
+            "saved",
+            "stall",
+            "settled_size",
+            "surge_harm",
+            "surge_time",
+            "rest_processor",
+            "agent_memory",
+        ];
+        assert_eq!(names, expected);
+        assert!(promises.iter().all(|promise| promise["verdict"].is_string()));
+        // What was there before promises were.
+        for key in ["setting", "steady", "surge", "rest", "sweep"] {
+            assert!(!json[key].is_null(), "{key} is missing");
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use super::cost::Cost;
 use super::report::{FixedSize, Report, Steady, within_goal};
 use super::swap::PagedOut;
+use crate::promise;
 
 /// The report as text.
 pub fn table(report: &Report) -> String {
@@ -17,6 +18,7 @@ pub fn table(report: &Report) -> String {
     }
     of_surges(&mut text, report);
     of_sizes(&mut text, report);
+    text.push_str(&promise::rows(&report.promises));
     text
 }
 
@@ -198,7 +200,7 @@ mod tests {
         let has = |wanted: &str| assert!(text.contains(wanted), "{wanted} is missing in\n{text}");
         has("\nthe guests' clock counts: a nanosecond an instruction; ");
         has(" is about 7.0 times as fast\n");
-        has("at rest                  agent 0.40 % (0.0 MiB), DAMON 0.30 %, ");
+        has("at rest                  agent 0.40 % (4.7 MiB), DAMON 0.30 %, ");
         has("\n                         4.0, 3.0, 0.0 million instructions a second\n");
         has("\n                         at most 0.0, 0.0, 0.0 million");
         has("\non this host's processor about 0.10 % for agent and DAMON");
@@ -219,6 +221,24 @@ mod tests {
         let text = table(&report);
         let line = text.lines().find(|line| line.starts_with("balloon")).unwrap();
         assert!(line.contains("failed") && line.contains('?'), "{text}");
+    }
+
+    #[test]
+    fn each_promise_has_a_row_with_what_came_of_it() {
+        let text = table(&report().judged());
+        let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap();
+        assert!(
+            line("windows that stall").ends_with("75 %   at least 95 %       NOT KEPT"),
+            "{text}"
+        );
+        assert!(line("a surge's time").contains("1.2 times   at most 1.3 times "), "{text}");
+        assert!(line("saved of the guest's").ends_with("not promised here,"), "{text}");
+        assert!(line("slower with Memtide, median").ends_with("cannot be told here,"), "{text}");
+        assert!(
+            text.contains("\n    because what is paged out stays in the guest: 203 MiB"),
+            "{text}"
+        );
+        assert!(text.lines().all(|line| line.chars().count() <= 110), "{text}");
     }
 
     #[test]

@@ -81,6 +81,10 @@ pub(crate) struct Footprint {
     /// Measure these only: none, free_page_reporting, damon_reclaim, memtide [default: all].
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<footprint::Means>,
+    /// Measure this once more, which takes five minutes: two runs of one say by how much runs differ, and so
+    /// whether Memtide slows the work down. Best free_page_reporting, which it is compared with.
+    #[arg(long, value_name = "NAME")]
+    again: Option<footprint::Means>,
     /// Write the report here as JSON [default: artifacts/bench-footprint/report.json].
     #[arg(long, value_name = "FILE", value_parser = output_file)]
     report: Option<PathBuf>,
@@ -152,6 +156,7 @@ fn footprint(arguments: &Footprint) -> Result<()> {
         } else {
             arguments.only.clone()
         },
+        again: arguments.again,
         artifacts: artifacts.clone(),
     };
     memtide_scenarios::interrupt::listen();
@@ -203,7 +208,7 @@ fn size(arguments: &Size) -> Result<()> {
 fn none_broken(broken: &[String]) -> Result<()> {
     match broken {
         [] => Ok(()),
-        broken => Err(broken.join("; ").into()),
+        broken => Err(format!("promises were not kept: {}", broken.join("; ")).into()),
     }
 }
 

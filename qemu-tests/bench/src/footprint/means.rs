@@ -84,9 +84,13 @@ impl Means {
         }
     }
 
-    /// Boots a guest with it.
-    pub(super) fn start(self, machines: &Machines<'_>, sockets: &Path) -> Result<Guest> {
-        let name = self.name();
+    /// Boots a guest of this name with it.
+    pub(super) fn start(
+        self,
+        name: &'static str,
+        machines: &Machines<'_>,
+        sockets: &Path,
+    ) -> Result<Guest> {
         let subject = match self {
             Self::None => machines.plain(name)?,
             Self::FreePageReporting => machines.with_reporting(name, &[])?,

@@ -5,14 +5,16 @@
 //! memory; they differ in what gives memory back. What a guest holds is what the memfd behind it
 //! holds, looked at four times a second; the area below it is what somebody pays for.
 
+mod limits;
 mod means;
 mod picture;
 mod play;
+mod promises;
 mod report;
 mod script;
 mod table;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use memtide_lab::cargo::Built;
@@ -22,7 +24,7 @@ use memtide_lab::{Kernel, Lab};
 use memtide_units::ByteSize;
 
 pub use picture::picture;
-pub use report::{Report, Run};
+pub use report::{Again, Report, Run};
 pub use table::table;
 
 use crate::error::Result;
@@ -46,6 +48,8 @@ pub struct Options {
     pub cycles: u32,
     /// What is measured; they take their turns in the order of [`Means::ALL`].
     pub means: Vec<Means>,
+    /// What is measured once more at the end: two runs of one say by how much runs differ.
+    pub again: Option<Means>,
     /// Where logs go.
     pub artifacts: PathBuf,
 }
@@ -76,21 +80,43 @@ pub fn run(
     };
     let script = script::of(options.memory, options.cycles);
     let mut report = Report::default();
+    let mut bench = Bench { machines, sockets: sockets.path(), say };
     for means in Means::ALL.into_iter().filter(|means| options.means.contains(means)) {
-        say(&format!("{}: the guest boots", means.name()));
-        let guest = means.start(&machines, sockets.path())?;
-        let run = play::play(&guest.subject, &script)?;
-        guest.subject.keep_state(&options.artifacts.join(means.name()), GUEST_STATE)?;
-        say(&format!(
-            "{}: {:.2} GiB·min in {:.0} s, {:.2} GiB after the last rest",
-            means.name(),
-            run.gib_minutes,
-            run.seconds,
-            run.gib_after_idle
-        ));
-        report.setting = Setting::of(&machines, &guest.subject, script.clone());
-        report.setting.seconds = started.elapsed().as_secs();
+        let (run, setting) = bench.measure(means, means.name(), &script)?;
+        report.setting = setting;
         report.runs.insert(means.name().to_owned(), run);
     }
-    Ok(report)
+    if let Some(means) = options.again {
+        let (run, _) = bench.measure(means, "again", &script)?;
+        report.again = Some(Again { of: means.name().to_owned(), run });
+    }
+    report.setting.seconds = started.elapsed().as_secs();
+    Ok(report.judged())
+}
+
+/// What all guests share.
+struct Bench<'a> {
+    machines: Machines<'a>,
+    sockets: &'a Path,
+    say: &'a mut dyn FnMut(&str),
+}
+
+impl Bench<'_> {
+    /// A guest of this name, from its boot to its end.
+    fn measure(
+        &mut self,
+        means: Means,
+        name: &'static str,
+        script: &str,
+    ) -> Result<(Run, Setting)> {
+        (self.say)(&format!("{name}: the guest boots"));
+        let guest = means.start(name, &self.machines, self.sockets)?;
+        let run = play::play(&guest.subject, script)?;
+        guest.subject.keep_state(&self.machines.artifacts.join(name), GUEST_STATE)?;
+        (self.say)(&format!(
+            "{name}: {:.2} GiB·min in {:.0} s, {:.2} GiB after the last rest",
+            run.gib_minutes, run.seconds, run.gib_after_idle
+        ));
+        Ok((run, Setting::of(&self.machines, &guest.subject, script.to_owned())))
+    }
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::promises;
+use crate::promise::{self, Judged};
 use crate::setting::Setting;
 
 /// What each means did.
@@ -13,6 +15,20 @@ pub struct Report {
     pub setting: Setting,
     /// By name: `none`, `free_page_reporting`, `damon_reclaim`, `memtide`.
     pub runs: BTreeMap<String, Run>,
+    /// A second run of one of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub again: Option<Again>,
+    /// What was promised, and what came of it.
+    pub promises: Vec<Judged>,
+}
+
+/// A second run, with another guest.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Again {
+    /// The name of the first.
+    pub of: String,
+    /// What it did.
+    pub run: Run,
 }
 
 /// One guest's run.
@@ -57,15 +73,24 @@ impl Report {
         .collect()
     }
 
-    /// Promises that were not kept, a sentence each: nothing is worth a page or a process of the
-    /// guest's.
+    /// With what came of each promise, once all else is there.
+    #[must_use]
+    pub(super) fn judged(self) -> Self {
+        Self { promises: promises::judged(&self), ..self }
+    }
+
+    /// Promises that were not kept, a sentence each; before all others that nothing is worth a page or a
+    /// process of the guest's.
     pub fn broken(&self) -> Vec<String> {
-        let harm = |(name, run): (&String, &Run)| {
+        let harm = |(name, run): (&str, &Run)| {
             (run.pages_bad + run.oom_kills > 0).then(|| {
                 format!("{name}: {} bad pages and {} OOM kills", run.pages_bad, run.oom_kills)
             })
         };
-        self.runs.iter().filter_map(harm).collect()
+        let runs = self.runs.iter().map(|(name, run)| (name.as_str(), run));
+        let again = self.again.iter().map(|again| ("again", &again.run));
+        let harm = runs.chain(again).filter_map(harm);
+        harm.chain(promise::broken(&self.promises)).collect()
     }
 }
 
@@ -94,14 +119,43 @@ pub(super) mod tests {
         ];
         let runs = runs.into_iter().map(|(name, run)| (name.to_owned(), run)).collect();
         let setting = Setting { guest_memory_mib: 2048, ..Setting::default() };
-        Report { setting, runs }
+        Report { setting, runs, ..Report::default() }
     }
 
     #[test]
     fn harm_to_a_guest_is_named() {
-        let mut report = report();
+        let mut report = report().judged();
         assert_eq!(report.broken(), Vec::<String>::new());
         report.runs.get_mut("memtide").unwrap().oom_kills = 1;
-        assert_eq!(report.broken(), ["memtide: 0 bad pages and 1 OOM kills"]);
+        let run = Run { pages_bad: 2, ..Run::default() };
+        report.again = Some(Again { of: "memtide".into(), run });
+        let expected =
+            ["memtide: 0 bad pages and 1 OOM kills", "again: 2 bad pages and 0 OOM kills"];
+        assert_eq!(report.broken(), expected);
+    }
+
+    #[test]
+    fn a_promise_that_was_not_kept_is_broken() {
+        let mut report = report();
+        report.runs.get_mut("memtide").unwrap().gib_minutes = 2.0;
+        let broken = report.judged().broken();
+        assert_eq!(
+            broken,
+            ["held less than with reporting alone: 16.667 %, promised was more than 18 %"]
+        );
+    }
+
+    #[test]
+    fn the_file_has_the_keys_that_others_read() {
+        let json = serde_json::to_value(report().judged()).unwrap();
+        for who in ["none", "free_page_reporting", "damon_reclaim", "memtide"] {
+            for key in ["gib_minutes", "seconds", "gib_after_idle"] {
+                assert!(json["runs"][who][key].is_number(), "{who} {key}");
+            }
+        }
+        assert!(json.get("again").is_none());
+        assert_eq!(json["promises"][0]["name"], "held_less");
+        assert_eq!(json["promises"][0]["verdict"], "kept");
+        assert_eq!(json["promises"][1]["name"], "slow_down");
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::report::Report;
+use crate::promise;
 
 /// The report as text.
 pub fn table(report: &Report) -> String {
@@ -15,7 +16,8 @@ pub fn table(report: &Report) -> String {
     );
     let rows = report.rows();
     let none = report.runs.get("none");
-    for (title, run) in rows {
+    let again = report.again.iter().map(|again| (format!("again: {}", again.of), &again.run));
+    for (title, run) in rows.into_iter().map(|(title, run)| (title.to_owned(), run)).chain(again) {
         let saved = change(run.gib_minutes, none.map(|none| none.gib_minutes));
         let slower = change(run.work_seconds, none.map(|none| none.work_seconds));
         let _ = writeln!(
@@ -24,6 +26,7 @@ pub fn table(report: &Report) -> String {
             run.gib_minutes, run.gib_after_idle, run.work_seconds
         );
     }
+    text.push_str(&promise::rows(&report.promises));
     text
 }
 
@@ -39,6 +42,7 @@ fn change(value: f64, base: Option<f64>) -> String {
 mod tests {
     use super::*;
     use crate::footprint::report::tests::report;
+    use crate::footprint::report::{Again, Run};
 
     #[test]
     fn each_means_is_set_beside_nothing() {
@@ -47,6 +51,12 @@ mod tests {
         assert!(line("nothing").contains("0.0 %"));
         assert!(line("Memtide").contains("-62.5 %") && line("Memtide").ends_with("1.0 %"));
         assert!(line("DAMON_RECLAIM").ends_with("10.0 %"), "{text}");
+        let run = Run { work_seconds: 42.0, gib_minutes: 2.4, ..Run::default() };
+        let twice = Report { again: Some(Again { of: "none".into(), run }), ..report() };
+        let twice = table(&twice.judged());
+        assert!(twice.lines().any(|line| line.starts_with("again: none ")), "{twice}");
+        assert!(twice.lines().any(|line| line.starts_with("held less") && line.ends_with("kept")));
+        assert!(twice.lines().all(|line| line.chars().count() <= 110), "{twice}");
         let mut alone = report();
         alone.runs.remove("none");
         assert!(

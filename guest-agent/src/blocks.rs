@@ -7,6 +7,7 @@
 //! says only that it could have them again. And it says which making of each block was meant: other
 //! memory may have been plugged in at the same place since, and that is nobody's.
 
+mod latecomers;
 mod own_structs;
 mod refresh;
 mod removed;
@@ -21,6 +22,7 @@ use memtide_units::{BlockId, BlockSize, ByteSize, GpaRange};
 pub use self::refresh::Surprise;
 pub use self::removed::Reach;
 
+use self::latecomers::Latecomers;
 use self::own_structs::{OwnStructs, Structs};
 use crate::remove::{Plug, Removers, Unplugged};
 use crate::runtime::Seen;
@@ -114,6 +116,7 @@ pub struct Blocks {
     /// What of the removed ones only the host brings back, and which of them it would now.
     ejected: BTreeSet<BlockId>,
     reach: Reach,
+    latecomers: Latecomers,
 }
 
 impl Blocks {
@@ -137,6 +140,7 @@ impl Blocks {
             removers: removers.clone(),
             ejected: BTreeSet::new(),
             reach: Reach::Nothing,
+            latecomers: Latecomers::known(&seen.late),
         };
         // First: a block may come meanwhile, and none goes.
         let unplugged =
@@ -203,6 +207,7 @@ impl Blocks {
         let structs = making.map_or(Structs::NotTold, |_| Structs::Elsewhere);
         let inode = making.or_else(|| memory::inode(root, block).ok());
         let entry = Entry { plug, structs, inode, ..Entry::removed(Hold::Leaving) };
+        self.latecomers.forget(block);
         self.entries.insert(block, entry);
     }
 
@@ -238,7 +243,11 @@ impl Blocks {
                     before.filter(is_same).map_or(Structs::NotTold, |entry| entry.structs);
                 let pieces = before.and_then(|entry| entry.pieces.clone());
                 let pieces = pieces.filter(|_| hold != Hold::Online);
-                self.entries.insert(block, Entry { pieces, ..Entry::new(&now, hold, structs) });
+                let entry = Entry { pieces, ..Entry::new(&now, hold, structs) };
+                if hold != Hold::Online || entry.zone == Some(Zone::Movable) {
+                    self.latecomers.forget(block);
+                }
+                self.entries.insert(block, entry);
             }
             // Unplugged in this moment: the next refresh finds out. Whose doing it is counts all
             // the same: a hello must not name a block that is on its way back.
@@ -283,6 +292,11 @@ impl Blocks {
     }
 
     fn state(&self, id: BlockId, entry: &Entry) -> BlockState {
+        let by_pieces = if self.latecomers.awaits(id) { ByPieces::None } else { self.by_pieces };
+        self.state_where(by_pieces, id, entry)
+    }
+
+    fn state_where(&self, by_pieces: ByPieces, id: BlockId, entry: &Entry) -> BlockState {
         match entry.hold {
             Hold::Leaving | Hold::Returning => BlockState::InTransit,
             // Nobody could bring it back now.
@@ -292,17 +306,15 @@ impl Blocks {
             Hold::Online if entry.structs == Structs::MayBeInside => {
                 BlockState::Fixed(FixedReason::OwnStructs)
             }
-            Hold::Online if entry.never_offline || self.kept.contains(&id) => {
-                match self.by_pieces {
-                    ByPieces::NeverOffline | ByPieces::KernelZones => BlockState::ByPieces,
-                    ByPieces::None if entry.never_offline => {
-                        BlockState::Fixed(FixedReason::NeverOffline)
-                    }
-                    ByPieces::None => BlockState::Fixed(FixedReason::AgentMemory),
+            Hold::Online if entry.never_offline || self.kept.contains(&id) => match by_pieces {
+                ByPieces::NeverOffline | ByPieces::KernelZones => BlockState::ByPieces,
+                ByPieces::None if entry.never_offline => {
+                    BlockState::Fixed(FixedReason::NeverOffline)
                 }
-            }
+                ByPieces::None => BlockState::Fixed(FixedReason::AgentMemory),
+            },
             Hold::Online if entry.zone == Some(Zone::Movable) => BlockState::Movable,
-            Hold::Online if self.by_pieces == ByPieces::KernelZones => BlockState::ByPieces,
+            Hold::Online if by_pieces == ByPieces::KernelZones => BlockState::ByPieces,
             Hold::Online => BlockState::Kernel,
         }
     }
@@ -402,7 +414,8 @@ impl Blocks {
         let foreign = self.with(Hold::Foreign).into_iter().collect();
         let inode = |(id, entry): (&BlockId, &Entry)| Some((*id, entry.inode?));
         let inodes = self.entries.iter().filter_map(inode).collect();
-        Seen { known, foreign, removed: self.removed().into_iter().collect(), inodes }
+        let removed = self.removed().into_iter().collect();
+        Seen { known, foreign, removed, inodes, late: self.latecomers().into_iter().collect() }
     }
 
     /// How many blocks there are.

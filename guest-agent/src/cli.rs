@@ -175,7 +175,7 @@ struct RunArgs {
     /// What to do about the kernel's access monitor [default: take-over].
     #[arg(long)]
     damon: Option<DamonUse>,
-    /// Leave boot memory in its zones; blocks without kernel pages are stolen from there.
+    /// Leave boot memory, and what is plugged in, in its zones; blocks without kernel pages are stolen from there.
     #[arg(long)]
     no_convert: bool,
     /// What to do about vm.overcommit_memory while blocks are stolen [default: allow].

@@ -46,17 +46,23 @@ impl Hands {
         self.proceed();
     }
 
-    /// Puts a block on the list of those to put online; a steal at work makes way for it.
+    /// Makes a block movable. An abort forgets it, or ends it.
+    pub fn convert(&mut self, job: Job) {
+        self.steals.push_back(job);
+        self.proceed();
+    }
+
+    /// Puts a block on the list of those to put online; a steal or a conversion at work makes way for it.
     pub fn put_online(&mut self, job: Job) {
         self.returns.push(job);
         self.abort();
         self.proceed();
     }
 
-    /// Empties the list of steals and ends those that the worker has.
+    /// Empties the list of steals and ends those that the worker has, and a conversion.
     pub fn abort(&mut self) {
         self.steals.clear();
-        self.is_aborting = self.is_stealing();
+        self.is_aborting = self.worker.jobs().any(makes_way);
         if self.is_aborting {
             self.worker.cancel();
         }
@@ -99,7 +105,7 @@ impl Hands {
             self.room = self.room.saturating_sub(1);
         }
         self.proceed();
-        if self.is_aborting && self.is_stealing() {
+        if self.is_aborting && self.worker.jobs().any(makes_way) {
             // The signal may have come just before the system call.
             self.worker.cancel();
         }
@@ -136,6 +142,11 @@ impl Hands {
 /// Whether it takes memory for the host.
 fn is_steal(job: Job) -> bool {
     matches!(job.task, Task::Steal { .. })
+}
+
+/// Whether a return need not wait for its end.
+fn makes_way(job: Job) -> bool {
+    matches!(job.task, Task::Steal { .. } | Task::Convert { .. })
 }
 
 impl AsFd for Hands {
@@ -225,6 +236,31 @@ mod tests {
             last = hands.take().or(last);
         }
         assert_eq!(last.unwrap().result.unwrap_err().kind, StealFailure::Aborted);
+    }
+
+    #[test]
+    fn a_conversion_makes_way_for_a_return() {
+        let (fake, mut hands) = hands();
+        fake.put_page_flags(0, &[1 << 10; 5 * 32768]);
+        let state = "sys/devices/system/memory/memory3/state";
+        fake.stall(state);
+        let convert = |block| Job { block, task: Task::Convert { keep: ByteSize::ZERO } };
+        hands.convert(convert(BlockId(3)));
+        // What is at work already is no longer on the list.
+        let started = Instant::now();
+        while !fake.writes().iter().any(|(path, _)| path == state) {
+            assert!(started.elapsed() < Duration::from_secs(10), "it does not begin");
+        }
+        assert!(!hands.is_stealing());
+        let task = Task::Return(StateRequest::OnlineMovable);
+        hands.put_online(Job { block: BlockId(4), task });
+        assert!(hands.worker.is_cancelled(), "it is interrupted");
+        // The fake's write is not, and the block does not stay offline.
+        fake.allow(state);
+        let ended = [next(&mut hands), next(&mut hands)].map(|done| done.job.block.0);
+        assert_eq!((ended, hands.is_busy()), ([3, 4], false));
+        let zone = memtide_sysfs::memory::read(&fake.root(), BlockId(3)).unwrap().current_zone();
+        assert_eq!(zone, Some(memtide_sysfs::memory::Zone::Movable));
     }
 
     #[test]

@@ -254,6 +254,7 @@ fn assemble(
         Worker::start(root, blocks.size(), plugger).map_err(own("a thread cannot be started"))?;
     if config.conversion == Conversion::Convert && !runtime.is_converted() {
         convert(root, &mut blocks, &mut worker);
+        blocks.settle();
         runtime.set_converted()?;
     }
     if let Some(pieces) = &pieces {
@@ -263,7 +264,7 @@ fn assemble(
     let area = Area::prepare(&runtime.dma(), &Pagemap::open(root)?)?;
     blocks.keep(area.blocks(blocks.size()));
     let (senses, no_psi) = Senses::open(root);
-    let mut lacks = lacks(root, &blocks, config.conversion);
+    let mut lacks = lacks(root);
     lacks.extend(no_psi);
     lacks.extend((hardware.attention() == Attention::NoInterrupt).then(Lack::interrupt));
     lacks.extend(matches!(hardware.kind(), Kind::Plain(_)).then(Lack::gate));
@@ -307,6 +308,7 @@ fn assemble(
         held,
         overcommit,
         how_online,
+        conversion: config.conversion,
         lacks,
     })
 }
@@ -343,18 +345,10 @@ fn overcommit(
     Some(overcommit)
 }
 
-fn lacks(root: &Root, blocks: &Blocks, conversion: Conversion) -> Vec<Lack> {
+fn lacks(root: &Root) -> Vec<Lack> {
     let mut lacks = Vec::new();
     if let Err(error) = PageFlags::open(root) {
         lacks.push(Lack::census(&error.to_string()));
-    }
-    match blocks.with_own_structs() {
-        0 => {}
-        count => lacks.push(Lack::plain_blocks(count)),
-    }
-    let has_other_way = blocks.all().iter().any(|block| blocks.goes_by_pieces(*block));
-    if conversion == Conversion::Convert && blocks.movable_count() == 0 && !has_other_way {
-        lacks.push(Lack::stealable());
     }
     lacks
 }

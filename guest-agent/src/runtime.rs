@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! lock           held by the one agent that drives the device
-//! blocks.json    which blocks there are, which are somebody else's, and which were removed
+//! blocks.json    which blocks there are, which are somebody else's, which were removed, and which came to a
+//!                kernel zone later
 //! dma            the device's memory
 //! converted      there once boot memory has been made movable
 //! overcommit     there while vm.overcommit_memory is changed
@@ -26,7 +27,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use memtide_sysfs::Root;
-use memtide_sysfs::memory::{Block, State};
+use memtide_sysfs::memory::{Block, State, Zone};
 use memtide_units::BlockId;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -256,6 +257,9 @@ pub struct Seen {
     /// Which making of each it was ([`Block::inode`]), where that is known: older agents did not look.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub inodes: BTreeMap<BlockId, u64>,
+    /// Those that came after the first agent, and are in a kernel zone.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub late: BTreeSet<BlockId>,
 }
 
 impl Seen {
@@ -264,11 +268,29 @@ impl Seen {
         let news = blocks.iter().filter(is_new).filter(|block| block.state == State::Offline);
         let mut foreign = self.foreign.clone();
         foreign.extend(news.map(|block| block.id));
+        let late = self.late(blocks);
         let mut known: BTreeSet<BlockId> = blocks.iter().map(|block| block.id).collect();
         let removed: BTreeSet<BlockId> = self.removed.difference(&known).copied().collect();
         known.extend(&removed);
         let inodes = blocks.iter().map(|block| (block.id, block.inode)).collect();
-        Self { known, foreign, removed, inodes }
+        Self { known, foreign, removed, inodes, late }
+    }
+
+    /// Those in a kernel zone that no agent has seen there, but for what the first one finds.
+    fn late(&self, blocks: &[Block]) -> BTreeSet<BlockId> {
+        let is_late = |block: &&Block| {
+            let is_kernels = block.current_zone().is_some_and(|zone| zone != Zone::Movable);
+            let has_come = !self.known.contains(&block.id)
+                || self.is_made_anew(block)
+                || self.foreign.contains(&block.id)
+                || self.removed.contains(&block.id)
+                || self.late.contains(&block.id);
+            is_kernels && has_come
+        };
+        if self.known.is_empty() {
+            return BTreeSet::new();
+        }
+        blocks.iter().filter(is_late).map(|block| block.id).collect()
     }
 
     /// Whether there is other memory now where an agent knew a block. What an agent has removed comes

@@ -8,6 +8,8 @@
 //! The thread goes from one block to the next without asking: while the host drops the first, the
 //! next are on their way, and whoever waits for the host has them ready to be reported.
 
+mod deadlines;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -26,29 +28,14 @@ use memtide_sysfs::{Error, Root, memory};
 use memtide_units::{BlockId, BlockSize, ByteSize, GpaRange};
 use rustix::event::EventfdFlags;
 
+pub use self::deadlines::{KERNEL_DEADLINE, MOVABLE_DEADLINE, movable_deadline};
+
+use self::deadlines::CONVERT_DEADLINE;
 use crate::alarm::{Alarm, SIGNAL};
 use crate::pace::timed;
 use crate::pieces::PiecesError;
 use crate::remove::{PlugError, Plugger, STRUCT_PAGE};
 
-/// For a block of 128 MiB in `ZONE_MOVABLE`. A full one took up to 10.6 s under emulation, a tenth of
-/// it on hardware.
-pub const MOVABLE_DEADLINE: Duration = Duration::from_secs(20);
-/// For a larger one at most: a page that never moves keeps the kernel busy at full speed so long. A
-/// full one of 2 GiB, the largest there are, would take 170 s under emulation.
-const MOVABLE_DEADLINE_MOST: Duration = Duration::from_secs(180);
-/// For a block in a kernel zone: a page that will not move has the kernel try for ever at full
-/// speed, and there is another block to try.
-pub const KERNEL_DEADLINE: Duration = Duration::from_secs(3);
-/// How long emptying a block of this size in `ZONE_MOVABLE` may take.
-pub fn movable_deadline(size: BlockSize) -> Duration {
-    let small_blocks = size.size().bytes().div_ceil(BlockSize::X86_SMALL.size().bytes());
-    let small_blocks = u32::try_from(small_blocks).unwrap_or(u32::MAX);
-    MOVABLE_DEADLINE.saturating_mul(small_blocks).min(MOVABLE_DEADLINE_MOST)
-}
-
-/// A conversion is a favour to the future and must not hold up the start.
-const CONVERT_DEADLINE: Duration = Duration::from_secs(2);
 /// Parts of a block that are counted one after the other.
 const SLICES: u64 = 16;
 /// Reading files and making system calls need little stack.
@@ -138,6 +125,8 @@ pub struct Done {
     pub job: Job,
     /// How.
     pub result: Result<(), Failure>,
+    /// Processor time that it took. Work that the kernel leaves to threads of its own is in nobody's time.
+    pub cost: Duration,
 }
 
 /// The thread, from outside. Dropping it ends the job at work and joins the thread.
@@ -303,7 +292,7 @@ impl Hands {
             if matches!(job.task, Task::Steal { .. }) {
                 self.stealing_us.fetch_add(cost.as_micros() as u64, Ordering::Relaxed);
             }
-            if report.send(Done { job, result }).is_err() {
+            if report.send(Done { job, result, cost }).is_err() {
                 return;
             }
             let _ = rustix::io::write(wake, &1_u64.to_ne_bytes());
@@ -324,6 +313,7 @@ impl Hands {
             Task::Return(how) => self.put_online(job.block, how),
             Task::Remove => self.remove(job.block),
             Task::Convert { keep } => {
+                self.check_wanted()?;
                 self.look(job.block, keep, Look::AtPages)?;
                 self.take_offline(job.block, CONVERT_DEADLINE, alarm)?;
                 // Rather in a kernel zone again than offline.

@@ -62,6 +62,11 @@ impl Ejection {
         self.unseen = false;
     }
 
+    /// Whether the host was asked for something, and it is not done.
+    pub(super) fn awaits_host(&self) -> bool {
+        self.asked.is_some() || self.plugs.pause().is_some()
+    }
+
     /// Nothing is to go for now.
     pub(super) fn nothing_rests(&mut self) {
         (self.unseen, self.rested) = (false, BTreeMap::new());

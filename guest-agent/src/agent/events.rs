@@ -223,7 +223,7 @@ impl Agent {
     }
 
     pub(super) fn on_done(&mut self, now: Instant, done: Done) {
-        let Job { block, task } = done.job;
+        let (Job { block, task }, cost) = (done.job, done.cost);
         let is_step = matches!((task, &done.result), (Task::Steal { .. }, Ok(())));
         if !(is_step && self.parts.hands.is_stealing()) {
             self.rest.end();
@@ -237,11 +237,11 @@ impl Agent {
             (Task::Steal { .. }, Err(failure)) => self.on_steal_failed(now, block, &failure),
             (Task::Return(_), result) => self.on_return_ended(block, result),
             (Task::Remove, result) => self.on_removed(now, block, result),
-            (Task::Convert { .. }, _) => {}
+            (Task::Convert { .. }, result) => self.on_converted(now, (block, cost), result),
         }
     }
 
-    fn on_offline(&mut self, block: BlockId, making: Option<u64>) {
+    pub(super) fn on_offline(&mut self, block: BlockId, making: Option<u64>) {
         match self.parts.pieces.as_ref().and_then(|pieces| pieces.runs(block)) {
             Some(runs) => {
                 self.parts.blocks.went_in_pieces(block, runs);

@@ -17,6 +17,7 @@
 //! * `books`: what is true of blocks in the moment in which something is sent.
 //! * `leaving`: what comes before the end.
 //! * `settings`: what an operator may change while it runs.
+//! * `zones`: what is plugged in is made movable.
 //! * `rest`: how long all that holds, and when a turn need not look at the guest.
 
 mod access;
@@ -35,6 +36,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 mod trust;
+mod zones;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -46,6 +48,7 @@ use memtide_units::{BlockId, Instant};
 
 use crate::access::AccessHistory;
 use crate::blocks::{Blocks, ByPieces, Hold, Surprise};
+use crate::config::Conversion;
 use crate::damon_watch::Closeness;
 use crate::decisions::Decisions;
 use crate::hands::Hands;
@@ -66,6 +69,7 @@ pub use self::rest::Still;
 use self::books::Books;
 use self::ejection::Ejection;
 use self::rest::Rest;
+use self::zones::Zones;
 
 /// Telemetry, the status file and a look at the device's health: once a second.
 const SECOND: Duration = Duration::from_secs(1);
@@ -125,6 +129,8 @@ pub struct Parts {
     pub held: Option<Held>,
     /// How a stolen block is put online.
     pub how_online: StateRequest,
+    /// Whether what is in a kernel zone is made movable.
+    pub conversion: Conversion,
     /// What this guest lacks.
     pub lacks: Vec<Lack>,
 }
@@ -164,6 +170,7 @@ pub struct Agent {
     /// What is lacking where some of them count as an administrator's.
     adopted: Option<Lack>,
     ejection: Ejection,
+    zones: Zones,
     /// How DAMON made its last snapshot.
     closeness: Option<Closeness>,
     reading: Reading,
@@ -210,6 +217,7 @@ impl Agent {
             coarse: None,
             adopted: None,
             ejection,
+            zones: Zones::default(),
             closeness: None,
             reading: Reading::default(),
             processors: ProcessorTime::default(),
@@ -280,6 +288,7 @@ impl Agent {
         self.say_what_is_unsaid();
         let plan = self.decide(now, woken)?;
         self.carry_out(now, plan.actions);
+        self.convert_next(now);
         self.take_note(now, plan.report);
         self.see_to_reclaim(now, plan.reclaim);
         self.see_to_mappings();
@@ -381,6 +390,7 @@ impl Agent {
         self.see_to_adopted();
         self.parts.removers.forget_what_is_back();
         self.see_to_ejected();
+        self.see_to_zones();
         // Also what has been plugged in, or was put online or offline by somebody else.
         self.rewatch();
         let seen = self.parts.blocks.seen();

@@ -29,6 +29,7 @@ mod settings;
 mod silence;
 mod strangers;
 mod watching;
+mod zones;
 
 use super::{Agent, Parts, Woken};
 use crate::access::AccessHistory;
@@ -264,6 +265,7 @@ fn agent(fake: &FakeRoot, device: &FakeDevice, runtime: &TempDir, now: u64) -> A
         policy,
         overcommit: None,
         how_online: StateRequest::OnlineMovable,
+        conversion: Conversion::Convert,
         lacks: vec![],
     })
 }

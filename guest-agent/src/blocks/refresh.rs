@@ -51,6 +51,7 @@ impl Blocks {
             let (hold, surprise) = self.found(&block, structs);
             surprises.extend(surprise);
             let entry = Entry::new(&block, hold, structs);
+            self.latecomers.look(block.id, self.entries.get(&block.id), &entry);
             self.entries.insert(block.id, entry);
         }
         Ok(surprises)
@@ -70,6 +71,7 @@ impl Blocks {
         };
         let mut gone = self.offline_by_us();
         self.entries.retain(|id, entry| is_known(id, entry));
+        self.latecomers.retain(|id| self.entries.contains_key(id));
         gone.retain(|id| !self.entries.contains_key(id));
         self.ejected = unplugged.by_host;
         gone

@@ -1,5 +1,6 @@
 //! What a guest lacks, in the words of whoever reads the status.
 
+use memtide_policy::guest::ZoneBalance;
 use serde::{Deserialize, Serialize};
 
 /// What a guest without DAMON lacks.
@@ -8,6 +9,11 @@ pub(super) const WATCHING: &str = "access monitoring (DAMON): ";
 /// What follows where nothing can be paged out.
 const COLD_STAYS: &str =
     "what programs no longer use stays in memory, and only what is free or cached makes room";
+
+/// What has memory be movable from the start.
+const HOW_MOVABLE: &str = "to have such memory movable, unplug it and plug it in again with \
+                           /sys/devices/system/memory/auto_online_blocks at online_movable (or boot with \
+                           memhp_default_state=online_movable)";
 
 /// Something that this guest lacks, and what follows from it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,6 +127,59 @@ impl Lack {
                  memory_hotplug.memmap_on_memory is on)"
             ),
             effect: "these are not stolen; boot without that parameter".into(),
+        }
+    }
+
+    /// Memory that was plugged in and that nobody makes movable.
+    pub fn left_in_kernel_zone(count: usize) -> Self {
+        Self {
+            what: format!(
+                "ZONE_MOVABLE for {count} blocks that were plugged in (they are in a kernel zone, and convert \
+                 is false)"
+            ),
+            effect: format!(
+                "they are stolen, removed and ejected only while no kernel memory lies in them; {HOW_MOVABLE}, or \
+                 set convert = true"
+            ),
+        }
+    }
+
+    /// Memory that was plugged in and could not be made movable: some since it cannot be emptied, some since
+    /// it would be too much.
+    pub fn kernel_zone(stuck: usize, over: usize) -> Self {
+        let reasons = [
+            (stuck, "cannot be emptied"),
+            (
+                over,
+                "are the kernel's share: one block of four, so that it does not run out of memory",
+            ),
+        ];
+        let reasons = reasons.iter().filter(|(count, _)| *count > 0);
+        let reasons: Vec<_> = reasons.map(|(count, why)| format!("{count} {why}")).collect();
+        Self {
+            what: format!(
+                "ZONE_MOVABLE for {} blocks that were plugged in (they are in a kernel zone; {})",
+                stuck + over,
+                reasons.join(", ")
+            ),
+            effect: format!(
+                "they are not stolen whole, and what they belong to is neither removed nor ejected; \
+                 {HOW_MOVABLE}"
+            ),
+        }
+    }
+
+    /// Too little that the kernel can use for itself.
+    pub fn kernel_memory(balance: ZoneBalance) -> Self {
+        let ZoneBalance { movable, kernel } = balance;
+        Self {
+            what: format!(
+                "memory that the kernel can use for itself: {movable} blocks are movable, and {kernel} are not"
+            ),
+            effect: "with more than four to one the kernel may run out of memory, and kill, while programs \
+                     have some free; plug memory in with auto_online_blocks at online_kernel, or restart the \
+                     guest"
+                .into(),
         }
     }
 

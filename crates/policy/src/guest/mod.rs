@@ -72,7 +72,7 @@ mod properties;
 mod transcript;
 
 pub use controller::{Controller, KernelZone, ScaleBy, Settings};
-pub use convert::{Conversions, MOVABLE_PER_KERNEL_MAX, conversions};
+pub use convert::{Conversions, MOVABLE_PER_KERNEL_MAX, ZoneBalance, conversions};
 pub use headroom::Headroom;
 pub use heat::{AccessRegion, Heat, HeatMap};
 pub use idle::IdleTimes;

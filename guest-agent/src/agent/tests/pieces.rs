@@ -190,7 +190,7 @@ fn pieces_that_were_being_taken_when_the_device_was_replaced_are_not_reported() 
     pieces(&world).take(BlockId(0), SIZE, ByteSize::ZERO, &|| true).unwrap();
     let look = Look::ForPieces;
     let task = Task::Steal { keep: ByteSize::ZERO, deadline: KERNEL_DEADLINE, look };
-    let done = Done { job: Job { block: BlockId(0), task }, result: Ok(()) };
+    let done = Done { job: Job { block: BlockId(0), task }, result: Ok(()), cost: Duration::ZERO };
     world.agent.on_done(Instant::from_millis(world.now), done);
     world.run(1_000);
     assert!(has_no_pieces(&world));

@@ -450,6 +450,12 @@ impl Blocks {
         self.entries.iter().filter(|(_, entry)| is_so(entry)).map(|(id, _)| *id).collect()
     }
 
+    /// How many these are.
+    pub fn count_in_use(&self) -> usize {
+        let is_so = |entry: &&Entry| entry.hold == Hold::Online || entry.pieces.is_some();
+        self.entries.values().filter(is_so).count()
+    }
+
     /// The addresses of `blocks` (ascending), neighbours joined.
     pub fn ranges(&self, blocks: &[BlockId]) -> Vec<GpaRange> {
         let mut ranges: Vec<GpaRange> = Vec::new();

@@ -1,5 +1,6 @@
 //! From nothing to a running agent, the waiting, and the way back.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant as StdInstant};
 
 use memtide_policy::guest::{Controller, KernelZone, Limits, Settings};
@@ -7,7 +8,7 @@ use memtide_sysfs::kpageflags::PageFlags;
 use memtide_sysfs::memory::StateRequest;
 use memtide_sysfs::pagemap::Pagemap;
 use memtide_sysfs::{Error, Root};
-use memtide_units::{BlockSize, Instant};
+use memtide_units::{BlockId, BlockSize, Instant};
 
 use crate::access::{AccessHistory, monotonic_ms};
 use crate::agent::{Agent, Parts, Woken};
@@ -254,7 +255,7 @@ fn assemble(
         Worker::start(root, blocks.size(), plugger).map_err(own("a thread cannot be started"))?;
     if config.conversion == Conversion::Convert && !runtime.is_converted() {
         convert(root, &mut blocks, &mut worker);
-        blocks.settle();
+        blocks.settle(&pluggable(&removers));
         runtime.set_converted()?;
     }
     if let Some(pieces) = &pieces {
@@ -324,6 +325,17 @@ fn settings(config: &Config, block: BlockSize, limits: Limits) -> Settings {
         },
         gate_deadline: config.gate_deadline,
         first_ticket: std::process::id(),
+    }
+}
+
+/// Blocks of what can be unplugged, by whomever.
+fn pluggable(removers: &Removers) -> BTreeSet<BlockId> {
+    match removers.units() {
+        Ok(units) => units.into_iter().flat_map(|unit| unit.blocks).collect(),
+        Err(error) => {
+            tracing::debug!("what can be unplugged is not known: {error}");
+            BTreeSet::new()
+        }
     }
 }
 

@@ -13,6 +13,7 @@ impl Agent {
     /// Looks at the guest. What has ended since the last time is handed over.
     pub(super) fn observe(&mut self, now: Instant, woken: Woken) -> Result<Observation, Error> {
         self.reading = self.parts.senses.read(now, &self.reading)?;
+        self.notice_news(now);
         let swap = self.swap(now);
         self.judge_host(now);
         Ok(Observation {

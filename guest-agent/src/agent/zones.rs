@@ -27,8 +27,10 @@ const FIRST_REST: Duration = Duration::from_secs(10);
 const TRIES_MAX: u32 = 6;
 /// Where memory was short, or a return came first, nothing is tried for so long.
 const LATER: Duration = Duration::from_secs(30);
-/// Nobody pays longer for what was done, as for stealing: what was seen of the guest before is not true any more.
-const PAYS_MAX: Duration = Duration::from_secs(30);
+/// What was done is paid for afterwards, as for stealing: so much may be owed that it takes as long as this, and
+/// the next block waits while it is more. Nobody pays longer for one: what was seen of the guest before is not
+/// true any more.
+const OWES_MAX: Duration = Duration::from_secs(30);
 const SECOND_US: u128 = 1_000_000;
 
 /// What was tried in vain.
@@ -44,11 +46,15 @@ struct Tries {
 #[derive(Debug, Default)]
 pub(super) struct Zones {
     tries: BTreeMap<BlockId, Tries>,
-    /// What was done is paid for till then, or something else comes first.
+    /// What was done is paid for then.
+    paid: Instant,
+    /// Something else comes first.
     not_before: Instant,
     /// Blocks that were made movable, and that nobody was told of.
     done: usize,
     lacks: [Option<Lack>; 4],
+    /// How much memory the blocks in use are, and what the kernel had at that moment.
+    memory: Option<(ByteSize, ByteSize)>,
 }
 
 impl Zones {
@@ -66,19 +72,43 @@ impl Zones {
         self.tries.insert(block, Tries { making, count: count + 1, not_before });
     }
 
-    /// Nothing is tried before `time` has passed.
-    fn wait(&mut self, now: Instant, time: Duration) {
-        self.not_before = self.not_before.max(now + time);
+    /// Something was done that takes so long to pay for.
+    fn owe(&mut self, now: Instant, time: Duration) {
+        self.paid = self.paid.max(now) + time;
+    }
+
+    fn may_begin(&self, now: Instant) -> bool {
+        now >= self.not_before && self.paid.since(now) < OWES_MAX
     }
 }
 
 /// How long it takes to pay for what has cost so much processor time, at so much of each second.
 fn paid_in(cost: Duration, per_second: Duration) -> Duration {
     let micros = cost.as_micros() * SECOND_US / per_second.as_micros().max(1);
-    Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX)).min(PAYS_MAX)
+    Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX)).min(OWES_MAX)
 }
 
 impl Agent {
+    /// Where there is more memory than the table of blocks says, it was plugged in, or somebody else has put it
+    /// online: that is looked at soon. The kernel takes its own memory from a zone above the one that it has
+    /// lived in first (mm/page_alloc.c, `build_zonerefs_node`), and two of four blocks were seen to be spoilt
+    /// within ten seconds.
+    pub(super) fn notice_news(&mut self, now: Instant) {
+        // What the thread has just done may be in one and not yet in the other.
+        if self.parts.hands.is_at_work() {
+            return;
+        }
+        let size = self.parts.blocks.size().size();
+        let now_known = size.times(self.parts.blocks.count_in_use() as u64);
+        let now_there = self.reading.meminfo.total;
+        // Firmware and the kernel's image take some of it, and always the same.
+        let (known, there) =
+            self.zones.memory.replace((now_known, now_there)).unwrap_or((now_known, now_there));
+        if now_there + known > there + now_known + ByteSize::from_bytes(size.bytes() / 2) {
+            self.due.refresh = now;
+        }
+    }
+
     /// Finds out what is to be made movable, and says what cannot be.
     pub(super) fn see_to_zones(&mut self) {
         let (blocks, zones) = (&mut self.parts.blocks, &mut self.zones);
@@ -124,7 +154,7 @@ impl Agent {
         let blocks = &self.parts.blocks;
         // From the top, as the policy has it, but for those that rest.
         let next = blocks.awaiting_conversion().rev().find(|block| !self.zones.rests(now, *block));
-        let Some(block) = next.filter(|_| now >= self.zones.not_before && self.has_time()) else {
+        let Some(block) = next.filter(|_| self.zones.may_begin(now) && self.has_time()) else {
             return;
         };
         let set = self.heat.working_set();
@@ -146,7 +176,7 @@ impl Agent {
         (block, cost): (BlockId, Duration),
         result: Result<(), Failure>,
     ) {
-        self.zones.wait(now, paid_in(cost, self.processors.spare().for_stealing()));
+        self.zones.owe(now, paid_in(cost, self.processors.spare().for_stealing()));
         match result {
             Ok(()) => self.is_online_again(now, block),
             Err(failure) if failure.is_offline => {
@@ -159,7 +189,9 @@ impl Agent {
             Err(failure) => {
                 tracing::debug!("{block} stays in its zone: {}", failure.text);
                 match failure.kind {
-                    StealFailure::Aborted | StealFailure::NoRoom => self.zones.wait(now, LATER),
+                    StealFailure::Aborted | StealFailure::NoRoom => {
+                        self.zones.not_before = now + LATER;
+                    }
                     StealFailure::Busy | StealFailure::TimedOut | StealFailure::HostRefused => {
                         self.zones.failed(now, block, self.parts.blocks.making(block));
                     }
@@ -167,7 +199,9 @@ impl Agent {
             }
         }
         self.see_to_zones();
-        if self.parts.blocks.awaiting_conversion().next().is_none() {
+        let (mut left, zones) = (self.parts.blocks.awaiting_conversion(), &self.zones);
+        if left.all(|block| zones.rests(now, block)) {
+            drop(left);
             self.tell_of_conversions(now);
         }
     }
@@ -207,8 +241,21 @@ mod tests {
         let ms = Duration::from_millis;
         assert_eq!(paid_in(ms(30), ms(15)), ms(2_000));
         assert_eq!(paid_in(ms(30), ms(250)), ms(120));
-        assert_eq!(paid_in(ms(5_000), ms(15)), PAYS_MAX);
-        assert_eq!(paid_in(Duration::MAX, Duration::ZERO), PAYS_MAX);
+        assert_eq!(paid_in(ms(5_000), ms(15)), OWES_MAX);
+        assert_eq!(paid_in(Duration::MAX, Duration::ZERO), OWES_MAX);
+    }
+
+    #[test]
+    fn a_few_blocks_go_at_once_and_are_paid_for_before_there_are_more() {
+        let (mut zones, at) = (Zones::default(), |s: u64| Instant::from_millis(s * 1_000));
+        let mut begun = 0;
+        while zones.may_begin(at(5)) {
+            zones.owe(at(5), Duration::from_secs(7));
+            begun += 1;
+        }
+        // 35 seconds' worth: there may be another when five of them have passed.
+        assert_eq!(begun, 5);
+        assert_eq!([10, 11].map(|s| zones.may_begin(at(s))), [false, true]);
     }
 
     #[test]

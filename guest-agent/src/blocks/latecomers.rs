@@ -73,9 +73,12 @@ impl Blocks {
         self.by_zone().iter().filter(|view| is_so(view)).map(|view| view.id).collect()
     }
 
-    /// What is in a kernel zone now stays there.
-    pub fn settle(&mut self) {
-        self.latecomers = Latecomers::default();
+    /// What is in a kernel zone now stays there, but for what can be unplugged: that was plugged in, and
+    /// whoever did it should know.
+    pub fn settle(&mut self, pluggable: &BTreeSet<BlockId>) {
+        let is_in_it = |block: &BlockId| self.entries.get(block).is_some_and(is_in_kernel_zone);
+        let all = pluggable.iter().copied().filter(is_in_it).collect();
+        self.latecomers = Latecomers { all, awaited: BTreeSet::new() };
     }
 
     /// These are to be made movable, and no others: none of them is taken in pieces meanwhile.

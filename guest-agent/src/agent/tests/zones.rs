@@ -75,6 +75,21 @@ fn plugged_memory_becomes_movable_and_is_stolen() {
     assert!(DIMM.iter().all(|block| world.believed().contains(block)));
 }
 
+/// The look at all blocks may be half a minute away, and the kernel takes its own memory from there first.
+#[test]
+fn plugged_memory_is_found_by_there_being_more_of_it() {
+    let mut world = world();
+    world.keep(11);
+    world.run(1_000);
+    world.agent.due.refresh = Instant::from_millis(world.now + 30_000);
+    plug_in(&world, &DIMM);
+    world.run(3_000);
+    assert_eq!(world.zones(&DIMM), [MOVABLE; 3]);
+    let next = world.agent.due.refresh;
+    world.run(2_000);
+    assert_eq!(world.agent.due.refresh, next, "what the agent has done itself is no news");
+}
+
 /// The kernel's policy puts all of a DIMM in a kernel zone; made movable, it goes like any other.
 #[test]
 fn a_dimm_that_came_to_a_kernel_zone_is_ejected_in_the_end() {

@@ -45,8 +45,8 @@ fn what_came_to_a_kernel_zone_since_is_a_latecomer_until_it_is_movable_or_gone()
     write(3, StateRequest::Offline);
     write(3, StateRequest::Online);
     assert_eq!(after_a_look(&fake, &mut blocks), [3]);
-    blocks.settle();
-    assert_eq!(after_a_look(&fake, &mut blocks), [] as [u64; 0]);
+    blocks.settle(&BTreeSet::from([BlockId(2), BlockId(4)]));
+    assert_eq!(after_a_look(&fake, &mut blocks), [2], "it can be unplugged");
 }
 
 #[test]

@@ -50,6 +50,18 @@ pub(crate) fn present(guest: &GuestSide) -> Result<(usize, String), ScenarioErro
     Ok((text.lines().filter_map(number).filter(is_above).count(), text))
 }
 
+/// How many of its blocks are online in a kernel zone, and what the guest says of all of them.
+pub(crate) fn in_kernel_zones(guest: &GuestSide) -> Result<(usize, String), ScenarioError> {
+    let (first, last) = (ABOVE.0 >> 27, (ABOVE.0 >> 27) + BLOCKS as u64 - 1);
+    let script = format!(
+        "cd /sys/devices/system/memory; for n in $(seq {first} {last}); do \
+           echo $(cat memory$n/state memory$n/valid_zones); done"
+    );
+    let text = guest.shell(&script, COMMAND)?;
+    let is_so = |line: &&str| line.starts_with("online ") && *line != "online Movable";
+    Ok((text.lines().filter(is_so).count(), text))
+}
+
 /// Pages that hold `struct page`s.
 pub(crate) fn structs(guest: &GuestSide) -> Result<u64, ScenarioError> {
     struct_pages(|script| guest.shell(script, COMMAND))

@@ -2,6 +2,9 @@
 //!
 //! Nothing has to be moved out of it, so it goes at once, its `struct page`s too. The agent has no part
 //! in it, and its books and the device's must follow.
+//!
+//! The second time it goes online as most kernels have it, which is to a kernel zone, and the agent makes it
+//! movable.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -107,7 +110,18 @@ fn booked(arena: &Arena) -> Result<(), ScenarioError> {
 }
 
 fn back(arena: &Arena) -> Result<(), ScenarioError> {
+    // What it is from Linux 6.12 on in Debian; 6.1 leaves plugged memory offline.
+    shell(arena, "echo online > /sys/devices/system/memory/auto_online_blocks")?;
     plug(arena, SECOND)?;
+    println!("plugged in: {:?}", dimm::in_kernel_zones(&arena.guest)?);
+    let started = Instant::now();
+    // Not all of them: the kernel may have put something of its own there meanwhile.
+    wait::until_so("blocks of it were made movable", SOON, || {
+        let said = shell(arena, "/opt/memtide/bin/memtide-agent explain -n 64")?;
+        Ok((said.contains("blocks that came to a kernel zone were made movable"), said))
+    })?;
+    let after = dimm::in_kernel_zones(&arena.guest)?;
+    println!("{} ms later: {after:?}", started.elapsed().as_millis());
     // It is the agent's to steal again, as much as the guest has to spare now, and so known to be there.
     arena.await_device("it is stolen again", SOON, |status| of_dimm(status) > ByteSize::ZERO)?;
     shell(arena, "/opt/memtide/bin/memtide-agent restore")?;

@@ -174,6 +174,9 @@ fn nothing_is_converted_while_a_return_is_asked_for() {
     world.run(7_000);
     assert!(world.agent.returns.ticket().is_some());
     assert_eq!(world.zones(&DIMM), [KERNELS; 3]);
+    // Nor where there would be room.
+    world.agent.convert_next(Instant::from_millis(world.now + 60_000));
+    assert!(!world.agent.parts.hands.is_busy());
     world.returns = Verdict::Ok;
     world.keep(11);
     world.run(3_000);

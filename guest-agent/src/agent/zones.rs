@@ -91,8 +91,8 @@ fn paid_in(cost: Duration, per_second: Duration) -> Duration {
 impl Agent {
     /// Where there is more memory than the table of blocks says, it was plugged in, or somebody else has put it
     /// online: that is looked at soon. The kernel takes its own memory from a zone above the one that it has
-    /// lived in first (mm/page_alloc.c, `build_zonerefs_node`), and two of four blocks were seen to be spoilt
-    /// within ten seconds.
+    /// lived in first (mm/page_alloc.c, `build_zonerefs_node`), and two of four blocks could not be emptied
+    /// some seconds later (docs/adr/0027).
     pub(super) fn notice_news(&mut self, now: Instant) {
         // What the thread has just done may be in one and not yet in the other.
         if self.parts.hands.is_at_work() {

@@ -138,15 +138,15 @@ fn service(link: &mut Link, now: Instant, device: &Device) {
 fn drive(link: &mut Link, device: &Device, step: Step<'_>, now: Instant) {
     let range = |n: u8| BlockSize::X86_SMALL.range(BlockId(u64::from(n % 16))).expect("small");
     match step {
-        Step::Post(Post::Steal(n)) => link.post(Request::Steal(vec![range(n)])),
-        Step::Post(Post::Taken(n)) => link.post(Request::Taken(vec![range(n)])),
-        Step::Post(Post::Cancel) => link.post(Request::Cancel { ticket: 1 }),
-        Step::Post(Post::Goodbye) => link.post(Request::Goodbye),
-        Step::Post(Post::Return(n)) => link.post(Request::Return(ReturnRequest {
-            ticket: 1,
-            urgency: Urgency::Pressure,
-            ranges: vec![range(n)],
-        })),
+        Step::Post(Post::Steal(n)) => _ = link.post(Request::Steal(vec![range(n)])),
+        Step::Post(Post::Taken(n)) => _ = link.post(Request::Taken(vec![range(n)])),
+        Step::Post(Post::Cancel) => _ = link.post(Request::Cancel { ticket: 1 }),
+        Step::Post(Post::Goodbye) => _ = link.post(Request::Goodbye),
+        Step::Post(Post::Return(n)) => {
+            let (ticket, urgency) = (1, Urgency::Pressure);
+            let ranges = vec![range(n)];
+            link.post(Request::Return(ReturnRequest { ticket, urgency, ranges }));
+        }
         Step::ReportStolen(n) => link.report_stolen(vec![range(n)]),
         Step::Unreport(n) => _ = link.unreport(range(n)),
         Step::GreetAgain => link.greet_again(),

@@ -92,7 +92,7 @@ impl Agent {
     /// Where there is more memory than the table of blocks says, it was plugged in, or somebody else has put it
     /// online: that is looked at soon. The kernel takes its own memory from a zone above the one that it has
     /// lived in first (mm/page_alloc.c, `build_zonerefs_node`), and two of four blocks could not be emptied
-    /// some seconds later (docs/adr/0027).
+    /// some seconds later (docs/adr/0028).
     pub(super) fn notice_news(&mut self, now: Instant) {
         // What the thread has just done may be in one and not yet in the other.
         if self.parts.hands.is_at_work() {

@@ -131,7 +131,7 @@ impl Keeper {
             told: None,
             lines: Lines::default(),
             access: access::Access::default(),
-            plugging: Plugging::new(vm.qmp.is_some(), &kept),
+            plugging: Plugging::new(vm.qmp.is_some(), kept),
         });
     }
 

@@ -181,7 +181,7 @@ impl fmt::Display for Explained<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use memtide_policy::guest::Urgency;
+    use memtide_policy::guest::{Choice, Urgency};
     use memtide_units::{BlockId, ByteSize};
 
     fn mib(n: u64) -> ByteSize {
@@ -195,7 +195,8 @@ mod tests {
 
     fn steal(block: u64) -> Decision {
         let blocks = vec![BlockId(block)];
-        Decision::Steal { blocks, available: mib(900), keep: mib(700), ceiling: None }
+        let (choice, available) = (Choice::default(), mib(900));
+        Decision::Steal { blocks, choice, available, keep: mib(700), ceiling: None }
     }
 
     fn told(steps: &[(u64, Decision)]) -> Decisions {

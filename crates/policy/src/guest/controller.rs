@@ -10,6 +10,7 @@ use core::time::Duration;
 use memtide_units::{BlockId, BlockSize, ByteSize, Instant};
 
 use super::budget::Budget;
+use super::choice::Choice;
 use super::cooldown::Cooldowns;
 use super::figures::{Figures, Gauges};
 use super::limits::Limits;
@@ -305,6 +306,7 @@ impl Controller {
             return Err(WaitReason::NoCandidate { cooling: self.cooldowns.count(now) });
         }
         let report = Decision::Steal {
+            choice: Choice::of(&seen.blocks, &blocks),
             blocks: blocks.clone(),
             available: seen.memory.available,
             keep: allowed.keep,

@@ -37,6 +37,7 @@
 //! followed as ever.
 
 mod budget;
+mod choice;
 mod controller;
 mod convert;
 mod cooldown;
@@ -71,6 +72,7 @@ mod properties;
 #[cfg(test)]
 mod transcript;
 
+pub use choice::Choice;
 pub use controller::{Controller, KernelZone, ScaleBy, Settings};
 pub use convert::{Conversions, MOVABLE_PER_KERNEL_MAX, ZoneBalance, conversions};
 pub use headroom::Headroom;

@@ -6,6 +6,7 @@ use core::time::Duration;
 
 use memtide_units::{BlockId, ByteSize, PpMillion};
 
+use super::choice::Choice;
 use super::limits::Ceiling;
 use super::pressure::Pressure;
 use super::reclaim::Reclaim;
@@ -91,6 +92,8 @@ pub enum Decision {
     Steal {
         /// Which.
         blocks: Vec<BlockId>,
+        /// What speaks for these.
+        choice: Choice,
         /// What is available before.
         available: ByteSize,
         /// What has to be left after.
@@ -322,8 +325,9 @@ impl fmt::Display for WaitReason {
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Steal { blocks, available, keep, ceiling } => {
-                write!(f, "steal {}: {available} available, {keep} are kept", Names(blocks))?;
+            Self::Steal { blocks, choice, available, keep, ceiling } => {
+                write!(f, "steal {}{choice}: ", Names(blocks))?;
+                write!(f, "{available} available, {keep} are kept")?;
                 match ceiling {
                     Some(ceiling) => write!(f, ", {ceiling}"),
                     None => Ok(()),

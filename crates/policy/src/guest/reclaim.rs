@@ -298,6 +298,7 @@ fn place(swap: Option<Swap>) -> Result<(), NoReclaim> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest::Choice;
     use memtide_units::PpMillion;
 
     const STEADY: Decision = Decision::Rest(WaitReason::Steady {
@@ -402,7 +403,13 @@ mod tests {
         let on = "cold memory is paged out: one more block needs 100 MiB more";
         let vain = "cold memory stays: what was paged out was needed again; next try in 120 s";
         let (available, keep) = (ByteSize::ZERO, ByteSize::ZERO);
-        let steal = Decision::Steal { blocks: vec![], available, keep, ceiling: None };
+        let steal = Decision::Steal {
+            blocks: vec![],
+            choice: Choice::default(),
+            available,
+            keep,
+            ceiling: None,
+        };
         assert_eq!(at(0, &STEADY, 900, 16), on);
         assert_eq!(at(60, &STEADY, 908, 18), vain);
         assert_eq!(at(61, &steal, 908, 18), "cold memory stays: enough is available without it");

@@ -10,7 +10,7 @@
 //!      |    | a look: gone             plugged in again, or a look: there
 //!      +- Missed --> forgotten by the next look: an operator unplugged it
 //!           |
-//!           +------> Out, where it is called stolen for long all the same: its guest's word was not heard
+//!           +------> Out, where its agent calls it stolen for long all the same: its word was not heard
 //! ```
 //!
 //! Knows no clock and no socket. What is `Leaving` or `Out` is kept over a restart of memtided, and what is
@@ -36,6 +36,8 @@ pub(super) struct Dimms {
     looked: bool,
     /// There is a connection to the device, and from there to the VMM.
     reachable: bool,
+    /// Who in the guest knows what is out, where anybody does.
+    who: Option<Left>,
 }
 
 /// What an operator wants to know.
@@ -117,6 +119,7 @@ impl Dimms {
         let stolen = joined(status.stolen.iter().copied());
         let memory = joined(status.memory.iter().map(|region| region.range));
         let left = Left::in_guest(status);
+        self.who = Left::lately(status);
         let mut has_left = false;
         for entry in self.entries.values_mut() {
             entry.is_stolen = covers(&stolen, entry.dimm.range);
@@ -130,6 +133,7 @@ impl Dimms {
     pub(super) fn unreachable(&mut self) {
         self.reachable = false;
         self.looked = false;
+        self.who = None;
         for entry in self.entries.values_mut() {
             (entry.wanted, entry.alone) = (false, None);
         }
@@ -142,11 +146,11 @@ impl Dimms {
             dimms.into_iter().map(|dimm| (dimm.memdev.clone(), dimm)).collect();
         let taken: Vec<GpaRange> = present.values().map(|dimm| dimm.range).collect();
         let mut changes = Vec::new();
-        let is_heard = self.reachable;
+        let who = self.who;
         self.entries.retain(|memdev, entry| {
             let (stays, change) = match present.remove(memdev) {
                 Some(dimm) => (true, entry.is_there(now, dimm)),
-                None => entry.is_missing(now, is_heard, &taken),
+                None => entry.is_missing(now, who, &taken),
             };
             changes.extend(change);
             stays
@@ -208,7 +212,8 @@ impl Dimms {
         if !self.looked {
             return None;
         }
-        let all = joined(self.ranges(|entry| entry.place != Place::Missed));
+        // What is missing without a word may be out all the same: a hello that names it must be taken.
+        let all = joined(self.ranges(|entry| entry.place != Place::Missed || entry.is_stolen));
         let out = self.owed();
         let (first, rest): (Vec<GpaRange>, Vec<GpaRange>) =
             all.into_iter().partition(|range| touches(&out, *range));

@@ -21,6 +21,8 @@ const SETTLED: Duration = Duration::from_secs(20);
 /// An agent looks at all blocks each half minute, and finds out which are gone; one whose processor is
 /// busy does so later.
 const TOLD: Duration = Duration::from_secs(120);
+/// An agent tells how its guest is each second: one that has not for so long is stopped, or its guest is.
+const LIVES: u64 = 10_000;
 /// After a failure; doubled each time.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
@@ -36,8 +38,8 @@ pub(super) struct Entry {
     pub(super) wanted: bool,
     /// It is out, nobody holds it, and since when.
     pub(super) alone: Option<(Left, Instant)>,
-    /// It is missing without a word, and called stolen, and since when.
-    pub(super) missed: Option<Instant>,
+    /// It is missing without a word, and called stolen, by whom, and since when.
+    pub(super) missed: Option<(Left, Instant)>,
     /// It was announced and is there, not all of it stolen, and since when.
     pub(super) stays: Option<Instant>,
     /// It is being plugged in, and why; `again` where the guest has told meanwhile that it ejects it.
@@ -156,9 +158,9 @@ impl Entry {
     }
 
     pub(super) fn is_there(&mut self, now: Instant, dimm: Dimm) -> Option<Change> {
-        self.dimm = dimm;
+        (self.dimm, self.missed) = (dimm, None);
         match self.place {
-            Place::In | Place::Missed => (self.place, self.missed) = (Place::In, None),
+            Place::In | Place::Missed => self.place = Place::In,
             Place::Leaving => self.still_there(now),
             Place::Out => {
                 self.place = Place::In;
@@ -187,16 +189,17 @@ impl Entry {
     pub(super) fn is_missing(
         &mut self,
         now: Instant,
-        is_heard: bool,
+        who: Option<Left>,
         taken: &[GpaRange],
     ) -> (bool, Option<Change>) {
         let dimm = self.dimm.clone();
-        let is_untold = self.place == Place::Missed && self.is_untold(now, is_heard);
         let (place, change) = match self.place {
             Place::In => (Place::Missed, None),
-            Place::Missed if !self.is_stolen => return (false, Some(Change::Unplugged(dimm))),
-            Place::Missed if is_untold => (Place::Missed, None),
-            Place::Missed => (Place::Out, Some(Change::Ejected(dimm.clone()))),
+            Place::Missed => match self.who_did_it(now, who) {
+                None => (Place::Missed, None),
+                Some(Left::NoAgent) => return (false, Some(Change::Unplugged(dimm))),
+                Some(Left::Agent) => (Place::Out, Some(Change::Ejected(dimm.clone()))),
+            },
             Place::Leaving => (Place::Out, Some(Change::Ejected(dimm.clone()))),
             Place::Out => (Place::Out, None),
         };
@@ -209,15 +212,23 @@ impl Entry {
 }
 
 impl Entry {
-    /// An agent that has lost a stolen DIMM to an operator calls it stolen no longer; it just has not told
-    /// yet.
-    fn is_untold(&mut self, now: Instant, is_heard: bool) -> bool {
-        if !is_heard {
-            self.missed = None;
-            return true;
+    /// Who has taken out what went without a word: its agent, or somebody else. An agent that has lost a stolen DIMM to an
+    /// operator calls it stolen no longer; it just may not have told yet. Where there is no agent the map of
+    /// what is stolen is what the last one has left, and proves nothing.
+    fn who_did_it(&mut self, now: Instant, who: Option<Left>) -> Option<Left> {
+        if !self.is_stolen {
+            return Some(Left::NoAgent);
         }
-        let since = *self.missed.get_or_insert(now);
-        now.since(since) < TOLD
+        self.missed = who.map(|who| match self.missed {
+            Some((before, since)) if before == who => (who, since),
+            _ => (who, now),
+        });
+        let (who, since) = self.missed?;
+        let patience = match who {
+            Left::Agent => TOLD,
+            Left::NoAgent => ALONE_WITHOUT_AGENT,
+        };
+        (now.since(since) >= patience).then_some(who)
     }
 }
 
@@ -229,6 +240,12 @@ impl Left {
             (true, Driver::Stock | Driver::None, _) => Some(Self::NoAgent),
             (true, Driver::Agent, None) | (false, ..) => None,
         }
+    }
+
+    /// The same, for who has to have looked at its guest lately.
+    pub(super) fn lately(status: &DeviceStatus) -> Option<Self> {
+        let lives = status.telemetry_age_ms.is_some_and(|age| age < LIVES);
+        Self::in_guest(status).filter(|left| *left != Self::Agent || lives)
     }
 
     fn patience(self) -> Duration {

@@ -30,6 +30,7 @@ fn status(stolen: &[u64]) -> DeviceStatus {
         vmm_connected: true,
         driver: Driver::Agent,
         hello: Some(AgentHello::default()),
+        telemetry_age_ms: Some(500),
         memory: (0..3).map(region).collect(),
         stolen: stolen.iter().map(|n| range(*n)).collect(),
         ..DeviceStatus::default()
@@ -91,11 +92,12 @@ fn what_does_not_fit_one_call_is_cut_and_what_is_out_is_in_it() {
 fn what_an_operator_unplugs_is_forgotten_and_never_plugged_in() {
     let mut dimms = three();
     assert_eq!(dimms.seen(at(0), vec![dimm(0), dimm(2)]), []);
-    assert_eq!(dimms.pluggable(), Some(vec![range(0), range(2)]));
+    assert_eq!(dimms.pluggable(), Some(vec![whole(0, 3)]), "its guest may have ejected it");
     dimms.wanted(&[range(1)]);
     assert_eq!(dimms.due(at(1)), []);
     assert_eq!(dimms.seen(at(10), vec![dimm(0), dimm(2)]), [], "its agent may tell still");
     dimms.observed(at(31), &status(&[0, 2]));
+    assert_eq!(dimms.pluggable(), Some(vec![range(0), range(2)]));
     assert_eq!(dimms.seen(at(40), vec![dimm(0), dimm(2)]), [Change::Unplugged(dimm(1))]);
     for second in 0..120 {
         dimms.observed(at(second), &status(&[]));
@@ -238,6 +240,44 @@ fn what_went_while_memtided_did_not_hear_it_is_known_by_what_its_guest_calls_sto
     let (dimms, changes) = restarted(&[0, 2]);
     assert_eq!(changes, [Change::Unplugged(dimm(1))], "an operator did it");
     assert_eq!((dimms.to_keep(), dimms.stolen()), (vec![], vec![dimm(0), dimm(2)]));
+}
+
+/// Its agent was stopped and has left blocks stolen, or the VM is paused.
+#[test]
+fn what_is_unplugged_while_no_agent_could_tell_is_not_plugged_in() {
+    let mut stopped = status(&[0, 1, 2]);
+    (stopped.driver, stopped.hello, stopped.telemetry_age_ms) = (Driver::Stock, None, None);
+    let mut paused = status(&[0, 1, 2]);
+    paused.telemetry_age_ms = Some(60_000);
+    for (without, is_unplugged) in [(stopped, true), (paused, false)] {
+        let mut dimms = three();
+        let mut changes = Vec::new();
+        for second in (0..=600).step_by(10) {
+            dimms.observed(at(second), &without);
+            changes.extend(dimms.seen(at(second), vec![dimm(0), dimm(2)]));
+            assert_eq!(dimms.due(at(second)), []);
+        }
+        let told = if is_unplugged { vec![Change::Unplugged(dimm(1))] } else { vec![] };
+        assert_eq!(changes, told);
+        // The paused one goes on, and its agent finds out.
+        dimms.observed(at(601), &status(&[0, 2]));
+        dimms.seen(at(610), vec![dimm(0), dimm(2)]);
+        assert_eq!((dimms.to_keep(), dimms.stolen()), (vec![], vec![dimm(0), dimm(2)]));
+    }
+}
+
+#[test]
+fn what_somebody_has_plugged_in_again_is_waited_for_anew_the_next_time() {
+    let mut dimms = Dimms::new(&[], &[dimm(1)]);
+    for second in (0..=130).step_by(10) {
+        dimms.observed(at(second), &status(&[1]));
+        dimms.seen(at(second), vec![]);
+    }
+    assert_eq!(dimms.to_keep(), [dimm(1)]);
+    dimms.seen(at(140), vec![dimm(1)]);
+    dimms.seen(at(150), vec![]);
+    dimms.seen(at(160), vec![]);
+    assert_eq!(dimms.to_keep(), [], "its agent may tell still");
 }
 
 #[test]

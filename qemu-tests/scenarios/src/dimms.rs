@@ -56,7 +56,11 @@ fn shell(arena: &Arena, script: &str) -> Result<String, ScenarioError> {
 
 fn plug(arena: &Arena, memory: &str) -> Result<(), ScenarioError> {
     dimm::plug(&arena.guest, memory)?;
-    online(arena, "the guest has the new memory")
+    // There, and not online: the agent may have begun to take it.
+    wait::until_so("the guest has the new memory", SOON, || {
+        let (count, text) = dimm::present(&arena.guest)?;
+        Ok((count == BLOCKS, text))
+    })
 }
 
 fn online(arena: &Arena, what: &str) -> Result<(), ScenarioError> {

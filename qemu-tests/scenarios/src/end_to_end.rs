@@ -79,7 +79,9 @@ pub fn agent(lab: &Lab, programs: &Built, kernel: Kernel, logs: &Path) -> Checks
 fn change_limits(run: &mut Run) -> Result<(), ScenarioError> {
     let (low, high) = (ByteSize::from_gib(1), ByteSize::from_mib(1_536));
     let pid = run.guest.agent_pid()?;
-    read_settings(run, &format!("max = \"{}MiB\"\n", low.mib()))?;
+    // By the guest's need it would go as well, some time.
+    let target = "scale_by = \"target\"";
+    read_settings(run, &format!("max = \"{}MiB\"\n{target}\n", low.mib()))?;
     run.watch("no more is online than the maximum", Duration::from_secs(120), |run| {
         run.vm().stolen + low >= MEMORY
     })?;

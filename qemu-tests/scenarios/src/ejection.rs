@@ -166,6 +166,10 @@ impl Story {
     }
 
     fn prepared(&mut self) -> Result<(), ScenarioError> {
+        // Before there is a DIMM: programs' memory comes from movable memory first, and a block that holds some
+        // of it may be the one that the guest keeps.
+        self.guest.start_workload(WORKLOAD)?;
+        self.waits("the workload has its heap", FILL)?;
         dimm::make(&self.guest, "mem1")?;
         let policy = "echo online_movable > /sys/devices/system/memory/auto_online_blocks";
         self.guest.shell(policy, COMMAND)?;
@@ -175,8 +179,6 @@ impl Story {
             Ok((now.0 == BLOCKS, now.1))
         })?;
         self.structs = dimm::structs(&self.guest)?;
-        self.guest.start_workload(WORKLOAD)?;
-        self.waits("the workload has its heap", FILL)?;
         self.start_agent()
     }
 

@@ -338,15 +338,15 @@ impl Controller {
         Ok(shorter.map(|to| Action::ShortenSteal { to }))
     }
 
-    /// Less is online than the user wants at least, and blocks are stolen: all that lack are asked back. Nobody
-    /// waits for them, and so what is needed now comes first.
+    /// Less is online than the user wants at least, and blocks are stolen: those that lack are asked back, some at a
+    /// time. Nobody waits for them, and so what is needed now comes first.
     fn ask_for_minimum(
         &mut self,
         now: Instant,
         seen: &Observation,
         figures: &Figures,
     ) -> Option<Next> {
-        let count = figures.lacking.min(TICKET_BLOCKS_MOST);
+        let count = self.without_hurry(figures);
         let blocks = nearest(seen.stolen(), count, figures.lacking);
         if blocks.is_empty() {
             return None;

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use memtide_units::Instant;
+use memtide_units::{BlockId, Instant};
 
 use super::super::figures::Figures;
 use super::super::observation::{Answer, DeviceState, Mode, Observation, Ticket};
@@ -46,13 +46,19 @@ impl Controller {
             let report = Decision::Cancel { ticket, available: seen.memory.available };
             return (Vec::from([Action::CancelReturn { ticket }]), report);
         }
-        if let Some(silent) = self.unanswered(now, seen, held) {
+        let needed = self.needed(seen, figures, wanted, held);
+        let silent = self.unanswered(now, seen, held).filter(|_| !needed.is_empty());
+        if let Some(silent) = silent {
             (self.is_unheard, self.is_helping_itself) = (true, true);
-            let report = Decision::TakeUnasked { count: held.blocks.len(), silent };
-            return (Vec::from([Action::TakeUnasked(held.blocks.clone())]), report);
+            let report = Decision::TakeUnasked { count: needed.len(), silent };
+            return (Vec::from([Action::TakeUnasked(needed)]), report);
         }
         let urgency = wanted.map_or(held.urgency, |wanted| wanted.urgency.max(held.urgency));
         let waiting = Decision::Waiting { ticket, urgency };
+        if wanted.is_some() && needed.len() < held.blocks.len() {
+            let action = Action::AskReturn { ticket, blocks: needed, urgency };
+            return (Vec::from([action]), waiting);
+        }
         if let Some(worse) = wanted.filter(|wanted| wanted.urgency > held.urgency) {
             let count = worse.count.max(held.blocks.len() as u64);
             let more = self.returnable(seen, figures, Wanted { count, ..worse });
@@ -64,6 +70,23 @@ impl Controller {
             return (Vec::from([Action::AskReturn { ticket, blocks, urgency }]), waiting);
         }
         (Vec::new(), waiting)
+    }
+
+    /// Of a ticket what the guest needs: all of it, but where it is for the minimum. A host that has no room for
+    /// that, which nobody waits for, may have some for what is needed now; and nothing is taken unasked for it.
+    fn needed(
+        &self,
+        seen: &Observation,
+        figures: &Figures,
+        wanted: Option<Wanted>,
+        held: &Ticket,
+    ) -> Vec<BlockId> {
+        if figures.lacking == 0 || seen.mode != Mode::Tune {
+            return held.blocks.clone();
+        }
+        let count = wanted.map_or(0, |wanted| wanted.count);
+        let count = usize::try_from(count).unwrap_or(usize::MAX).min(held.blocks.len());
+        held.blocks[..count].to_vec()
     }
 
     /// The ticket without what the maximum leaves no room for, where that was lowered since it was opened; or

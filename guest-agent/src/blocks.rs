@@ -217,6 +217,7 @@ impl Blocks {
             entry.hold = Hold::Leaving;
             entry.pieces = Some(Taken { untold: runs.clone(), runs });
         }
+        self.latecomers.awaits_no_more(block);
     }
 
     /// Whether pieces stand for the block, or would.
@@ -244,9 +245,7 @@ impl Blocks {
                 let pieces = before.and_then(|entry| entry.pieces.clone());
                 let pieces = pieces.filter(|_| hold != Hold::Online);
                 let entry = Entry { pieces, ..Entry::new(&now, hold, structs) };
-                if hold != Hold::Online || entry.zone == Some(Zone::Movable) {
-                    self.latecomers.forget(block);
-                }
+                self.latecomers.set(block, before, &entry);
                 self.entries.insert(block, entry);
             }
             // Unplugged in this moment: the next refresh finds out. Whose doing it is counts all

@@ -99,9 +99,17 @@ enum Command {
 /// Where the running agent is found.
 #[derive(Debug, Args)]
 struct Place {
-    /// The agent's runtime directory.
-    #[arg(long, value_name = "DIR", default_value = crate::config::RUNTIME_DIR)]
-    runtime_dir: PathBuf,
+    /// The agent's runtime directory [default: what /etc/memtide/agent.toml says, or /run/memtide-agent].
+    #[arg(long, value_name = "DIR")]
+    runtime_dir: Option<PathBuf>,
+}
+
+impl Place {
+    /// Settings that cannot be used are the running agent's to complain of.
+    fn dir(&self) -> PathBuf {
+        let set = || Wishes::read(None).ok()?.runtime_dir;
+        self.runtime_dir.clone().or_else(set).unwrap_or_else(|| crate::config::RUNTIME_DIR.into())
+    }
 }
 
 #[derive(Debug, Args)]
@@ -238,22 +246,22 @@ pub fn main() -> ExitCode {
             let settings = Wishes::read(args.config.as_deref()).and_then(Wishes::check);
             end(settings.map_err(RunError::from).and_then(|config| look(&config)))
         }
-        Command::Status { json, place } => said(show(&place.runtime_dir, json)),
+        Command::Status { json, place } => said(show(&place.dir(), json)),
         Command::Wss { json, window, place } => {
-            let dir = &place.runtime_dir;
+            let dir = &place.dir();
             said(running(dir).and_then(|status| views::wss(&status, dir, json, &window)))
         }
         Command::Heat { args, place } => {
-            let dir = &place.runtime_dir;
+            let dir = &place.dir();
             said(running(dir).and_then(|status| views::heat(&status, dir, &args)))
         }
         Command::Explain { json, n, place } => {
-            let dir = &place.runtime_dir;
+            let dir = &place.dir();
             said(after_all(views::explain(dir, json, n), running(dir)))
         }
-        Command::Restore(place) => said(set_mode(&place.runtime_dir, Mode::Restore)),
-        Command::Resume(place) => said(set_mode(&place.runtime_dir, Mode::Tune)),
-        Command::Reload(place) => said(reload(&place.runtime_dir)),
+        Command::Restore(place) => said(set_mode(&place.dir(), Mode::Restore)),
+        Command::Resume(place) => said(set_mode(&place.dir(), Mode::Tune)),
+        Command::Reload(place) => said(reload(&place.dir())),
     }
 }
 

@@ -389,6 +389,8 @@ impl Agent {
         self.see_to_limits();
         self.see_to_adopted();
         self.parts.removers.forget_what_is_back();
+        let blocks = &self.parts.blocks;
+        self.ejection.trust.keep_only(|block| blocks.is_ejected(block));
         self.see_to_ejected();
         self.see_to_zones();
         // Also what has been plugged in, or was put online or offline by somebody else.

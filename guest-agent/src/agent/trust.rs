@@ -49,6 +49,11 @@ impl Trust {
         self.take(blocks);
     }
 
+    /// Only of what is out there is a doubt: a host that was late has brought the rest all the same.
+    pub(super) fn keep_only(&mut self, is_out: impl Fn(BlockId) -> bool) {
+        self.doubts.retain(|doubt| doubt.blocks.iter().any(|block| is_out(*block)));
+    }
+
     /// Time has passed.
     pub(super) fn judge(&mut self, now: Instant) {
         for doubt in &mut self.doubts {

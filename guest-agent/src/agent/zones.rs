@@ -153,7 +153,10 @@ impl Agent {
     pub(super) fn convert_next(&mut self, now: Instant) {
         let blocks = &self.parts.blocks;
         // From the top, as the policy has it, but for those that rest.
-        let next = blocks.awaiting_conversion().rev().find(|block| !self.zones.rests(now, *block));
+        // Pieces may have come to lie in one since it was chosen.
+        let may_go =
+            |block: &BlockId| !self.zones.rests(now, *block) && !blocks.has_pieces_in(*block);
+        let next = blocks.awaiting_conversion().rev().find(may_go);
         let Some(block) = next.filter(|_| self.zones.may_begin(now) && self.has_time()) else {
             return;
         };

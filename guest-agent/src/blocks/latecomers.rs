@@ -45,6 +45,22 @@ impl Latecomers {
         }
     }
 
+    /// The agent has done something to a block, or heard of it: one that was out and is online in a kernel zone
+    /// has come there.
+    pub(super) fn set(&mut self, block: BlockId, before: Option<&Entry>, now: &Entry) {
+        let was_out = before.is_some_and(|before| before.hold != Hold::Online);
+        if now.hold != Hold::Online || now.zone == Some(Zone::Movable) {
+            self.forget(block);
+        } else if was_out && is_in_kernel_zone(now) {
+            self.all.insert(block);
+        }
+    }
+
+    /// Pieces stand for the block now.
+    pub(super) fn awaits_no_more(&mut self, block: BlockId) {
+        self.awaited.remove(&block);
+    }
+
     /// The block is stolen, unplugged, or movable.
     pub(super) fn forget(&mut self, block: BlockId) {
         self.all.remove(&block);

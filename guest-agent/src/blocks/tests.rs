@@ -277,3 +277,19 @@ fn what_is_taken_in_pieces_stands_for_its_block() {
     blocks.set(&root, BlockId(1), Hold::Online);
     assert_eq!((blocks.in_pieces(), blocks.ranges(&[BlockId(1)])), (vec![], vec![run(128, 128)]));
 }
+
+/// Whoever hears of it first, a look at all blocks or an answer of the host's.
+#[test]
+fn a_stolen_block_that_somebody_puts_into_a_kernel_zone_has_come_there() {
+    let fake = guest();
+    let mut blocks = table(&fake.root(), &Seen::default());
+    offline(&fake, 4);
+    blocks.went_offline(&fake.root(), BlockId(4), None);
+    fake.add_blocks(BlockSize::X86_SMALL, [(4, FakeBlock::KERNEL)]);
+    blocks.set(&fake.root(), BlockId(4), Hold::Online);
+    assert_eq!(blocks.latecomers(), [BlockId(4)]);
+    // What pieces come to stand for is not made movable any more.
+    blocks.await_conversion([BlockId(4)].into());
+    blocks.went_in_pieces(BlockId(4), Vec::new());
+    assert_eq!(blocks.awaiting_conversion().count(), 0);
+}

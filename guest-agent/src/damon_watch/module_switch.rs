@@ -1,5 +1,6 @@
 //! Modules that hold DAMON, and must be off while the agent watches.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use memtide_sysfs::damon::{self, Module, ModulePause};
@@ -44,9 +45,12 @@ impl ModuleSwitch {
     /// Switches one off.
     pub(super) fn switch_off(&mut self, module: Module) -> Result<(), Error> {
         // The mark first: better a needless "Y" later than an "N" for ever.
-        let marked: Vec<Module> = self.off().into_iter().chain([module]).collect();
-        self.write_mark(&marked);
-        self.paused.extend(damon::pause_module(&self.root, module)?);
+        let before = marked(&self.mark);
+        self.write_mark(&[&before[..], &[module]].concat());
+        match damon::pause_module(&self.root, module)? {
+            Some(pause) => self.paused.push(pause),
+            None => self.write_mark(&before),
+        }
         Ok(())
     }
 
@@ -62,8 +66,15 @@ impl ModuleSwitch {
     /// # Errors
     /// Why the first of them stays off.
     pub fn restore(&mut self) -> Result<(), Error> {
+        if self.paused.is_empty() {
+            // What is marked is left for whoever adopts it.
+            return Ok(());
+        }
         let mut first = Ok(());
-        let mut left = Vec::new();
+        // What an agent before has left off, and nobody adopted.
+        let off = self.off();
+        let mut left = marked(&self.mark);
+        left.retain(|module| !off.contains(module));
         for pause in self.paused.drain(..) {
             let module = pause.module();
             if let Err(error) = pause.restore() {
@@ -72,14 +83,13 @@ impl ModuleSwitch {
                 first = first.and(Err(error));
             }
         }
-        if self.mark.exists() {
-            self.write_mark(&left);
-        }
+        self.write_mark(&left);
         first
     }
 
     fn write_mark(&self, modules: &[Module]) {
-        let names: String = modules.iter().map(|module| format!("{}\n", module.name())).collect();
+        let names: BTreeSet<&str> = modules.iter().map(|module| module.name()).collect();
+        let names: String = names.iter().map(|name| format!("{name}\n")).collect();
         let written = if names.is_empty() {
             std::fs::remove_file(&self.mark)
         } else {
@@ -108,6 +118,24 @@ mod tests {
     use memtide_sysfs::fake::FakeRoot;
     use rustix::io::Errno;
 
+    /// An agent was killed; the next one has other settings, and is not in its way.
+    #[test]
+    fn what_nobody_has_adopted_stays_marked() {
+        let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
+        let mark = dir.path().join("modules");
+        let stat = "sys/module/damon_stat/parameters/enabled";
+        (fake.put(RECLAIM, "N\n"), fake.put(stat, "Y\n"));
+        std::fs::write(&mark, "damon_reclaim\n").unwrap();
+        let mut next = ModuleSwitch::new(&fake.root(), mark.clone());
+        next.switch_off(Module::Stat).unwrap();
+        drop(next);
+        assert_eq!((fake.get(stat), fake.get(RECLAIM)), ("Y\n".into(), "N\n".into()));
+        let mut last = ModuleSwitch::new(&fake.root(), mark.clone());
+        last.adopt();
+        drop(last);
+        assert_eq!((fake.get(RECLAIM), mark.exists()), ("Y\n".into(), false));
+    }
+
     const RECLAIM: &str = "sys/module/damon_reclaim/parameters/enabled";
 
     #[test]
@@ -120,6 +148,7 @@ mod tests {
         assert_eq!((fake.get(RECLAIM), switch.off()), ("N\n".into(), vec![Module::Reclaim]));
         fake.refuse(RECLAIM, Errno::BUSY);
         switch.restore().unwrap_err();
+        drop(switch);
         assert!(mark.exists());
         fake.allow(RECLAIM);
         let mut next = ModuleSwitch::new(&fake.root(), mark.clone());

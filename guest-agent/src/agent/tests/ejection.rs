@@ -430,14 +430,30 @@ fn one_dimm_that_does_not_come_leaves_the_others_within_reach() {
 
 #[test]
 fn while_the_host_owes_something_nothing_more_is_ejected() {
-    let mut world = world(Plugging::Ready);
-    world.agent.ejection.trust.lose(&[BlockId(20)]);
-    world.agent.ejection.trust.lose(&[BlockId(20)]);
-    world.agent.ejection.trust.lose(&[BlockId(20)]);
+    let mut world = ejected();
+    let memory = GpaRange::new(Gpa(11 << 27), ByteSize::from_mib(256)).unwrap();
+    world.fake.add_dimm("PNP0C80:01", SIZE, memory);
+    world.fake.put_page_flags(0, &[1 << 10; 13 * PAGES]);
+    world.fake.set_meminfo(meminfo(10 * 128, 100));
+    world.restart();
+    (0..3).for_each(|_| world.agent.ejection.trust.lose(&DIMM.map(BlockId)));
     world.run(35_000);
-    assert_eq!(asked_to_eject(&world), 0);
+    assert_eq!(world.agent.parts.blocks.ejected().len(), 3);
     world.run(2_000_000);
-    assert_eq!((asked_to_eject(&world), states(&world)), (1, vec![None; 3]));
+    assert_eq!(world.agent.parts.blocks.ejected().len(), 5);
+}
+
+/// The agent does not wait for it any more, but it has done it.
+#[test]
+fn a_host_that_was_late_is_not_doubted_for_it() {
+    let mut world = ejected();
+    world.plugs = vec![];
+    world.agent.bring_back(BlockId(9));
+    world.run(12_000);
+    assert_eq!(world.agent.out_of_reach(), DIMM.map(BlockId));
+    world.fake.plug_in_dimm(NAME);
+    world.run(6_000);
+    assert!(world.agent.ejection.trust.doubted().is_empty());
 }
 
 #[test]

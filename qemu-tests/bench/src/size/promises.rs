@@ -4,6 +4,7 @@ use super::limits::{
     ABOVE, AGENT_MEMORY, REST, SAVED, SETTLED, SLOW_DOWN, STALL, SURGE_HARM, SURGE_TIME,
 };
 use super::report::{Report, Steady, within_goal};
+use super::surge::middle;
 use crate::promise::{Judged, Promise};
 use crate::setting::Swap;
 
@@ -124,7 +125,16 @@ fn surge_time(report: &Report) -> Judged {
     let (Some(memtide), Some(none)) = (of("memtide"), of("none")) else {
         return not_measured(SURGE_TIME, "surge");
     };
-    match (memtide.seconds(), none.seconds()) {
+    let wanted = report.surge_wants();
+    let short = memtide.short_of(wanted);
+    if short.is_empty() {
+        let times = memtide.seconds().zip(none.seconds()).map(|(seconds, base)| seconds / base);
+        let because = format!(
+            "before each of them the {wanted} that is wanted could be had: nothing had to come back"
+        );
+        return SURGE_TIME.untold(times, because);
+    }
+    match (middle(&short), none.seconds()) {
         (Some(seconds), Some(base)) => SURGE_TIME.judge(seconds / base),
         // It never ended.
         (None, Some(_)) => SURGE_TIME.judge(f64::INFINITY),

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use memtide_units::ByteSize;
 use serde::Serialize;
 
 use super::cost::Cost;
 use super::limits::{GOAL, UNHURT, WITHIN};
 use super::promises;
+use super::script;
 use super::swap::PagedOut;
 use crate::promise::{self, Judged};
 use crate::setting::{Clock, Setting};
@@ -115,12 +117,24 @@ pub struct FixedSize {
 pub struct Surge {
     /// What could be had before the last one, in MiB.
     pub available_mib: u64,
+    /// Each one, in turn.
+    pub each: Vec<OneSurge>,
     /// Each one that succeeded.
     pub seconds: Vec<f64>,
     /// Those that did not: the process was ended.
     pub failures: u64,
     /// Tasks that the guest's OOM killer ended.
     pub oom_kills: u64,
+}
+
+/// One surge of them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct OneSurge {
+    /// What could be had before it, in MiB: where that is less than was wanted, memory had to come back.
+    pub available_mib: u64,
+    /// What it took; absent where the process was ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
 }
 
 /// The part of the windows that were within the goal for stalls, from 0 to 1; 1 of none.
@@ -144,6 +158,11 @@ impl Report {
         let steady = self.steady.as_ref()?;
         let done = 1.0 / (1.0 + steady.slower_percent / 100.0);
         Some(done < UNHURT || within_goal(&steady.stalls) * 100.0 < WITHIN || steady.oom_kills > 0)
+    }
+
+    /// What each surge wants.
+    pub(super) fn surge_wants(&self) -> ByteSize {
+        script::surge_size(ByteSize::from_mib(self.setting.guest_memory_mib))
     }
 
     /// The smallest fixed size that does not hurt, none larger of which does, in MiB.
@@ -185,11 +204,10 @@ pub(super) mod tests {
             stalls: vec![0.1, stall],
             ..FixedSize::default()
         };
-        let surge = |seconds: [f64; 3], oom_kills| Surge {
-            available_mib: 400,
-            seconds: seconds.into(),
-            oom_kills,
-            failures: 0,
+        let surge = |seconds: [f64; 3], oom_kills| {
+            let mut surge = Surge { oom_kills, ..Surge::default() };
+            seconds.into_iter().for_each(|seconds| surge.note(400, Some(seconds)));
+            surge
         };
         Report {
             setting: Setting {
@@ -283,5 +301,21 @@ pub(super) mod tests {
         for key in ["setting", "steady", "surge", "rest", "sweep"] {
             assert!(!json[key].is_null(), "{key} is missing");
         }
+        for key in ["available_mib", "seconds", "failures", "oom_kills"] {
+            assert!(!json["surge"]["memtide"][key].is_null(), "{key} is missing");
+        }
+    }
+
+    #[test]
+    fn each_surge_is_told_with_what_could_be_had_before_it() {
+        let mut surge = Surge::default();
+        surge.note(419, Some(3.7));
+        surge.note(786, None);
+        let json = serde_json::to_value(&surge).unwrap();
+        let each =
+            serde_json::json!([{ "available_mib": 419, "seconds": 3.7 }, { "available_mib": 786 }]);
+        assert_eq!(json["each"], each);
+        assert_eq!(json["seconds"], serde_json::json!([3.7]));
+        assert_eq!((surge.available_mib, surge.failures), (786, 1));
     }
 }

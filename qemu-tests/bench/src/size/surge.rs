@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::cost::{Cost, Used};
 use super::guests::{Bench, awake, median, pause, total_and_available};
-use super::report::{Report, Surge};
+use super::report::{OneSurge, Report, Surge};
 use super::script::{self, stretched};
 use super::swap;
 use crate::error::{BenchError, Result};
@@ -55,8 +55,7 @@ pub(super) fn measure(
     for turn in 1..=count {
         let available = shrink(bench, memtide, play.shrinks)?;
         (bench.say)(&format!("surge {turn} of {count}: {available} can be had in Memtide's guest"));
-        shrunk.available_mib = available.mib();
-        once(memtide, &play, &mut shrunk)?;
+        once(memtide, &play, available, &mut shrunk)?;
     }
     shrink(bench, memtide, play.shrinks)?;
     (bench.say)("the agent is watched at rest");
@@ -65,8 +64,10 @@ pub(super) fn measure(
     memtide.freeze()?;
     let mut plain = Surge::default();
     awake(&bench.plain, || {
-        plain.available_mib = total_and_available(&bench.plain)?.1.mib();
-        (0..count).try_for_each(|_| once(&bench.plain, &play, &mut plain))
+        (0..count).try_for_each(|_| {
+            let (_, available) = total_and_available(&bench.plain)?;
+            once(&bench.plain, &play, available, &mut plain)
+        })
     })?;
     let mut balloon = Surge::default();
     let subject = bench.machines.with_deflation("balloon")?;
@@ -75,8 +76,8 @@ pub(super) fn measure(
     swap::give(&bench.machines, &subject)?;
     for _ in 0..count {
         let wanted = ByteSize::from_mib(shrunk.available_mib);
-        balloon.available_mib = inflate(&subject, wanted, play.shrinks)?.mib();
-        once(&subject, &play, &mut balloon)?;
+        let available = inflate(&subject, wanted, play.shrinks)?;
+        once(&subject, &play, available, &mut balloon)?;
     }
     let surges = [("none", plain), ("memtide", shrunk), ("deflate_on_oom", balloon)];
     report.surge = surges.map(|(name, surge)| (name.to_owned(), surge)).into();
@@ -96,7 +97,8 @@ pub(super) fn measure(
     Ok(())
 }
 
-/// Waits until as much as the surge wants is stolen, and no more is being stolen; what could be had then.
+/// Waits until as much as the surge wants is stolen, and no more is being stolen; what could be had then, which
+/// may be more than is wanted.
 /// Times are the guest's: one that counts its instructions is slow while it steals.
 fn shrink(bench: &Bench<'_>, memtide: &Subject, within: Duration) -> Result<ByteSize> {
     let (whole, limit) = (bench.whole, memtide.patience(within));
@@ -121,7 +123,8 @@ fn shrink(bench: &Bench<'_>, memtide: &Subject, within: Duration) -> Result<Byte
     }
 }
 
-fn once(subject: &Subject, play: &Play, surge: &mut Surge) -> Result<()> {
+/// One surge, before which so much could be had.
+fn once(subject: &Subject, play: &Play, available: ByteSize, surge: &mut Surge) -> Result<()> {
     let kills = subject.oom_kills()?;
     let argv = ["/opt/memtide/bin/memtide-workload", "play", play.script.as_str()];
     let process = subject.machine().guest().spawn("surge", &argv)?;
@@ -144,10 +147,7 @@ fn once(subject: &Subject, play: &Play, surge: &mut Surge) -> Result<()> {
         }
         memtide_scenarios::interrupt::check()?;
     }
-    match took {
-        Some(ms) => surge.seconds.push(ms as f64 / 1000.0),
-        None => surge.failures += 1,
-    }
+    surge.note(available.mib(), took.map(|ms| ms as f64 / 1000.0));
     surge.oom_kills += subject.oom_kills()? - kills;
     Ok(())
 }
@@ -184,10 +184,46 @@ fn inflate(subject: &Subject, wanted: ByteSize, within: Duration) -> Result<Byte
 }
 
 impl Surge {
+    /// One more.
+    pub(super) fn note(&mut self, available_mib: u64, seconds: Option<f64>) {
+        self.available_mib = available_mib;
+        self.each.push(OneSurge { available_mib, seconds });
+        self.seconds.extend(seconds);
+        self.failures += u64::from(seconds.is_none());
+    }
+
     /// The middle one, of all that were tried; `None` where half of them or more failed.
     pub(super) fn seconds(&self) -> Option<f64> {
-        let failed = std::iter::repeat_n(f64::INFINITY, self.failures as usize);
-        let all: Vec<f64> = self.seconds.iter().copied().chain(failed).collect();
-        Some(median(&all)).filter(|seconds| seconds.is_finite() && *seconds > 0.0)
+        middle(&self.each)
+    }
+
+    /// Those before which less could be had than was wanted: for these alone something had to come back.
+    pub(super) fn short_of(&self, wanted: ByteSize) -> Vec<OneSurge> {
+        let is_short = |one: &OneSurge| one.available_mib < wanted.mib();
+        self.each.iter().copied().filter(is_short).collect()
+    }
+}
+
+/// The middle one; `None` where half of them or more failed.
+pub(super) fn middle(surges: &[OneSurge]) -> Option<f64> {
+    let all: Vec<f64> = surges.iter().map(|one| one.seconds.unwrap_or(f64::INFINITY)).collect();
+    Some(median(&all)).filter(|seconds| seconds.is_finite() && *seconds > 0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_surge_that_has_all_it_wants_waits_for_nothing() {
+        let mut surge = Surge::default();
+        for (available, seconds) in [(419, Some(3.7)), (786, Some(1.0)), (512, None), (511, None)] {
+            surge.note(available, seconds);
+        }
+        let short = surge.short_of(ByteSize::from_mib(512));
+        let available: Vec<u64> = short.iter().map(|one| one.available_mib).collect();
+        assert_eq!(available, [419, 511]);
+        assert_eq!(middle(&short), None, "half of them failed");
+        assert_eq!(middle(&short[..1]), Some(3.7));
     }
 }

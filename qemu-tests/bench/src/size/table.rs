@@ -102,6 +102,21 @@ fn of_surges(text: &mut String, report: &Report) {
             surge.available_mib, surge.oom_kills, surge.failures
         );
     }
+    of_each_surge(text, report);
+}
+
+/// What could be had before each of Memtide's, which says for how many something had to come back.
+fn of_each_surge(text: &mut String, report: &Report) {
+    let Some(surge) = report.surge.get("memtide") else { return };
+    let wanted = report.surge_wants();
+    let each: Vec<String> = surge.each.iter().map(|one| one.available_mib.to_string()).collect();
+    let _ = writeln!(
+        text,
+        "before each of Memtide's  {} MiB to be had; {wanted} wanted, and in {} of {} some had to come back",
+        each.join(", "),
+        surge.short_of(wanted).len(),
+        each.len()
+    );
 }
 
 fn of_sizes(text: &mut String, report: &Report) {
@@ -142,6 +157,7 @@ fn of_size(report: &Report, size: &FixedSize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::report::Surge;
     use super::super::report::tests::report;
     use super::*;
     use crate::setting::{Clock, Swap};
@@ -216,11 +232,22 @@ mod tests {
     #[test]
     fn a_surge_that_fails_is_not_the_quickest() {
         let mut report = report();
-        let surge = report.surge.get_mut("deflate_on_oom").unwrap();
-        (surge.failures, surge.seconds) = (2, vec![3.0]);
+        let mut surge = Surge::default();
+        [Some(3.0), None, None].into_iter().for_each(|seconds| surge.note(400, seconds));
+        report.surge.insert("deflate_on_oom".into(), surge);
         let text = table(&report);
         let line = text.lines().find(|line| line.starts_with("balloon")).unwrap();
         assert!(line.contains("failed") && line.contains('?'), "{text}");
+    }
+
+    #[test]
+    fn surges_for_which_nothing_had_to_come_back_are_told_from_others() {
+        let mut report = report();
+        report.surge.get_mut("memtide").unwrap().each[1].available_mib = 786;
+        let text = table(&report);
+        let wanted = "\nbefore each of Memtide's  400, 786, 400 MiB to be had; 512 MiB wanted, and in 2 of 3 ";
+        assert!(text.contains(wanted), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 110), "{text}");
     }
 
     #[test]

@@ -128,16 +128,37 @@ fn a_surge_ends_nobody_and_is_little_slower() {
     let surge = |name, change: fn(&mut Surge)| {
         after(name, |report| change(report.surge.get_mut("memtide").unwrap()))
     };
+    let time = |each: &[Option<f64>]| surges(&each.iter().map(|s| (400, *s)).collect::<Vec<_>>());
     assert_eq!(surge("surge_harm", |surge| surge.oom_kills = 1), "not kept");
     assert_eq!(surge("surge_harm", |surge| surge.failures = 1), "not kept");
     // In the guest never shrunk it takes 1.0.
-    assert_eq!(surge("surge_time", |surge| surge.seconds = vec![1.3, 9.0, 1.0]), "kept");
-    assert_eq!(surge("surge_time", |surge| surge.seconds = vec![1.4, 1.4, 1.0]), "not kept");
-    assert_eq!(surge("surge_time", |surge| surge.seconds.clear()), "not kept");
+    assert_eq!(time(&[Some(1.3), Some(9.0), Some(1.0)]), "kept");
+    assert_eq!(time(&[Some(1.4), Some(1.4), Some(1.0)]), "not kept");
+    assert_eq!(time(&[Some(1.0), None, None]), "not kept");
     let base_failed = |report: &mut Report| {
-        report.surge.get_mut("none").unwrap().seconds.clear();
+        report.surge.get_mut("none").unwrap().each.iter_mut().for_each(|one| one.seconds = None);
     };
     assert_eq!(after("surge_time", base_failed), "cannot be told");
+}
+
+/// The verdict on the time of such surges of Memtide's: what could be had before, and what it took.
+fn surges(each: &[(u64, Option<f64>)]) -> &'static str {
+    after("surge_time", |report| {
+        let mut surge = Surge::default();
+        each.iter().for_each(|(available_mib, seconds)| surge.note(*available_mib, *seconds));
+        report.surge.insert("memtide".into(), surge);
+    })
+}
+
+#[test]
+fn a_surge_tells_only_where_something_had_to_come_back() {
+    // 512 MiB are wanted, and take 1.0 in the guest never shrunk.
+    let (quick, slow) = (Some(1.0), Some(2.0));
+    assert_eq!(surges(&[(786, quick), (512, quick)]), "cannot be told");
+    assert_eq!(surges(&[(786, None), (885, slow)]), "cannot be told");
+    assert_eq!(surges(&[(786, quick), (885, quick), (511, slow)]), "not kept");
+    assert_eq!(surges(&[(786, slow), (885, slow), (511, quick)]), "kept");
+    assert_eq!(surges(&[]), "cannot be told");
 }
 
 #[test]

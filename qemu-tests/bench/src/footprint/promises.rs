@@ -1,6 +1,6 @@
 //! Which promises a measurement kept.
 
-use super::limits::{HELD_LESS, SLOW_DOWN};
+use super::limits::{HELD_LESS, RUNS_DIFFER, SLOW_DOWN};
 use super::report::{Report, Run};
 use crate::promise::{Judged, Limit, Promise};
 
@@ -27,10 +27,15 @@ fn held_less(report: &Report) -> Judged {
 fn slow_down(report: &Report) -> Judged {
     let Some((memtide, base)) = both(report) else { return not_measured(SLOW_DOWN) };
     let value = (memtide.work_seconds / base.work_seconds - 1.0) * 100.0;
-    // What is not slower at all is so whatever runs differ by.
-    let most = difference(report).or((value <= 0.0).then_some(0.0));
-    match most {
-        Some(most) => Promise { limit: Some(Limit::AtMost(most)), ..SLOW_DOWN }.judge(value),
+    // Also where Memtide's run was the quicker one: if runs differ by as much, that says nothing.
+    match difference(report) {
+        Some(most) if most <= RUNS_DIFFER => {
+            Promise { limit: Some(Limit::AtMost(most)), ..SLOW_DOWN }.judge(value)
+        }
+        Some(most) => SLOW_DOWN.untold(
+            Some(value),
+            format!("two runs of one differ by {most:.1} %, more than {RUNS_DIFFER} %: try on an idle machine"),
+        ),
         None => SLOW_DOWN.untold(
             Some(value),
             "nothing ran twice, which would say by how much runs differ (see --again)",
@@ -88,9 +93,25 @@ mod tests {
     }
 
     #[test]
+    fn runs_that_differ_by_much_tell_nothing() {
+        let verdict = |work_seconds, again_seconds| {
+            let mut report = report();
+            report.runs.get_mut("free_page_reporting").unwrap().work_seconds = 20.0;
+            report.runs.get_mut("memtide").unwrap().work_seconds = work_seconds;
+            let run = Run { work_seconds: again_seconds, ..Run::default() };
+            report.again = Some(Again { of: "free_page_reporting".into(), run });
+            of(&report, "slow_down")
+        };
+        assert_eq!(verdict(20.9, 20.9), "kept");
+        assert_eq!(verdict(20.9, 21.1), "cannot be told");
+        assert_eq!(verdict(28.0, 29.0), "cannot be told");
+        assert_eq!(verdict(18.0, 29.0), "cannot be told", "quicker by less than runs differ");
+    }
+
+    #[test]
     fn without_a_second_run_or_the_other_guest_nothing_is_told() {
         let mut report = report();
-        assert_eq!(of(&report, "slow_down"), "kept", "it is not slower at all");
+        assert_eq!(of(&report, "slow_down"), "cannot be told", "though it was the quicker one");
         report.runs.get_mut("memtide").unwrap().work_seconds = 40.9;
         assert_eq!(of(&report, "slow_down"), "cannot be told");
         let run = Run { work_seconds: 41.0, ..Run::default() };

@@ -9,14 +9,16 @@ pub(super) fn judged(report: &Report) -> Vec<Judged> {
     vec![held_less(report), slow_down(report)]
 }
 
-/// Memtide beside free page reporting alone.
+/// Memtide beside free page reporting alone. Of a run without figures nothing is told: it would have held less, and
+/// been quicker, than any other.
 fn both(report: &Report) -> Option<(&Run, &Run)> {
-    let both = report.runs.get("memtide").zip(report.runs.get("free_page_reporting"));
-    both.filter(|(_, base)| base.gib_minutes > 0.0 && base.work_seconds > 0.0)
+    let has_figures = |run: &&Run| run.gib_minutes > 0.0 && run.work_seconds > 0.0;
+    let of = |name| report.runs.get(name).filter(has_figures);
+    of("memtide").zip(of("free_page_reporting"))
 }
 
 fn not_measured(promise: Promise) -> Judged {
-    promise.untold(None, "one of both was not measured (see --only)")
+    promise.untold(None, "one of both was not measured (see --only), or has no figures")
 }
 
 fn held_less(report: &Report) -> Judged {
@@ -106,6 +108,23 @@ mod tests {
         assert_eq!(verdict(20.9, 21.1), "cannot be told");
         assert_eq!(verdict(28.0, 29.0), "cannot be told");
         assert_eq!(verdict(18.0, 29.0), "cannot be told", "quicker by less than runs differ");
+    }
+
+    #[test]
+    fn a_run_without_figures_is_neither_quicker_nor_smaller() {
+        for name in ["memtide", "free_page_reporting"] {
+            let without = |forget: fn(&mut Run)| {
+                let mut report = report();
+                let run = Run { work_seconds: 41.0, ..Run::default() };
+                report.again = Some(Again { of: "none".into(), run });
+                forget(report.runs.get_mut(name).unwrap());
+                (of(&report, "held_less"), of(&report, "slow_down"))
+            };
+            assert_eq!(without(|_| ()), ("kept", "kept"));
+            let untold = ("cannot be told", "cannot be told");
+            assert_eq!(without(|run| run.work_seconds = 0.0), untold, "{name}");
+            assert_eq!(without(|run| run.gib_minutes = 0.0), untold, "{name}");
+        }
     }
 
     #[test]

@@ -14,7 +14,9 @@ pub(super) const UNHURT: f64 = 0.98;
 /// So much above the smallest size that does not hurt may a guest settle, in percent; the project's aim.
 pub(super) const ABOVE: f64 = 15.0;
 
-/// A hundredth is the project's aim: of five pairs, with three fifths of the guest cold or free.
+/// So many pairs are measured at the least.
+pub(super) const PAIRS: usize = 5;
+/// A hundredth is the project's aim: of [`PAIRS`] pairs, with three fifths of the guest cold or free.
 pub(super) const SLOW_DOWN: Promise = Promise {
     name: "slow_down",
     what: "slower with Memtide, median of all pairs",

@@ -1,9 +1,9 @@
 //! Which promises a measurement kept: each of [`super::limits`], whether or not its part was measured.
 
 use super::limits::{
-    ABOVE, AGENT_MEMORY, REST, SAVED, SETTLED, SLOW_DOWN, STALL, SURGE_HARM, SURGE_TIME,
+    ABOVE, AGENT_MEMORY, PAIRS, REST, SAVED, SETTLED, SLOW_DOWN, STALL, SURGE_HARM, SURGE_TIME,
 };
-use super::report::{Report, Steady, within_goal};
+use super::report::{Pair, Report, Steady, within_goal};
 use super::surge::middle;
 use crate::promise::{Judged, Promise};
 use crate::setting::Swap;
@@ -40,10 +40,16 @@ fn of_steady(
 
 fn slow_down(report: &Report) -> Judged {
     of_steady(SLOW_DOWN, report, |promise, steady| {
-        let value = steady.slower_percent;
-        match report.setting.why_no_hundredth() {
-            Some(because) => promise.untold(Some(value), because),
-            None => promise.judge(value),
+        let pairs = steady.pairs.iter().filter_map(Pair::slower_percent).count();
+        let value = (pairs > 0).then_some(steady.slower_percent);
+        match (report.setting.why_no_hundredth(), value) {
+            (None, Some(value)) if pairs >= PAIRS => promise.judge(value),
+            (None, _) => {
+                let because =
+                    format!("it takes {PAIRS} pairs of which both did work, there are {pairs}");
+                promise.untold(value, because)
+            }
+            (Some(because), _) => promise.untold(value, because),
         }
     })
 }
@@ -114,7 +120,7 @@ fn percent_above(size_mib: u64, least_mib: u64) -> f64 {
 }
 
 fn surge_harm(report: &Report) -> Judged {
-    match report.surge.get("memtide") {
+    match report.surge.get("memtide").filter(|surge| !surge.each.is_empty()) {
         Some(surge) => SURGE_HARM.judge((surge.failures + surge.oom_kills) as f64),
         None => not_measured(SURGE_HARM, "surge"),
     }

@@ -46,9 +46,12 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// By how much longer the same work takes with Memtide, in percent; below zero where it is faster.
-    pub fn slower_percent(&self) -> f64 {
-        if self.with > 0.0 { (self.without / self.with - 1.0) * 100.0 } else { f64::INFINITY }
+    /// By how much longer the same work takes with Memtide, in percent; below zero where it is faster. `None` where
+    /// none was done without it: any work at all would be faster than that.
+    pub fn slower_percent(&self) -> Option<f64> {
+        let slower =
+            if self.with > 0.0 { (self.without / self.with - 1.0) * 100.0 } else { f64::INFINITY };
+        (self.without > 0.0).then_some(slower)
     }
 }
 
@@ -57,7 +60,7 @@ impl Pair {
 pub struct Steady {
     /// Each pair of windows.
     pub pairs: Vec<Pair>,
-    /// The median of what they are slower by, in percent.
+    /// The median of what they are slower by, in percent, of those that say so.
     pub slower_percent: f64,
     /// What the host holds less of with Memtide, in percent of the guest's memory.
     pub saved_percent: f64,
@@ -248,6 +251,15 @@ pub(super) mod tests {
             ],
             promises: Vec::new(),
         }
+    }
+
+    #[test]
+    fn beside_a_guest_that_did_nothing_none_is_faster() {
+        let slower = |with, without| Pair { with, without, ..Pair::default() }.slower_percent();
+        assert_eq!(slower(80.0, 100.0), Some(25.0));
+        assert_eq!(slower(0.0, 100.0), Some(f64::INFINITY));
+        assert_eq!(slower(80.0, 0.0), None);
+        assert_eq!(slower(0.0, 0.0), None);
     }
 
     #[test]

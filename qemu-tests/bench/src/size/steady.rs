@@ -100,7 +100,7 @@ pub(super) fn measure(bench: &mut Bench<'_>, guests: Guests<'_>, pairs: u32) -> 
     steady.paged_out = PagedOut::of(shrunk)?;
     steady.held_mib = held(shrunk)?.mib();
     steady.held_without_mib = held(&bench.plain)?.mib();
-    let slower: Vec<f64> = steady.pairs.iter().map(Pair::slower_percent).collect();
+    let slower: Vec<f64> = steady.pairs.iter().filter_map(Pair::slower_percent).collect();
     steady.slower_percent = median(&slower);
     let saved = steady.held_without_mib as f64 - steady.held_mib as f64;
     steady.saved_percent = saved * 100.0 / bench.machines.memory.mib() as f64;
@@ -117,8 +117,8 @@ pub(super) fn measure(bench: &mut Bench<'_>, guests: Guests<'_>, pairs: u32) -> 
 
 fn told(pair: &Pair) -> String {
     format!(
-        "slower by {:.1} %; the agent used {:.2} % of a processor, DAMON {:.2} %",
-        pair.slower_percent(),
+        "slower by {}; the agent used {:.2} % of a processor, DAMON {:.2} %",
+        pair.slower_percent().map_or("?".into(), |percent| format!("{percent:.1} %")),
         pair.cost.agent_percent,
         pair.cost.damon_percent
     )

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::cost::Cost;
-use super::report::{FixedSize, Report, Steady, within_goal};
+use super::report::{FixedSize, Pair, Report, Steady, within_goal};
 use super::swap::PagedOut;
 use crate::promise;
 
@@ -24,8 +24,10 @@ pub fn table(report: &Report) -> String {
 
 fn of_steady(text: &mut String, steady: &Steady, processors: u32) {
     let at_most = if processors > 1 { "at most " } else { "" };
-    let slower: Vec<String> =
-        steady.pairs.iter().map(|pair| format!("{:.1}", pair.slower_percent())).collect();
+    let slower = steady.pairs.iter().map(Pair::slower_percent);
+    let slower =
+        slower.map(|percent| percent.map_or("?".into(), |percent| format!("{percent:.1}")));
+    let slower: Vec<String> = slower.collect();
     let _ = write!(
         text,
         "\nslower with Memtide by   {:.1} % (median of {})\n\

@@ -67,6 +67,19 @@ fn a_slow_down_is_told_by_a_counted_clock_alone() {
 }
 
 #[test]
+fn a_slow_down_takes_five_pairs_that_say_something() {
+    let pairs = |count| after("slow_down", |report| steady(report).pairs.truncate(count));
+    assert_eq!((pairs(5), pairs(4), pairs(1)), ("kept", "cannot be told", "cannot be told"));
+    let idle = |report: &mut Report| steady(report).pairs[0].without = 0.0;
+    assert_eq!(after("slow_down", idle), "cannot be told", "no work was done without Memtide");
+    let stuck = |report: &mut Report| {
+        steady(report).pairs.iter_mut().for_each(|pair| pair.with = 0.0);
+        steady(report).slower_percent = f64::INFINITY;
+    };
+    assert_eq!(after("slow_down", stuck), "not kept", "nor with it, which is Memtide's doing");
+}
+
+#[test]
 fn what_is_saved_is_promised_where_it_can_leave_the_guest() {
     let saved = |saved_percent, swap| {
         after("saved", |report| {
@@ -131,6 +144,7 @@ fn a_surge_ends_nobody_and_is_little_slower() {
     let time = |each: &[Option<f64>]| surges(&each.iter().map(|s| (400, *s)).collect::<Vec<_>>());
     assert_eq!(surge("surge_harm", |surge| surge.oom_kills = 1), "not kept");
     assert_eq!(surge("surge_harm", |surge| surge.failures = 1), "not kept");
+    assert_eq!(surge("surge_harm", |surge| surge.each.clear()), "cannot be told");
     // In the guest never shrunk it takes 1.0.
     assert_eq!(time(&[Some(1.3), Some(9.0), Some(1.0)]), "kept");
     assert_eq!(time(&[Some(1.4), Some(1.4), Some(1.0)]), "not kept");

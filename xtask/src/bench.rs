@@ -22,8 +22,7 @@ pub(crate) enum Task {
     /// free page reporting, with `DAMON_RECLAIM` besides, and with Memtide. Takes about twenty minutes.
     Footprint(Footprint),
     /// Whether a guest finds its size by itself: a workload that stays as it is, beside the same in a guest
-    /// that nothing shrinks; a quarter of the guest at once; and guests of fixed sizes. Takes about forty
-    /// minutes.
+    /// that nothing shrinks; a quarter of the guest at once; and guests of fixed sizes. Takes about an hour.
     Size(Size),
 }
 

@@ -140,7 +140,26 @@ pub(crate) fn run(task: &Task) -> Result<()> {
     }
 }
 
+/// What is measured, unless what is to run once more would not have run before: two runs of one are compared.
+fn means(arguments: &Footprint) -> Result<Vec<footprint::Means>> {
+    let means = match arguments.only.as_slice() {
+        [] => footprint::Means::ALL.to_vec(),
+        only => only.to_vec(),
+    };
+    match arguments.again.filter(|again| !means.contains(again)) {
+        None => Ok(means),
+        Some(again) => {
+            let name = again.name();
+            Err(format!(
+                "--again {name} measures once more what --only leaves out: add {name} to --only"
+            )
+            .into())
+        }
+    }
+}
+
 fn footprint(arguments: &Footprint) -> Result<()> {
+    let means = means(arguments)?;
     let lab = lab::set_up(&[arguments.kernel])?;
     eprintln!("building Memtide's programs (a few minutes the first time) ...");
     let programs = cargo::build(&footprint::PACKAGES, Profile::Release)?;
@@ -150,11 +169,7 @@ fn footprint(arguments: &Footprint) -> Result<()> {
         kernel: arguments.kernel,
         memory: arguments.memory,
         cycles: arguments.cycles,
-        means: if arguments.only.is_empty() {
-            footprint::Means::ALL.to_vec()
-        } else {
-            arguments.only.clone()
-        },
+        means,
         again: arguments.again,
         artifacts: artifacts.clone(),
     };
@@ -250,11 +265,40 @@ fn kept(report: &Report) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
 
     #[test]
     fn a_guest_that_cannot_be_measured_is_refused() {
         assert_eq!(guest_memory("4GiB"), Ok(ByteSize::from_gib(4)));
         assert!(guest_memory("1GiB").unwrap_err().contains("1 GiB is not between"));
+    }
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(subcommand)]
+        task: Task,
+    }
+
+    /// What `bench footprint` with these options measures.
+    fn measured(options: &[&str]) -> std::result::Result<Vec<footprint::Means>, String> {
+        let all = ["bench", "footprint"].iter().chain(options);
+        match Cli::parse_from(all).task {
+            Task::Footprint(arguments) => means(&arguments).map_err(|error| error.to_string()),
+            task => panic!("{task:?}"),
+        }
+    }
+
+    #[test]
+    fn what_does_not_run_once_does_not_run_again() {
+        use footprint::Means::{FreePageReporting, Memtide};
+        let again = ["--again", "free_page_reporting"];
+        assert_eq!(measured(&again), Ok(footprint::Means::ALL.to_vec()));
+        let only = |names| measured(&[&again[..], &["--only", names]].concat());
+        let both = Ok(vec![FreePageReporting, Memtide]);
+        assert_eq!(only("free_page_reporting,memtide"), both);
+        let error = only("none,memtide").unwrap_err();
+        assert!(error.ends_with("add free_page_reporting to --only"), "{error}");
     }
 }

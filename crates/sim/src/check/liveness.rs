@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use memtide_policy::guest::{Answer, Headroom, Limits};
-use memtide_units::{ByteSize, Instant, PpMillion};
+use memtide_units::{ByteSize, Instant, Permille, PpMillion};
 
 use super::{Moment, Promise, Since, Terms, is_willing};
-use crate::kernel::{Kernel, Killed, Kind, Pace};
+use crate::kernel::{Kernel, Killed, Kind, Pace, State};
 
 /// What is granted is online within so long, besides the time that putting its blocks online takes.
 const COMES_BACK: Duration = Duration::from_secs(2);
@@ -26,6 +26,12 @@ const WINDOW: Duration = Duration::from_secs(2);
 /// A host that has just become willing, or an agent that has just started, gets so long before a
 /// kill is blamed on them.
 const GRACE: Duration = Duration::from_secs(3);
+/// Over its maximum a guest may not have back what it gave up: a kill within so long of a steal that left little is
+/// that steal's doing. Long after it is the guest's own, which has grown past what it may have.
+const AFTER_STEAL: Duration = Duration::from_secs(10);
+/// Little is less than this share of what is online. Who wants more than that within seconds has grown past the
+/// maximum just as well: a burst is a quarter of the guest.
+const LITTLE: Permille = Permille(100);
 
 #[derive(Debug)]
 pub(super) struct Liveness {
@@ -38,6 +44,10 @@ pub(super) struct Liveness {
     window: (Instant, u64, u64),
     /// Since when the host has been willing and an agent at work.
     willing: Since,
+    /// What was online at the last look.
+    online: ByteSize,
+    /// When a steal of more than the maximum last left little.
+    shrunk: Option<Instant>,
 }
 
 impl Liveness {
@@ -51,6 +61,8 @@ impl Liveness {
             stalling: never,
             window: (Instant::default(), 0, 0),
             willing: never,
+            online: ByteSize::ZERO,
+            shrunk: None,
         }
     }
 
@@ -67,6 +79,7 @@ impl Liveness {
 
     pub(super) fn ticked(&mut self, at: &Moment<'_>) -> Vec<(Promise, String)> {
         let mut found = Vec::new();
+        self.note_steal(at);
         let ticket = at.agent.and_then(|agent| agent.ticket());
         let willing = (is_willing(at.host) && at.agent.is_some()).then_some(());
         let willing = self.willing.observe(at.now, willing);
@@ -136,7 +149,26 @@ impl Liveness {
         })
     }
 
-    /// Nobody is killed while memory could come back from a host that has been willing for a while.
+    /// Nobody but the agent takes blocks away, so that what has gone since the last look is stolen; and none of
+    /// what is about to go can be had.
+    fn note_steal(&mut self, at: &Moment<'_>) {
+        let online = at.kernel.online();
+        let before = std::mem::replace(&mut self.online, online);
+        let is_stealing = at.kernel.blocks().iter().any(|block| block.state == State::GoingOffline);
+        let is_little = at.kernel.memory().available < LITTLE.of(online);
+        if (online < before || is_stealing) && before > self.terms.limits.max() && is_little {
+            self.shrunk = Some(at.now);
+        }
+    }
+
+    /// How long ago a steal of more than the maximum left little, where that is to blame for a kill.
+    fn shrunk_for(&self, at: &Moment<'_>) -> Option<Duration> {
+        let time = at.now.since(self.shrunk?);
+        (time <= AFTER_STEAL).then_some(time)
+    }
+
+    /// Nobody is killed while memory could come back from a host that has been willing for a while, nor right
+    /// after a steal that the maximum asked for: whether anybody is willing does not matter to that.
     pub(super) fn killed(&mut self, at: &Moment<'_>, killed: Killed) -> Vec<(Promise, String)> {
         let Killed { wanted, movable_free } = killed;
         let one = self.terms.unit.size();
@@ -144,6 +176,14 @@ impl Liveness {
             let what =
                 format!("no room for the kernel's own while {movable_free} is free elsewhere");
             return vec![(Promise::KernelMemory, what)];
+        }
+        // A steal that ended in this tick counts.
+        self.note_steal(at);
+        if let Some(time) = self.shrunk_for(at) {
+            let what = format!(
+                "{wanted:?} memory ran out {time:?} after a steal that only the maximum asked for left little"
+            );
+            return vec![(Promise::NobodyKilled, what)];
         }
         let willing = self.willing.0.map_or(Duration::ZERO, |since| at.now.since(since));
         let returnable = at.returnable(&self.terms.limits);

@@ -62,7 +62,8 @@ pub enum Promise {
     Asks,
     /// A guest that stalls badly gets something back soon.
     Relief,
-    /// Nobody is killed for memory that is stolen and could come back.
+    /// Nobody is killed for memory that is stolen and could come back, nor right after a steal down to the
+    /// maximum, which nothing may come back beyond.
     NobodyKilled,
     /// Nobody is killed for kernel memory while movable memory is free.
     KernelMemory,

@@ -154,6 +154,38 @@ fn a_kill_is_not_blamed_on_an_agent_whose_host_has_nothing() {
     assert!(!stage.broken().contains(&Promise::NobodyKilled));
 }
 
+/// A guest of 22 blocks steals down to a lowered maximum while it uses so much, and wants all of it later.
+fn killed_after(steals: u64, used: u64, pause: u64) -> Vec<Promise> {
+    let mut stage = Stage::new(Name::Bursty);
+    let used = Demand { hot: mib(used), ..Demand::default() };
+    stage.pass(1, &used);
+    let max = stage.kernel.unit().size().times(22 - steals);
+    let wish = LimitsWish { min: None, max: Some(max), psi_goal: None };
+    let limits = Limits::new(stage.kernel.present(), wish).unwrap();
+    stage.at(|checks, at| checks.limited(at.now, limits));
+    if steals > 0 {
+        let steal = Action::Steal { blocks: blocks(20 - steals..20), keep: ByteSize::ZERO };
+        stage.agent.carry_out(stage.now, vec![steal], &mut stage.host);
+    }
+    stage.pass(pause, &used);
+    assert_eq!(stage.agent.stolen(), 10 + steals);
+    stage.pass(4, &Demand { hot: mib(3_000), ..Demand::default() });
+    stage.broken()
+}
+
+#[test]
+fn a_kill_right_after_a_steal_down_to_the_maximum_is_seen() {
+    assert_eq!(killed_after(1, 2_250, 4), [Promise::NobodyKilled]);
+    assert_eq!(killed_after(3, 2_000, 4), [Promise::NobodyKilled]);
+}
+
+#[test]
+fn a_guest_that_grows_past_its_maximum_is_killed_by_its_own_doing() {
+    assert_eq!(killed_after(0, 2_250, 4), [], "nothing was stolen");
+    assert_eq!(killed_after(3, 1_000, 4), [], "much was left");
+    assert_eq!(killed_after(1, 2_250, 20), [], "long after");
+}
+
 #[test]
 fn a_thrashing_cache_that_gets_nothing_back_is_seen() {
     let mut stage = Stage::new(Name::Bursty);

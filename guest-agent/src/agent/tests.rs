@@ -28,6 +28,7 @@ mod rest;
 mod settings;
 mod silence;
 mod strangers;
+mod trust;
 mod watching;
 mod zones;
 

@@ -124,7 +124,8 @@ mod tests {
         let (fake, dir) = (FakeRoot::new(), tempfile::tempdir().unwrap());
         let mark = dir.path().join("modules");
         let stat = "sys/module/damon_stat/parameters/enabled";
-        (fake.put(RECLAIM, "N\n"), fake.put(stat, "Y\n"));
+        fake.put(RECLAIM, "N\n");
+        fake.put(stat, "Y\n");
         std::fs::write(&mark, "damon_reclaim\n").unwrap();
         let mut next = ModuleSwitch::new(&fake.root(), mark.clone());
         next.switch_off(Module::Stat).unwrap();

@@ -8,12 +8,12 @@ use crate::blocks::Hold;
 
 use super::*;
 
-const NAME: &str = "PNP0C80:00";
-const DIMM: [u64; 3] = [8, 9, 10];
+pub(super) const NAME: &str = "PNP0C80:00";
+pub(super) const DIMM: [u64; 3] = [8, 9, 10];
 const POLICY: &str = "sys/devices/system/memory/auto_online_blocks";
 
 /// Three more blocks, of a DIMM that the host plugs in again.
-fn world(plugging: Plugging) -> World {
+pub(super) fn world(plugging: Plugging) -> World {
     let mut world = World::new();
     let memory = GpaRange::new(Gpa(8 << 27), ByteSize::from_mib(384)).unwrap();
     world.fake.add_dimm(NAME, SIZE, memory);
@@ -25,7 +25,7 @@ fn world(plugging: Plugging) -> World {
     world
 }
 
-fn ejected() -> World {
+pub(super) fn ejected() -> World {
     let mut world = world(Plugging::Ready);
     world.run(60_000);
     assert_eq!(states(&world), [None; 3]);
@@ -37,12 +37,12 @@ fn says(world: &World, plugging: Plugging) {
 }
 
 /// `None` where there is no such block.
-fn states(world: &World) -> Vec<Option<State>> {
+pub(super) fn states(world: &World) -> Vec<Option<State>> {
     DIMM.iter().map(|block| memory::state(&world.fake.root(), BlockId(*block)).ok()).collect()
 }
 
 /// Waits until a block is online. From now on the guest keeps what it has, and what is on its way back.
-fn comes_back(world: &mut World, block: u64) -> bool {
+pub(super) fn comes_back(world: &mut World, block: u64) -> bool {
     let parts = &mut world.agent.parts;
     let returning = SIZE.size().times(parts.blocks.with(Hold::Returning).len() as u64);
     parts.wish.min = Some(parts.blocks.online() + returning);
@@ -95,15 +95,6 @@ fn named(world: &mut World) -> BTreeSet<u64> {
 fn names_dimm(world: &mut World) -> [bool; 3] {
     let named = named(world);
     DIMM.map(|block| named.contains(&block))
-}
-
-/// Whether `status` comes to say that so many blocks cannot be brought back.
-fn lacks_after_a_look(world: &mut World, blocks: usize) -> bool {
-    let what = format!("the {blocks} blocks");
-    (0..700).any(|_| {
-        world.run(50);
-        world.agent.parts.lacks.iter().any(|lack| lack.what.contains(&what))
-    })
 }
 
 fn lacks(world: &World) -> bool {
@@ -401,59 +392,6 @@ fn one_dimm_does_not_stand_in_the_way_of_another() {
     world.agent.bring_back(BlockId(11));
     assert!(comes_back(&mut world, 11));
     assert_eq!(states(&world), [None; 3]);
-}
-
-/// The host does not keep its word for one of them.
-#[test]
-fn one_dimm_that_does_not_come_leaves_the_others_within_reach() {
-    const OTHER: &str = "PNP0C80:01";
-    let mut world = world(Plugging::Ready);
-    let memory = GpaRange::new(Gpa(11 << 27), ByteSize::from_mib(256)).unwrap();
-    world.fake.add_dimm(OTHER, SIZE, memory);
-    world.fake.put_page_flags(0, &[1 << 10; 13 * PAGES]);
-    world.fake.set_meminfo(meminfo(13 * 128, 100));
-    world.restart();
-    world.run(90_000);
-    assert_eq!(world.agent.parts.blocks.ejected().len(), 5);
-    world.plugs = vec![OTHER];
-    world.agent.bring_back(BlockId(8));
-    world.run(12_000);
-    assert_eq!(world.agent.out_of_reach(), DIMM.map(BlockId));
-    assert!(lacks_after_a_look(&mut world, 3));
-    world.agent.bring_back(BlockId(12));
-    assert!(comes_back(&mut world, 12), "it is within reach");
-    world.plugs = vec![NAME, OTHER];
-    world.agent.set_mode(Mode::Restore);
-    world.run(40_000);
-    assert_eq!(states(&world), [Some(State::Online); 3], "the host is asked again");
-}
-
-#[test]
-fn while_the_host_owes_something_nothing_more_is_ejected() {
-    let mut world = ejected();
-    let memory = GpaRange::new(Gpa(11 << 27), ByteSize::from_mib(256)).unwrap();
-    world.fake.add_dimm("PNP0C80:01", SIZE, memory);
-    world.fake.put_page_flags(0, &[1 << 10; 13 * PAGES]);
-    world.fake.set_meminfo(meminfo(10 * 128, 100));
-    world.restart();
-    (0..3).for_each(|_| world.agent.ejection.trust.lose(&DIMM.map(BlockId)));
-    world.run(35_000);
-    assert_eq!(world.agent.parts.blocks.ejected().len(), 3);
-    world.run(2_000_000);
-    assert_eq!(world.agent.parts.blocks.ejected().len(), 5);
-}
-
-/// The agent does not wait for it any more, but it has done it.
-#[test]
-fn a_host_that_was_late_is_not_doubted_for_it() {
-    let mut world = ejected();
-    world.plugs = vec![];
-    world.agent.bring_back(BlockId(9));
-    world.run(12_000);
-    assert_eq!(world.agent.out_of_reach(), DIMM.map(BlockId));
-    world.fake.plug_in_dimm(NAME);
-    world.run(6_000);
-    assert!(world.agent.ejection.trust.doubted().is_empty());
 }
 
 #[test]

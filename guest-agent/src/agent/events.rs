@@ -257,8 +257,7 @@ impl Agent {
 
     fn on_steal_failed(&mut self, now: Instant, block: BlockId, failure: &Failure) {
         if failure.kind != StealFailure::Aborted {
-            tracing::info!("{block} was not stolen: {}", failure.text);
-            self.remark(now, format!("{block} was not stolen: {}", failure.text));
+            self.tell(now, format!("{block} was not stolen: {}", failure.text));
             self.counters.steals_failed += 1;
         }
         self.outcomes.push(Outcome::StealFailed(block, failure.kind));

@@ -62,8 +62,7 @@ impl Agent {
         parts.hands.remove(unit.blocks[0]);
         let Unit { name, blocks, .. } = unit;
         let text = format!("{name} is stolen whole and is removed: {} blocks", blocks.len());
-        tracing::info!("{text}");
-        self.remark(now, text);
+        self.tell(now, text);
         Ok(())
     }
 

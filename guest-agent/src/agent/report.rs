@@ -46,6 +46,12 @@ impl Agent {
         }
     }
 
+    /// Tells the log, and whoever asks for the last decisions.
+    pub(super) fn tell(&mut self, now: Instant, text: String) {
+        tracing::info!("{text}");
+        self.remark(now, text);
+    }
+
     /// Remembers what was decided beside what the policy decides on blocks.
     pub(super) fn remark(&mut self, now: Instant, text: String) {
         let at_ms = self.parts.access.monotonic_ms(now);

@@ -223,9 +223,7 @@ impl Agent {
     fn tell_of_conversions(&mut self, now: Instant) {
         let done = std::mem::take(&mut self.zones.done);
         if done > 0 {
-            let text = format!("{done} blocks that came to a kernel zone were made movable");
-            tracing::info!("{text}");
-            self.remark(now, text);
+            self.tell(now, format!("{done} blocks that came to a kernel zone were made movable"));
         }
     }
 }

@@ -36,8 +36,8 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// Takes in what stealing has cost since the last look, what came of it, and what time has paid of it. Time in which nothing is owed is not saved up: a batch may start
-    /// at any time, and is paid for afterwards.
+    /// Takes in what stealing has cost since the last look, what came of it, and what time has paid of it. Time
+    /// in which nothing is owed is not saved up: a batch may start at any time, and is paid for afterwards.
     ///
     /// What is owed is not less because the guest has more to spare just now: a steal is work itself, and on
     /// one or two processors it is what makes the guest look at work.

@@ -18,9 +18,10 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// What is known of these blocks.
+    /// What is known of these blocks, out of all in ascending order: the first of them waits for this.
     pub(super) fn of(blocks: &[BlockView], chosen: &[BlockId]) -> Self {
-        let views = || blocks.iter().filter(|view| chosen.contains(&view.id));
+        let view = |id: &BlockId| blocks.binary_search_by_key(id, |view| view.id).ok();
+        let views = || chosen.iter().filter_map(view).map(|at| &blocks[at]);
         Self {
             heat: views().filter_map(|view| view.heat).max(),
             to_move: views().map(|view| Some(view.census?.to_migrate)).sum(),

@@ -9,6 +9,7 @@ use crate::blocks::Hold;
 use super::*;
 
 pub(super) const NAME: &str = "PNP0C80:00";
+pub(super) const OTHER: &str = "PNP0C80:01";
 pub(super) const DIMM: [u64; 3] = [8, 9, 10];
 const POLICY: &str = "sys/devices/system/memory/auto_online_blocks";
 
@@ -23,6 +24,13 @@ pub(super) fn world(plugging: Plugging) -> World {
     says(&world, plugging);
     world.restart();
     world
+}
+
+/// Blocks 11 and 12 are another DIMM.
+pub(super) fn add_other(world: &World) {
+    let memory = GpaRange::new(Gpa(11 << 27), ByteSize::from_mib(256)).unwrap();
+    world.fake.add_dimm(OTHER, SIZE, memory);
+    world.fake.put_page_flags(0, &[1 << 10; 13 * PAGES]);
 }
 
 pub(super) fn ejected() -> World {
@@ -371,11 +379,8 @@ fn what_is_asked_for_meanwhile_is_not_ejected() {
 /// One that cannot be ejected, and one that can.
 #[test]
 fn one_dimm_does_not_stand_in_the_way_of_another() {
-    const OTHER: &str = "PNP0C80:01";
     let mut world = world(Plugging::Ready);
-    let memory = GpaRange::new(Gpa(11 << 27), ByteSize::from_mib(256)).unwrap();
-    world.fake.add_dimm(OTHER, SIZE, memory);
-    world.fake.put_page_flags(0, &[1 << 10; 13 * PAGES]);
+    add_other(&world);
     world.fake.set_meminfo(meminfo(13 * 128, 100));
     world.fake.refuse(&format!("sys/bus/acpi/devices/{NAME}/eject"), Errno::IO);
     world.restart();

@@ -1,9 +1,8 @@
 //! A host that does not bring back what was ejected, though it has agreed to.
 
-use memtide_units::Gpa;
 use memtide_wire::config::Plugging;
 
-use super::ejection::{DIMM, NAME, comes_back, ejected, states, world};
+use super::ejection::{DIMM, NAME, OTHER, add_other, comes_back, ejected, states, world};
 use super::*;
 
 /// Whether `status` comes to say that so many blocks cannot be brought back.
@@ -18,11 +17,8 @@ fn lacks_after_a_look(world: &mut World, blocks: usize) -> bool {
 /// The host does not keep its word for one of them.
 #[test]
 fn one_dimm_that_does_not_come_leaves_the_others_within_reach() {
-    const OTHER: &str = "PNP0C80:01";
     let mut world = world(Plugging::Ready);
-    let memory = GpaRange::new(Gpa(11 << 27), ByteSize::from_mib(256)).unwrap();
-    world.fake.add_dimm(OTHER, SIZE, memory);
-    world.fake.put_page_flags(0, &[1 << 10; 13 * PAGES]);
+    add_other(&world);
     world.fake.set_meminfo(meminfo(13 * 128, 100));
     world.restart();
     world.run(90_000);
@@ -43,9 +39,7 @@ fn one_dimm_that_does_not_come_leaves_the_others_within_reach() {
 #[test]
 fn while_the_host_owes_something_nothing_more_is_ejected() {
     let mut world = ejected();
-    let memory = GpaRange::new(Gpa(11 << 27), ByteSize::from_mib(256)).unwrap();
-    world.fake.add_dimm("PNP0C80:01", SIZE, memory);
-    world.fake.put_page_flags(0, &[1 << 10; 13 * PAGES]);
+    add_other(&world);
     world.fake.set_meminfo(meminfo(10 * 128, 100));
     world.restart();
     (0..3).for_each(|_| world.agent.ejection.trust.lose(&DIMM.map(BlockId)));

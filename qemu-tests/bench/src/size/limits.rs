@@ -58,8 +58,8 @@ pub(super) const SURGE_HARM: Promise = Promise {
     limit: Some(Limit::AtMost(0.0)),
 };
 
-/// The project's aim, of the median of those surges for which something had to come back. Single windows differ by a seventh by the host's clock, of
-/// which this leaves twice as much.
+/// The project's aim, of the median of those surges for which something had to come back. Single windows differ
+/// by a seventh by the host's clock, of which this leaves twice as much.
 pub(super) const SURGE_TIME: Promise = Promise {
     name: "surge_time",
     what: "a surge's time, to a guest never shrunk",

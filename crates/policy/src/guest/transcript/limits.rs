@@ -80,11 +80,8 @@ fn a_raised_minimum_goes_through_the_gate() {
 
 #[test]
 fn a_minimum_that_is_raised_meanwhile_leaves_the_guest_the_rest() {
-    let mut story = Story::scaled_by(ScaleBy::Target, 32, 8);
-    story.used = 300;
-    story.run(3, 0);
-    story.seen.balloon = ByteSize::from_mib(2048);
-    story.run(1, 0).limit(2700, 4096).run(10, 0);
+    let mut story = Story::rushing();
+    story.limit(2700, 4096).run(10, 0);
     assert_story(
         &story,
         "
@@ -99,11 +96,8 @@ fn a_minimum_that_is_raised_meanwhile_leaves_the_guest_the_rest() {
 
 #[test]
 fn a_minimum_raised_over_what_is_online_ends_the_steal_at_work() {
-    let mut story = Story::scaled_by(ScaleBy::Target, 32, 8);
-    story.used = 300;
-    story.run(3, 0);
-    story.seen.balloon = ByteSize::from_mib(2048);
-    story.run(1, 0).limit(4000, 4096).run(10, 0);
+    let mut story = Story::rushing();
+    story.limit(4000, 4096).run(10, 0);
     assert_story(
         &story,
         "

@@ -43,6 +43,16 @@ enum Gate {
 const STEP_MS: u64 = 100;
 
 impl Story {
+    /// A guest of 4 GiB whose host has wanted half of it for a second, by whose target alone it goes.
+    fn rushing() -> Self {
+        let mut story = Self::scaled_by(ScaleBy::Target, 32, 8);
+        story.used = 300;
+        story.run(3, 0);
+        story.seen.balloon = ByteSize::from_mib(2048);
+        story.run(1, 0);
+        story
+    }
+
     /// `blocks` blocks, of which the lowest `kernel` are not movable.
     fn of(blocks: u64, kernel: u64) -> Self {
         Self::scaled_by(ScaleBy::Use, blocks, kernel)
@@ -340,11 +350,8 @@ fn a_guest_that_follows_the_target_is_as_large_as_the_host_says_and_no_smaller()
 
 #[test]
 fn what_the_host_wants_goes_at_once_where_it_is_free_and_at_the_usual_pace_after_a_stall() {
-    let mut story = Story::scaled_by(ScaleBy::Target, 32, 8);
-    story.used = 300;
-    story.run(3, 0);
-    story.seen.balloon = ByteSize::from_mib(2048);
-    story.run(1, 0).run(1, 1_000).run(10, 0);
+    let mut story = Story::rushing();
+    story.run(1, 1_000).run(10, 0);
     assert_story(
         &story,
         "
